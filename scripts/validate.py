@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Evaluate a model and print its record as JSON, the one that timm's validate.py prints.
+
+The model is a run folder, 'local-dir:<folder>', 'hf-hub:<id>' or a name with pretrained weights. A run folder is
+evaluated on the data set that it was trained on, unless told otherwise; any other model on the digits.
+"""
+import argparse
+import json
+import sys
+
+import timm_dyacts  # noqa: F401  registers the variants
+from timm_dyacts.training import validate
+from timm_dyacts.training.options import add_device_options, add_input_options
+
+
+def create_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument('-m', '--model', required=True, metavar='NAME', help='what to evaluate')
+    parser.add_argument('--checkpoint', metavar='FILE', help='load these weights in place of the pretrained ones')
+    parser.add_argument('--split', metavar='NAME', help='split to evaluate on (default: of the run, or validation)')
+    parser.add_argument('-b', '--batch-size', type=int, default=256, metavar='N', help='default: %(default)s')
+    parser.add_argument('--use-train-size', action='store_true',
+                        help='use the training image size even where the model recommends another one for testing')
+    add_input_options(parser)
+    add_device_options(parser)
+    return parser
+
+
+def main() -> None:
+    args = create_parser().parse_args()
+    try:
+        results = validate(args)
+    except (ImportError, OSError, ValueError) as e:
+        sys.exit(f'validate.py: error: {e}')
+    print(f'--result\n{json.dumps(results, indent=4)}')
+
+
+if __name__ == '__main__':
+    main()

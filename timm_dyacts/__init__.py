@@ -1,0 +1,28 @@
+"""Dynamic ReLU, SoftPool and bipolar activations in any timm model, without throwing a trained checkpoint away.
+
+Importing this package registers its operators and its model variants with timm::
+
+    import timm
+    import timm_dyacts
+
+    model = timm.create_model('resnet50_dyrelu_b', pretrained=True)
+"""
+from . import zoo
+from .convert import ConversionError, ConversionReport, convert
+from .layers import *  # noqa: F403
+from .layers import __all__ as _layers
+from .layers import factory
+from .version import __version__
+from .zoo import PretrainedWeightsError
+
+
+__all__ = ['__version__', 'ConversionError', 'ConversionReport', 'PretrainedWeightsError', 'convert', 'register', *_layers]
+
+
+def register() -> None:
+    """Make the operators and variants known to timm. Importing the package does it; doing it again changes nothing."""
+    factory.register()
+    zoo.register()
+
+
+register()

@@ -1,0 +1,671 @@
+"""Swaps operators into a built timm model and keeps its trained weights.
+
+One dry run tells what every activation, pool and norm really does in the network (see ``trace``). New modules come from
+timm's factories. What ``convert`` says about the function being kept is checked on a probe batch before it returns, and
+a model that does not fit is left as it was.
+"""
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+
+import torch
+from torch import nn
+from timm.layers import create_aa, create_act_layer, get_act_layer
+from timm.layers import activations as timm_activations
+from timm.layers import activations_me as timm_activations_me
+
+from .layers import BELU, BPReLU, BSELU, Bipolar, BipolarMaxPool2d, BLeakyReLU, BReLU, DyReLU, SoftPool2d, \
+    channel_signs
+from .layers.factory import ACT_LAYERS
+from .signs import SignConflict, SignFlip, solve_signs
+from .trace import Call, Op, Trace, trace_forward
+
+__all__ = ['ConversionError', 'ConversionReport', 'Replacement', 'Skip', 'convert']
+
+DYRELU = ('dyrelu_a', 'dyrelu_b', 'dyrelu_c')
+# Each member of the bipolar family and the plain activation that it is the bipolar form of.
+BIPOLAR = dict(brelu='relu', belu='elu', bselu='selu', bleaky_relu='leaky_relu', bprelu='prelu')
+
+_BIPOLAR_TYPES = (Bipolar, BReLU, BELU, BSELU, BLeakyReLU, BPReLU)
+_ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Softplus, nn.Softsign, nn.Hardtanh,
+    *(getattr(source, name)
+      for source in (timm_activations, timm_activations_me)
+      for name in ('Swish', 'SwishMe', 'Mish', 'MishMe', 'HardSwish', 'HardSwishMe', 'HardMish', 'HardMishMe', 'PReLU',
+                   'GELU', 'GELUTanh', 'QuickGELU')
+      if hasattr(source, name)),
+    DyReLU, *_BIPOLAR_TYPES,
+)
+_ACTIVATION_OPS = frozenset({
+    'celu', 'elu', 'gelu', 'hardswish', 'hardtanh', 'leaky_relu', 'mish', 'prelu', 'relu', 'relu6', 'selu', 'silu',
+    'softplus',
+})
+
+
+class ConversionError(ValueError):
+    """The model cannot be converted as asked. It is as it was."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One module that was replaced.
+
+    Attributes:
+        name: Its path in the model.
+        old: Class name before.
+        new: Class name now.
+        exact: Whether the new module, as it starts, computes what the old one did.
+    """
+    name: str
+    old: str
+    new: str
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that looked like a candidate and was left alone.
+
+    Attributes:
+        name: Path of the module (of the caller, for a functional call).
+        kind: Class or function name.
+        reason: Why.
+    """
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass
+class ConversionReport:
+    """What ``convert`` did.
+
+    Attributes:
+        replaced: The modules that were replaced.
+        skipped: The candidates that were left alone, with the reason.
+        function: ``'exact'`` if the network computes what it did before, up to rounding, else ``'approximate'``.
+        max_diff: Largest absolute difference of an output element on the probe batch. ``None`` if not run.
+        scale: Largest absolute output element on the probe batch, to judge ``max_diff`` by.
+        notes: Further remarks.
+        new_keys: Entries of the state dict that the model did not have before.
+    """
+    replaced: List[Replacement] = field(default_factory=list)
+    skipped: List[Skip] = field(default_factory=list)
+    function: str = 'exact'
+    max_diff: Optional[float] = None
+    scale: Optional[float] = None
+    notes: List[str] = field(default_factory=list)
+    new_keys: Tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> Dict[str, int]:
+        """How many modules of each kind were replaced, e.g. ``{'ReLU -> BReLU': 17}``."""
+        return dict(Counter(f'{r.old} -> {r.new}' for r in self.replaced))
+
+    def __str__(self) -> str:
+        lines = [f'{count} x {kind}' for kind, count in self.counts.items()] or ['nothing replaced']
+        function = f'function: {self.function}'
+        if self.max_diff is not None:
+            function += f' (largest difference {self.max_diff:.3g} at outputs up to {self.scale:.3g}, probe batch)'
+        lines.append(function)
+        lines += self.notes
+        lines += [f'left alone: {s.name} ({s.kind}): {s.reason}' for s in self.skipped]
+        return '\n'.join(lines)
+
+
+def convert(
+        model: nn.Module,
+        act: Optional[str] = None,
+        pool: Optional[str] = None,
+        norm: Optional[str] = None,
+        *,
+        where: str = 'inner',
+        layout: str = 'interleaved',
+        act_kwargs: Optional[Dict[str, Any]] = None,
+        pool_kwargs: Optional[Dict[str, Any]] = None,
+        input_size: Optional[Tuple[int, int, int]] = None,
+        check: bool = True,
+) -> nn.Module:
+    """Swap operators into a built model, in place, and keep its weights.
+
+    * ``act='dyrelu_a' | 'dyrelu_b' | 'dyrelu_c'``: Dynamic ReLU for the activations of the backbone, not for those in
+      squeeze-excite or attention gates or in the classifier head. It starts as the activation that it replaces:
+      the function is kept exactly for ReLU, ReLU6, leaky ReLU and one-slope PReLU.
+    * ``act='bipolar'``: the bipolar form of every activation outside gates. ``act='brelu'`` and the other members
+      of that family put this member everywhere. Weights get the sign flip under which the function is kept exactly where
+      the activation replaced is the plain form of its member (see ``signs``), max pools get their bipolar form.
+      A bipolar network is the plain one in other coordinates: it trains the same, too.
+    * ``act='relu'`` or any other plain name of timm's: back, or to something else.
+    * ``pool='softpool'``: SoftPool of the same output shape for each max pool; in networks without one that downsample
+      by strided convolutions with an anti-aliasing slot (MobileNet, EfficientNet), stride 1 and SoftPool in
+      the slot. The weights fit, the function changes.
+    * ``norm='none'``: BatchNorm folded into the convolution before it. Exact in eval mode, up to rounding.
+
+    Args:
+        model: Model to change, with or without trained weights.
+        act: Activation to put in.
+        pool: ``'softpool'``.
+        norm: ``'none'``.
+        where: For Dynamic ReLU, ``'inner'`` keeps the plain activation after the addition of bottleneck blocks (these have
+            the most channels and so would cost the most parameters), ``'all'`` replaces it too.
+        layout: Channel layout of bipolar activations, ``'interleaved'`` or ``'halves'``.
+        act_kwargs: Further arguments for each new activation, e.g. ``dict(reduction=16)``.
+        pool_kwargs: Further arguments for each new pool, e.g. ``dict(beta=2.0)``; they win over the old pool's.
+        input_size: ``(C, H, W)`` of the probe batch. Default: a small one that suits the model's config.
+        check: Compare the outputs before and after on a probe batch.
+
+    Returns:
+        The model, with a ``ConversionReport`` as ``model.conversion``.
+
+    Raises:
+        ConversionError: If there is nothing to replace, or no sign flip fits, or the check fails. The model is then as
+            it was, and the message names the module.
+        ValueError: If an argument is not one of the accepted values.
+    """
+    _check_choice('pool', pool, (None, 'softpool'))
+    _check_choice('norm', norm, (None, 'none'))
+    _check_choice('where', where, ('inner', 'all'))
+    _check_choice('layout', layout, ('interleaved', 'halves'))
+    if act is None and pool is None and norm is None:
+        raise ValueError('Nothing to do: act, pool and norm are all None.')
+    if act is not None and not isinstance(act, str):
+        raise ValueError(f'act must be the name of an activation, e.g. one of {", ".join(ACT_LAYERS)}, got {act!r}.')
+
+    # The signs are worked out on the CPU, also inside `with torch.device('meta'):`.
+    with torch.device('cpu'):
+        keys = set(model.state_dict())
+        conversion = _Conversion(model, _dry_run(model, input_size))
+        try:
+            if act is not None:
+                conversion.activations(act, where, layout, act_kwargs or {})
+            if pool is not None:
+                conversion.pools(pool_kwargs or {})
+            if norm is not None:
+                conversion.fold_norms()
+            report = conversion.report
+            if not report.replaced and not conversion.already:
+                raise ConversionError(_nothing_found(act, pool, norm, report))
+            if check:
+                conversion.check()
+        except BaseException:
+            conversion.undo()
+            raise
+    report.new_keys = tuple(sorted(set(model.state_dict()) - keys))
+    model.conversion = report
+    return model
+
+
+class _Conversion:
+    """One run of ``convert``: the steps share the trace, the report and the way back."""
+
+    def __init__(self, model: nn.Module, trace: Trace):
+        self.model = model
+        self.trace = trace
+        self.report = ConversionReport()
+        self.already = False
+        self.output_signs: Optional[torch.Tensor] = None
+        self.way_back: List[Callable[[], None]] = []
+        self.names: Dict[int, List[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            self.names.setdefault(id(module), []).append(name)
+        self.calls: Dict[int, List[Call]] = {}
+        for call in trace.calls:
+            self.calls.setdefault(id(call.module), []).append(call)
+        self.path = trace.main_path()
+
+    # Activations
+
+    def activations(self, act: str, where: str, layout: str, act_kwargs: Dict[str, Any]) -> None:
+        try:
+            get_act_layer(act)
+        except KeyError as e:
+            raise ValueError(f'act: {e}') from None
+        like = next(iter(self.model.parameters()), torch.empty(0))
+        candidates = self._candidates(_ACTIVATIONS, _ACTIVATION_OPS)
+        head = self._head() if act in DYRELU else frozenset()
+        plan = []
+        for module in candidates:
+            reason = self._reason_to_skip(module, act, where, head)
+            if reason:
+                self._skip(module, reason)
+                continue
+            new, exact = _make_activation(act, module, self._channel_count(module), layout, act_kwargs, like)
+            if new is None:
+                self.already = True
+                continue
+            plan.append((module, new, exact))
+
+        if any(_form(old).layout != _form(new).layout for old, new, _ in plan):
+            self._flip_signs(plan)
+        for old, new, exact in plan:
+            self._replace(old, new, exact)
+        if plan and any(_form(new).layout for _, new, _ in plan):
+            self._mark_bipolar()
+        elif plan:
+            self._unmark_bipolar()
+
+    def _candidates(self, types: Tuple[type, ...], functions: frozenset) -> List[nn.Module]:
+        """Modules of these types that are not part of another one; what cannot be replaced goes into the report."""
+        found, covered = [], set()
+        for module in self.model.modules():
+            if not isinstance(module, types) or id(module) in covered:
+                continue
+            covered.update(id(m) for m in module.modules())
+            if module is self.model:
+                continue
+            if id(module) in self.calls:
+                found.append(module)
+            else:
+                self._skip(module, 'not called in a forward pass in eval mode')
+        spans = [(c.start, c.stop) for m in found for c in self.calls[id(m)]]
+        for index in sorted(self.path):
+            op = self.trace.ops[index]
+            if op.name in functions and not any(start <= index < stop for start, stop in spans):
+                self.report.skipped.append(Skip(op.module, op.name, 'a function call, not a module'))
+        return found
+
+    def _reason_to_skip(self, module: nn.Module, act: str, where: str, head: Set[int]) -> Optional[str]:
+        calls = self.calls[id(module)]
+        if not any(self.path.intersection(range(c.start, c.stop)) for c in calls):
+            return 'inside a gate'
+        if act not in DYRELU:
+            return None
+        if id(module) in head:
+            return 'in the classifier head'
+        if len({c.shape[1] if len(c.shape) > 1 else None for c in calls}) > 1:
+            return 'shared by tensors with different numbers of channels'
+        if where == 'inner' and self._after_addition(module):
+            return "after the addition of a bottleneck block (where='inner')"
+        return None
+
+    def _head(self) -> Set[int]:
+        """Activations that run in the model's ``forward`` but not in its ``forward_features``."""
+        if not hasattr(self.model, 'forward_features'):
+            return set()
+        reached: Set[int] = set()
+        handles = [m.register_forward_pre_hook(lambda m, args: reached.add(id(m))) for m in self.model.modules()]
+        training = [(m, m.training) for m in self.model.modules()]
+        try:
+            self.model.eval()
+            with torch.no_grad():
+                self.model.forward_features(self.trace.input)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, mode in training:
+                module.training = mode
+        return set(self.calls) - reached
+
+    def _after_addition(self, module: nn.Module) -> bool:
+        parent = self.model.get_submodule(self.names[id(module)][0].rpartition('.')[0])
+        in_bottleneck = any('Bottleneck' in cls.__name__ for cls in type(parent).__mro__)
+        return in_bottleneck and any(
+            c.producer is not None and c.producer.name == 'add' and len(c.producer.inputs) == 2
+            for c in self.calls[id(module)])
+
+    def _channel_count(self, module: nn.Module) -> int:
+        shape = self.calls[id(module)][0].shape
+        return shape[1] if len(shape) > 1 else shape[0]
+
+    def _flip_signs(self, plan: List[Tuple[nn.Module, nn.Module, bool]]) -> None:
+        anchors = []
+        for old, new, _ in plan:
+            for call in self.calls[id(old)]:
+                anchors.append((call, _pattern(old, call) * _pattern(new, call)))
+        pools = [
+            call for call in self.trace.calls
+            if isinstance(call.module, (nn.MaxPool2d, BipolarMaxPool2d)) and not getattr(call.module, 'return_indices', False)
+        ]
+        tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        try:
+            flip = solve_signs(self.trace, anchors, pools, tensors)
+            new_pools = self._pools_for(flip)
+        except SignConflict as e:
+            raise ConversionError(
+                f'No sign flip keeps the function of this model: {e}. Nothing was changed.') from None
+        self.way_back.append(flip.apply_)
+        flip.apply_()
+        for old, new in new_pools:
+            self._replace(old, new, True)
+        self.output_signs = flip.output
+        if flip.output is not None:
+            self.report.notes.append('the sign of the odd output channels is flipped: the model ends in an activation')
+
+    def _pools_for(self, flip: SignFlip) -> List[Tuple[nn.Module, nn.Module]]:
+        wanted: Dict[int, Tuple[nn.Module, Optional[str]]] = {}
+        for call, signs in flip.pools:
+            signs = signs * _pattern(call.module, call)
+            layouts = [None, 'interleaved', 'halves']
+            layout = next((x for x in layouts if torch.equal(signs, _layout_signs(x, len(signs)))), '')
+            name = self.names[id(call.module)][0]
+            if layout == '' or wanted.setdefault(id(call.module), (call.module, layout))[1] != layout:
+                raise SignConflict(name, 'the channel signs at the max pool are neither plain nor bipolar')
+        new_pools = []
+        for pool, layout in wanted.values():
+            args = dict(kernel_size=pool.kernel_size, stride=pool.stride, padding=pool.padding,
+                        dilation=pool.dilation, ceil_mode=pool.ceil_mode)
+            if layout != getattr(pool, 'layout', None):
+                new_pools.append((pool, BipolarMaxPool2d(**args, layout=layout) if layout else nn.MaxPool2d(**args)))
+        return new_pools
+
+    def _mark_bipolar(self) -> None:
+        # Plain and bipolar weights have the same names and shapes. This entry of the state dict tells them apart,
+        # so that neither can be loaded into the other by mistake.
+        if 'bipolar' not in self.model._buffers:
+            device = next(iter(self.model.parameters())).device
+            self.model.register_buffer('bipolar', torch.ones((), dtype=torch.uint8, device=device))
+            self.way_back.append(lambda: delattr(self.model, 'bipolar'))
+
+    def _unmark_bipolar(self) -> None:
+        if 'bipolar' in self.model._buffers and not any(isinstance(m, _BIPOLAR_TYPES) for m in self.model.modules()):
+            mark = self.model.bipolar
+            del self.model.bipolar
+            self.way_back.append(lambda: self.model.register_buffer('bipolar', mark))
+
+    # Pools
+
+    def pools(self, pool_kwargs: Dict[str, Any]) -> None:
+        candidates = self._candidates((nn.MaxPool2d,), frozenset({'max_pool2d_with_indices'}))
+        for old in candidates:
+            if isinstance(old, BipolarMaxPool2d):
+                self._skip(old, 'bipolar: SoftPool does not commute with the channel signs')
+            elif old.return_indices:
+                self._skip(old, 'returns indices')
+            else:
+                args = dict(kernel_size=old.kernel_size, stride=old.stride, padding=old.padding,
+                            dilation=old.dilation, ceil_mode=old.ceil_mode)
+                self._replace(old, SoftPool2d(**{**args, **pool_kwargs}), False)
+        self.already |= any(isinstance(m, SoftPool2d) for m in self.model.modules())
+        if not candidates:
+            self._antialias(pool_kwargs)
+
+    def _antialias(self, pool_kwargs: Dict[str, Any]) -> None:
+        """Stride 1 and SoftPool in the blocks that have a free slot for an anti-aliasing layer."""
+        for name, slot in list(self.model.named_modules()):
+            if name.rpartition('.')[2] != 'aa' or not isinstance(slot, nn.Identity) or id(slot) not in self.calls:
+                continue
+            call = self.calls[id(slot)][0]
+            conv = self._conv_before(call)
+            if conv is None or tuple(conv.stride) == (1, 1):
+                continue
+            stride, = set(conv.stride)
+            new = create_aa('softpool', channels=call.shape[1], stride=stride)
+            if pool_kwargs:
+                new = SoftPool2d(**{**dict(kernel_size=stride, stride=stride, ceil_mode=True), **pool_kwargs})
+            old_stride = conv.stride
+            conv.stride = (1, 1)
+            self.way_back.append(lambda conv=conv, stride=old_stride: setattr(conv, 'stride', stride))
+            self._replace(slot, new, False, old_name='strided Conv2d')
+
+    def _conv_before(self, call: Call) -> Optional[nn.Conv2d]:
+        """The convolution from which the call's input came through norms and activations only."""
+        block = self.names[id(call.module)][0].rpartition('.')[0]
+        before = [op for op in self.trace.ops[:call.start] if op.module.startswith(f'{block}.')]
+        owner = {id(m.weight): m for m in self.model.modules() if isinstance(m, nn.Conv2d)}
+        for op in reversed(before):
+            if op.name == 'convolution':
+                return owner.get(id(op.args[1]))
+        return None
+
+    # Norms
+
+    def fold_norms(self) -> None:
+        uses = self.trace.uses()
+        owner = {id(m.weight): m for m in self.model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))}
+        for norm in self._candidates((nn.modules.batchnorm._BatchNorm,), frozenset()):
+            calls = self.calls[id(norm)]
+            producer = calls[0].producer
+            conv = owner.get(id(producer.args[1])) if producer is not None and producer.name == 'convolution' else None
+            if len(calls) > 1:
+                self._skip(norm, 'called more than once')
+            elif not norm.track_running_stats:
+                self._skip(norm, 'keeps no running statistics')
+            elif conv is None or conv.transposed or uses[id(conv.weight)] > 1:
+                self._skip(norm, 'no convolution directly before it')
+            elif uses[id(calls[0].input)] > 1:
+                self._skip(norm, f"the output of '{self.names[id(conv)][0]}' is used elsewhere too")
+            else:
+                self._fold(conv, norm)
+
+    @torch.no_grad()
+    def _fold(self, conv: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        weight, bias = conv.weight, conv.bias
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean.double()
+        shift = shift * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+
+        def put(new_weight: torch.Tensor, new_bias: Optional[torch.Tensor]) -> None:
+            conv.weight = new_weight
+            conv.bias = new_bias
+
+        new_weight = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
+        put(nn.Parameter(new_weight.to(weight.dtype), requires_grad=weight.requires_grad),
+            nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad))
+        self.way_back.append(lambda: put(weight, bias))
+        # timm's norms with a built-in activation keep that
+        rest = [m for m in (getattr(norm, 'drop', None), getattr(norm, 'act', None))
+                if m is not None and not isinstance(m, nn.Identity)]
+        self._replace(norm, nn.Identity() if not rest else rest[0] if len(rest) == 1 else nn.Sequential(*rest), True)
+
+    # All of them
+
+    def _replace(self, old: nn.Module, new: nn.Module, exact: bool, old_name: Optional[str] = None) -> None:
+        new.train(old.training)
+        for name in self.names[id(old)]:
+            parent, _, child = name.rpartition('.')
+            parent = self.model.get_submodule(parent)
+            setattr(parent, child, new)
+            self.way_back.append(lambda parent=parent, child=child: setattr(parent, child, old))
+        self.names[id(new)] = self.names[id(old)]
+        self.report.replaced.append(
+            Replacement(self.names[id(old)][0], old_name or type(old).__name__, type(new).__name__, exact))
+        if not exact:
+            self.report.function = 'approximate'
+
+    def _skip(self, module: nn.Module, reason: str) -> None:
+        self.report.skipped.append(Skip(self.names[id(module)][0], type(module).__name__, reason))
+
+    def check(self) -> None:
+        if self.trace.input.is_meta:
+            return
+        before, after = self.trace.output, trace_forward(self.model, self.trace.input).output
+        if not isinstance(before, torch.Tensor):
+            return
+        if self.output_signs is not None:
+            before = before * self.output_signs.to(before)
+        before, after = before.double(), after.double()
+        report = self.report
+        report.scale = before.abs().max().item()
+        report.max_diff = torch.where(before == after, 0.0, (before - after).abs()).max().item()
+        tolerance = 1e3 * torch.finfo(self.trace.output.dtype).eps * max(report.scale, 1e-6)
+        if report.function == 'exact' and not report.max_diff <= tolerance:
+            raise ConversionError(
+                f'The converted model gives outputs that differ by {report.max_diff:.3g} from the original '
+                f'(largest output {report.scale:.3g}), though every step should be exact. Nothing was changed. '
+                f'Steps: {report.counts}')
+
+    def undo(self) -> None:
+        for step in reversed(self.way_back):
+            step()
+        self.way_back.clear()
+
+
+# What activations compute
+
+
+class _Form(NamedTuple):
+    """What an activation module computes as it stands: a plain activation and the layout of a bipolar wrapping."""
+    kind: str
+    options: Dict[str, Any]
+    layout: Optional[str] = None
+
+    def same_function(self, other: '_Form') -> bool:
+        """Whether the plain activations are the same one."""
+        (kind, options), (other_kind, others) = self.canonical(), other.canonical()
+        if kind != other_kind or kind == 'dynamic':
+            return False
+        return all(_equal(value, others[key]) for key, value in options.items())
+
+    def canonical(self) -> Tuple[str, Dict[str, Any]]:
+        if self.kind == 'prelu' and self.options['weight'].numel() == 1 and not self.options['weight'].is_meta:
+            return 'leaky_relu', dict(negative_slope=self.options['weight'].item())
+        return self.kind, self.options
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.is_meta or torch.equal(a, b)
+    return a == b
+
+
+def _form(module: nn.Module) -> _Form:
+    if isinstance(module, DyReLU):
+        slope, *rest = module.alpha
+        if not module.is_fresh() or slope != 1 or len(set(rest)) != 1 or any(module.beta) or not 0 <= rest[0] <= 1:
+            return _Form('dynamic', {})
+        if rest[0] == 0:
+            return _Form('relu', dict(max_value=module.max_value))
+        return _Form('leaky_relu', dict(negative_slope=rest[0]))
+    layout = getattr(module, 'layout', None)
+    if isinstance(module, Bipolar):
+        return _form(module.f)._replace(layout=layout)
+    if isinstance(module, nn.Hardtanh) and module.min_val == 0:  # ReLU6 is one
+        return _Form('relu', dict(max_value=float(module.max_val)))
+    if isinstance(module, (nn.ReLU, BReLU)):
+        return _Form('relu', dict(max_value=getattr(module, 'max_value', None)), layout)
+    if isinstance(module, (nn.LeakyReLU, BLeakyReLU)):
+        return _Form('leaky_relu', dict(negative_slope=module.negative_slope), layout)
+    if isinstance(module, (nn.PReLU, BPReLU)):
+        return _Form('prelu', dict(weight=module.weight), layout)
+    if isinstance(module, (nn.ELU, BELU)):
+        return _Form('elu', dict(alpha=module.alpha), layout)
+    if isinstance(module, (nn.SELU, BSELU)):
+        return _Form('selu', {}, layout)
+    return _Form(type(module).__name__, dict(approximate=getattr(module, 'approximate', None)))
+
+
+def _make_activation(
+        act: str,
+        old: nn.Module,
+        channels: int,
+        layout: str,
+        act_kwargs: Dict[str, Any],
+        like: torch.Tensor,
+) -> Tuple[Optional[nn.Module], bool]:
+    """The activation to put in place of ``old`` (``None``: it is there already), and whether it starts as the same."""
+    form = _form(old)
+    if act in DYRELU:
+        if isinstance(old, DyReLU) and old.mode == act[-1]:
+            return None, True
+        new = _make_dyrelu(act, form, channels, {**act_kwargs, 'device': like.device, 'dtype': like.dtype})
+    elif act == 'bipolar' or act in BIPOLAR:
+        new = _make_bipolar(act, old, form, dict(layout=layout, **act_kwargs), like)
+    else:
+        new = _make_plain(act, old, form, act_kwargs, like)
+    exact = form.same_function(_form(new))
+    if exact and type(new) is type(old) and form.layout == _form(new).layout:
+        return None, True
+    return new, exact
+
+
+def _make_dyrelu(act: str, form: _Form, channels: int, kwargs: Dict[str, Any]) -> nn.Module:
+    kind, options = form.canonical()
+    slope = options['negative_slope'] if kind == 'leaky_relu' else None
+    if kind == 'relu':
+        kwargs.setdefault('max_value', options['max_value'])
+    if slope is not None:
+        kwargs.setdefault('alpha', (1.0,) + (slope,) * (kwargs.get('k', 2) - 1))
+    return create_act_layer(act, channels=channels, **kwargs)
+
+
+def _make_bipolar(act: str, old: nn.Module, form: _Form, kwargs: Dict[str, Any], like: torch.Tensor) -> nn.Module:
+    if act == 'bipolar':
+        act = next((member for member, kind in BIPOLAR.items() if kind == form.kind), act)
+    if act == 'bipolar':
+        return create_act_layer(act, f=old.f if isinstance(old, Bipolar) else old, **kwargs)
+    options = form.options if BIPOLAR[act] == form.kind else {}
+    return _create_with(act, {**options, **kwargs}, old, like)
+
+
+def _make_plain(act: str, old: nn.Module, form: _Form, kwargs: Dict[str, Any], like: torch.Tensor) -> nn.Module:
+    ours = isinstance(old, (DyReLU, *_BIPOLAR_TYPES))
+    options = dict(form.options) if ours and act == form.kind and act in BIPOLAR.values() else {}
+    if act == 'relu':
+        bound = options.pop('max_value', None)
+        if bound is not None:
+            return nn.ReLU6(inplace=_inplace(old)) if bound == 6 else nn.Hardtanh(0., bound, inplace=_inplace(old))
+    new = _create_with(act, {**options, **kwargs}, old, like)
+    if isinstance(old, Bipolar) and type(new) is type(old.f):
+        return old.f  # with the options that it was made with
+    return new
+
+
+def _create_with(act: str, kwargs: Dict[str, Any], old: nn.Module, like: torch.Tensor) -> nn.Module:
+    weight = kwargs.pop('weight', None)
+    if weight is None:
+        return create_act_layer(act, inplace=_inplace(old), **kwargs)
+    new = create_act_layer(act, num_parameters=weight.numel(), **kwargs).to(like)
+    with torch.no_grad():
+        new.weight.copy_(weight)
+    return new
+
+
+def _inplace(module: nn.Module) -> bool:
+    return bool(getattr(module.f if isinstance(module, Bipolar) else module, 'inplace', False))
+
+
+def _layout_signs(layout: Optional[str], channels: int) -> torch.Tensor:
+    signs = torch.ones(channels) if layout is None else channel_signs(channels, layout)
+    return signs.to(device='cpu', dtype=torch.int64)
+
+
+def _pattern(module: nn.Module, call: Call) -> torch.Tensor:
+    """The channel signs under which the module, as it is, commutes with the plain form."""
+    return _layout_signs(getattr(module, 'layout', None), call.shape[1])
+
+
+# The dry run
+
+
+def _dry_run(model: nn.Module, input_size: Optional[Tuple[int, int, int]]) -> Trace:
+    if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
+        raise ValueError(f'input_size must be a positive (C, H, W), got {input_size!r}.')
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    sizes = [tuple(input_size)] if input_size is not None else _input_sizes(model)
+    for size in sizes:
+        # A generator of its own: the user's random state stays as it is.
+        x = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+        try:
+            return trace_forward(model, x.to(device=like.device, dtype=like.dtype))
+        except (RuntimeError, AssertionError, ValueError):
+            if size == sizes[-1]:
+                raise
+    raise AssertionError('unreachable')
+
+
+def _input_sizes(model: nn.Module) -> List[Tuple[int, int, int]]:
+    """Input sizes to try: a small one if the model takes any, the one that it was made for."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    channels, height, width = cfg.get('input_size', (3, 224, 224))
+    first_conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first_conv is not None:
+        channels = getattr(model, 'in_chans', first_conv.in_channels)
+    full = (channels, height, width)
+    small = (channels, min(height, 64), min(width, 64))
+    return [full] if cfg.get('fixed_input_size', False) or small == full else [small, full]
+
+
+def _check_choice(name: str, value: Optional[str], accepted: Tuple[Optional[str], ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f'{name} must be one of {", ".join(map(repr, accepted))}, got {value!r}.')
+
+
+def _nothing_found(act: Optional[str], pool: Optional[str], norm: Optional[str], report: ConversionReport) -> str:
+    asked = ', '.join(f'{k}={v!r}' for k, v in dict(act=act, pool=pool, norm=norm).items() if v is not None)
+    reasons = ''.join(f'\n  {s.name} ({s.kind}): {s.reason}' for s in report.skipped[:20])
+    return f'Nothing in this model can be replaced for {asked}.{reasons}'

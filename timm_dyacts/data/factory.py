@@ -1,0 +1,72 @@
+"""Data sets by name: timm's factory, plus the embedded digits."""
+import os
+from typing import Any
+
+import timm.data
+from torch.utils.data import Dataset
+
+from .digits import DigitsDataset
+
+__all__ = ['class_names', 'create_dataset']
+
+# timm asks for the 'validation' split by default; the digits, like most torchvision sets, call theirs 'test'.
+_DIGITS_SPLITS = {
+    'train': 'train',
+    'training': 'train',
+    'test': 'test',
+    'val': 'test',
+    'valid': 'test',
+    'validation': 'test',
+    'eval': 'test',
+    'evaluation': 'test',
+}
+# What timm.data.create_dataset dispatches on, and what of it reads files below `root`; no prefix means an image folder.
+_TIMM_PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
+_LOCAL_PREFIXES = ('', 'torch', 'wds')
+
+
+def create_dataset(name: str = '', root: str | None = None, split: str = 'validation', **kwargs: Any) -> Dataset:
+    """Create a data set by name: ``timm.data.create_dataset`` that also knows 'digits'.
+
+    Args:
+        name: 'digits', a name with one of timm's prefixes ('torch/cifar10', 'hfds/<Hub id>', 'wds/...'), the path of an
+            image folder, or empty for the image folder (or tar file) at ``root``.
+        root: Folder of the data. The digits need none.
+        split: Name of the split. All of timm's names for a validation split mean the digits' 'test'.
+        **kwargs: Further arguments of ``timm.data.create_dataset``.
+
+    Returns:
+        A data set of (image, label) pairs with a ``transform`` that ``timm.data.create_loader`` sets.
+
+    Raises:
+        FileNotFoundError: The image folder does not exist.
+        ValueError: A name or split that nobody knows, or a data set that needs a ``root``.
+    """
+    if name == 'digits':
+        if split not in _DIGITS_SPLITS:
+            raise ValueError(f'split must be one of {sorted(_DIGITS_SPLITS)} for the digits, got {split!r}.')
+        if root is not None:
+            raise ValueError(f'root (--data-dir) must be None for the digits, part of scikit-learn, got {root!r}.')
+        return DigitsDataset(_DIGITS_SPLITS[split], input_img_mode=kwargs.get('input_img_mode', 'RGB'))
+
+    if root is None and os.path.exists(name):
+        name, root = '', name
+    prefix = name.split('/')[0].lower() if '/' in name else ''
+    if name and prefix not in _TIMM_PREFIXES:
+        raise ValueError(
+            f"Unknown data set {name!r}: neither 'digits', nor a name with one of timm's prefixes (such as "
+            f"'torch/cifar10' or 'hfds/cifar10'), nor an existing image folder.")
+    if root is None and prefix in _LOCAL_PREFIXES:
+        raise ValueError(f'root (--data-dir) must be the folder of the data for data set {name!r}, got None.')
+    if not name and not os.path.exists(root):
+        raise FileNotFoundError(f'root (--data-dir) must be an existing image folder or tar file, got {root!r}.')
+    return timm.data.create_dataset(name, root=root, split=split, **kwargs)
+
+
+def class_names(dataset: Dataset) -> list[str] | None:
+    """Names of the classes of a data set in the order of their labels, or None where the data set does not say."""
+    class_to_idx = getattr(dataset, 'class_to_idx', None) or getattr(
+        getattr(dataset, 'reader', None), 'class_to_idx', None)
+    if not class_to_idx or sorted(class_to_idx.values()) != list(range(len(class_to_idx))):
+        return None
+    return [str(name) for name in sorted(class_to_idx, key=class_to_idx.get)]

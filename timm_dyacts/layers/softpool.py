@@ -1,0 +1,300 @@
+"""SoftPool: pooling by the softmax-weighted average of each window.
+
+Paper: `Refining activation downsampling with SoftPool` (Stergiou et al., 2021) - https://arxiv.org/abs/2101.00440
+"""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._checks import check_finite, check_input, check_window_fits, expand_window
+
+__all__ = [
+    'GlobalSoftPool2d',
+    'SoftPool1d',
+    'SoftPool2d',
+    'SoftPool3d',
+    'global_softpool2d',
+    'softpool1d',
+    'softpool2d',
+    'softpool3d',
+]
+
+# Why the arithmetic stays finite for every finite input:
+# - y = top + sum(w * (x - top)), where top is the element with the largest weight. Its exponent is 0 and all others are
+#   negative, so that nothing overflows and the sum of the weights is never 0. (top cancels out: it needs no gradient.)
+# - It computes with halves of x, since the difference of two elements may overflow and that of their halves cannot.
+
+
+def _sharpness(beta: float) -> float:
+    """`beta` for halves of x. Bounded, since infinity times a difference of zero is NaN."""
+    return max(-1e38, min(2 * beta, 1e38))
+
+
+def _max_pool(
+        x: Tensor,
+        kernel_size: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        ceil_mode: bool,
+) -> Tensor:
+    if len(kernel_size) == 1:
+        return torch.max_pool1d(x, kernel_size, stride, padding, dilation, ceil_mode)
+    if len(kernel_size) == 2:
+        return torch.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
+    return torch.max_pool3d(x, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def _reach(
+        size: int,
+        out_size: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        dilation: int,
+) -> list[tuple[int, int, int, int]]:
+    """Finds, along one dimension, where the elements of the windows lie in the input and not in the padding.
+
+    Returns:
+        For each element of a window: the range of windows whose element is in the input, and the range of positions
+        that it takes there, in steps of `stride`.
+    """
+    reach: list[tuple[int, int, int, int]] = []
+    for element in range(kernel_size):
+        shift = element * dilation - padding
+        first = max(0, -(shift // stride))
+        last = min(out_size - 1, (size - 1 - shift) // stride)
+        if first <= last:
+            reach.append((first, last + 1, first * stride + shift, last * stride + shift + 1))
+    return reach
+
+
+# FX keeps the functions marked by `wrap` as single nodes: a symbolic input has no shape for their checks to read.
+@torch.fx.wrap
+def _softpool(
+        x: Tensor,
+        kernel_size: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        ceil_mode: bool,
+        beta: float,
+        detach_weights: bool,
+) -> Tensor:
+    """SoftPool over as many spatial dimensions as `kernel_size` has."""
+    if not torch.jit.is_scripting():
+        check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
+    half = 0.5 * x.to(torch.promote_types(x.dtype, torch.float32))
+    if beta < 0:
+        top = -_max_pool(-half.detach(), kernel_size, stride, padding, dilation, ceil_mode)
+    else:
+        top = _max_pool(half.detach(), kernel_size, stride, padding, dilation, ceil_mode)
+
+    # One code for 1 to 3 spatial dimensions: those that are missing have size 1.
+    missing = 3 - len(kernel_size)
+    for _ in range(missing):
+        half, top = half.unsqueeze(missing - 4), top.unsqueeze(missing - 4)
+    k = [1] * missing + list(kernel_size)
+    s = [1] * missing + list(stride)
+    p = [0] * missing + list(padding)
+    d = [1] * missing + list(dilation)
+    size, out_size = half.shape[-3:], top.shape[-3:]
+    padded = ceil_mode or max(p) > 0
+    count = k[0] * k[1] * k[2]
+
+    total = torch.zeros_like(top)
+    moment = torch.zeros_like(top)
+    for z0, z1, z_from, z_to in _reach(size[0], out_size[0], k[0], s[0], p[0], d[0]):
+        for y0, y1, y_from, y_to in _reach(size[1], out_size[1], k[1], s[1], p[1], d[1]):
+            for x0, x1, x_from, x_to in _reach(size[2], out_size[2], k[2], s[2], p[2], d[2]):
+                elements = half[..., z_from:z_to:s[0], y_from:y_to:s[1], x_from:x_to:s[2]]
+                shifted = elements - top[..., z0:z1, y0:y1, x0:x1]
+                weights = torch.exp(shifted * _sharpness(beta))
+                if detach_weights:
+                    weights = weights.detach()
+                weighted = weights * shifted
+                if padded:
+                    margins = [x0, out_size[2] - x1, y0, out_size[1] - y1, z0, out_size[0] - z1]
+                    weights, weighted = F.pad(weights, margins), F.pad(weighted, margins)
+                total += weights
+                # A sum of `count` differences may overflow, their mean cannot.
+                moment.add_(weighted, alpha=1 / count)
+    out = 2 * (top + moment / (total / count))
+    for _ in range(missing):
+        out = out.squeeze(missing - 4)
+    return out.to(x.dtype)
+
+
+def softpool1d(
+        x: Tensor,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+        beta: float = 1.0,
+        detach_weights: bool = False,
+) -> Tensor:
+    """SoftPool of (N, C, L) or (C, L); see `softpool2d`."""
+    window = expand_window(1, kernel_size, stride, padding, dilation)
+    return _softpool(x, *window, ceil_mode, check_finite('beta', beta), detach_weights)
+
+
+def softpool2d(
+        x: Tensor,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+        beta: float = 1.0,
+        detach_weights: bool = False,
+) -> Tensor:
+    """Averages each window with the softmax of its own elements as weights: ``sum_i softmax(beta * x)_i * x_i``.
+
+    The result is finite for every finite input. Half-precision inputs accumulate in fp32.
+
+    Args:
+        x: Input of shape (N, C, H, W) or (C, H, W).
+        kernel_size: Size of the window.
+        stride: Step of the window. Default: `kernel_size`.
+        padding: Positions added on both sides, at most half of the kernel. They take no part in the average.
+        dilation: Step between the elements of a window.
+        ceil_mode: Whether windows may start inside the input and end outside.
+        beta: Sharpness: 0 gives the average, large values approach the maximum, negative ones the minimum.
+        detach_weights: Treat the weights as constants in the backward pass, as the authors' CUDA code does.
+
+    Returns:
+        A tensor of the dtype and memory format of `x`, with the shape that `F.max_pool2d` gives.
+
+    Raises:
+        ValueError: If an argument is out of range, the rank is another, a dimension other than the batch is empty,
+            or the window does not fit into the padded input.
+        TypeError: If an argument has the wrong type, or `x` no floating-point dtype.
+    """
+    window = expand_window(2, kernel_size, stride, padding, dilation)
+    return _softpool(x, *window, ceil_mode, check_finite('beta', beta), detach_weights)
+
+
+def softpool3d(
+        x: Tensor,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+        beta: float = 1.0,
+        detach_weights: bool = False,
+) -> Tensor:
+    """SoftPool of (N, C, D, H, W) or (C, D, H, W); see `softpool2d`."""
+    window = expand_window(3, kernel_size, stride, padding, dilation)
+    return _softpool(x, *window, ceil_mode, check_finite('beta', beta), detach_weights)
+
+
+@torch.fx.wrap
+def global_softpool2d(x: Tensor, beta: float = 1.0, keepdim: bool = True, detach_weights: bool = False) -> Tensor:
+    """SoftPool whose window is the whole plane.
+
+    Args:
+        x: Input of shape (N, C, H, W) or (C, H, W).
+        beta: Sharpness, see `softpool2d`.
+        keepdim: Whether the spatial dimensions stay, with size 1.
+        detach_weights: Treat the weights as constants in the backward pass.
+
+    Returns:
+        A tensor of the dtype of `x` and shape (N, C, 1, 1), or (N, C) without `keepdim`.
+
+    Raises:
+        ValueError: If the rank is another, a dimension other than the batch is empty, or `beta` is not finite.
+        TypeError: If `x` has no floating-point dtype.
+    """
+    if not torch.jit.is_scripting():
+        check_input(x, (3, 4), channel_dim=x.dim() - 3)
+        check_finite('beta', beta)
+    half = 0.5 * x.flatten(-2).to(torch.promote_types(x.dtype, torch.float32))
+    top = half.detach().amin(-1, keepdim=True) if beta < 0 else half.detach().amax(-1, keepdim=True)
+    shifted = half - top
+    weights = torch.softmax(shifted * _sharpness(beta), -1)
+    if detach_weights:
+        weights = weights.detach()
+    out = 2 * (top + (weights * shifted).sum(-1, keepdim=True))
+    out = out.unsqueeze(-1) if keepdim else out.squeeze(-1)
+    return out.to(x.dtype)
+
+
+class _SoftPool(nn.Module):
+    rank: int
+
+    def __init__(
+            self,
+            kernel_size: int | Sequence[int],
+            stride: int | Sequence[int] | None = None,
+            padding: int | Sequence[int] = 0,
+            dilation: int | Sequence[int] = 1,
+            ceil_mode: bool = False,
+            beta: float = 1.0,
+            detach_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        window = expand_window(self.rank, kernel_size, stride, padding, dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = window
+        self.ceil_mode = ceil_mode
+        self.beta = check_finite('beta', beta)
+        self.detach_weights = detach_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _softpool(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.beta,
+            self.detach_weights,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f'kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, '
+            f'ceil_mode={self.ceil_mode}, beta={self.beta:g}, detach_weights={self.detach_weights}'
+        )
+
+
+class SoftPool1d(_SoftPool):
+    """SoftPool of (N, C, L) or (C, L); arguments and errors as of `softpool2d`."""
+
+    rank = 1
+
+
+class SoftPool2d(_SoftPool):
+    """SoftPool of (N, C, H, W) or (C, H, W); arguments and errors as of `softpool2d`.
+
+    Paper: `Refining activation downsampling with SoftPool` - https://arxiv.org/abs/2101.00440
+    """
+
+    rank = 2
+
+
+class SoftPool3d(_SoftPool):
+    """SoftPool of (N, C, D, H, W) or (C, D, H, W); arguments and errors as of `softpool2d`."""
+
+    rank = 3
+
+
+class GlobalSoftPool2d(nn.Module):
+    """SoftPool over the whole plane; arguments and errors as of `global_softpool2d`."""
+
+    def __init__(self, beta: float = 1.0, keepdim: bool = True, detach_weights: bool = False) -> None:
+        super().__init__()
+        self.beta = check_finite('beta', beta)
+        self.keepdim = keepdim
+        self.detach_weights = detach_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return global_softpool2d(x, self.beta, self.keepdim, self.detach_weights)
+
+    def extra_repr(self) -> str:
+        return f'beta={self.beta:g}, keepdim={self.keepdim}, detach_weights={self.detach_weights}'

@@ -1,0 +1,173 @@
+"""A record of one forward pass: which operators ran, inside which modules, on which tensors.
+
+``convert`` has to know things that module trees do not tell: how many channels an activation sees, whether it sits
+inside a squeeze-excite gate, whether it follows a residual addition, which convolution a BatchNorm belongs to. One
+dry run in eval mode answers all of them. It is recorded below autograd, as ATen operators, so that functional
+calls, operators written with ``*`` and ``+``, and in-place updates are seen like any others, and no model needs to be
+symbolically traceable.
+"""
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+__all__ = ['Call', 'Op', 'Trace', 'trace_forward']
+
+# A tensor that went through one of these only scales or selects others: it is the control input of a gate.
+GATES = frozenset({'sigmoid', 'hardsigmoid', '_softmax', '_log_softmax'})
+
+
+@dataclass
+class Op:
+    """One ATen operator call.
+
+    Attributes:
+        name: Operator name without namespace, overload and in-place mark, e.g. ``relu`` for ``aten::relu_``.
+        func: The operator overload itself.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        out: Result, a tensor or a sequence of tensors.
+        module: Path of the innermost module that was running.
+    """
+    name: str
+    func: Any
+    args: Tuple[Any, ...]
+    kwargs: Dict[str, Any]
+    out: Any
+    module: str
+
+    @property
+    def inputs(self) -> List[torch.Tensor]:
+        return _tensors((self.args, self.kwargs))
+
+    @property
+    def outputs(self) -> List[torch.Tensor]:
+        return _tensors(self.out)
+
+
+@dataclass
+class Call:
+    """One call of a module.
+
+    Attributes:
+        module: The module.
+        input: Its first tensor argument.
+        shape: Shape of the input.
+        producer: The operator that made the input, ``None`` for the model's own input.
+        start: Index of the first operator that ran inside the call.
+        stop: Index after the last operator that ran inside the call.
+        output: Its result.
+    """
+    module: nn.Module
+    input: Optional[torch.Tensor]
+    shape: Optional[torch.Size]
+    producer: Optional[Op]
+    start: int
+    stop: int = -1
+    output: Any = None
+
+
+@dataclass
+class Trace:
+    """The record of one forward pass. Tensors are kept alive, so their identities stay unique."""
+    input: torch.Tensor
+    output: Any = None
+    ops: List[Op] = field(default_factory=list)
+    calls: List[Call] = field(default_factory=list)
+
+    def calls_of(self, module: nn.Module) -> List[Call]:
+        return [call for call in self.calls if call.module is module]
+
+    def uses(self) -> Dict[int, int]:
+        """How many operators read each tensor, by ``id``."""
+        count: Dict[int, int] = {}
+        for op in self.ops:
+            for tensor in op.inputs:
+                count[id(tensor)] = count.get(id(tensor), 0) + 1
+        return count
+
+    def main_path(self) -> Set[int]:
+        """Indices of the operators whose result reaches the output other than as the control input of a gate."""
+        live = {id(t) for t in _tensors(self.output)}
+        path = set()
+        for index in range(len(self.ops) - 1, -1, -1):
+            op = self.ops[index]
+            outputs = {id(t) for t in op.outputs}
+            if live.isdisjoint(outputs):
+                continue
+            path.add(index)
+            live -= outputs
+            if op.name not in GATES:
+                live.update(id(t) for t in op.inputs)
+        return path
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, trace: Trace):
+        super().__init__()
+        self.trace = trace
+        self.stack: List[Tuple[str, Call]] = []
+        self.producer: Dict[int, Op] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func._schema.name.split('::')[-1]
+        if func._schema.is_mutable and name.endswith('_'):
+            name = name[:-1]
+        op = Op(name, func, args, kwargs, out, self.stack[-1][0] if self.stack else '')
+        self.trace.ops.append(op)
+        for tensor in op.outputs:
+            self.producer[id(tensor)] = op
+        return out
+
+    def enter(self, name: str, module: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+        tensors = _tensors((args, kwargs))
+        x = tensors[0] if tensors else None
+        producer = self.producer.get(id(x)) if x is not None else None
+        call = Call(module, x, None if x is None else x.shape, producer, len(self.trace.ops))
+        self.trace.calls.append(call)
+        self.stack.append((name, call))
+
+    def leave(self, output: Any) -> None:
+        _, call = self.stack.pop()
+        call.stop = len(self.trace.ops)
+        call.output = output
+
+
+@torch.no_grad()
+def trace_forward(model: nn.Module, x: torch.Tensor) -> Trace:
+    """Run ``model(x)`` in eval mode and record it. Parameters, buffers and training flags are left as they were.
+
+    Args:
+        model: Any module.
+        x: Its input.
+
+    Returns:
+        The record of the pass.
+    """
+    trace = Trace(input=x)
+    recorder = _Recorder(trace)
+    handles = []
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(
+                lambda m, args, kwargs, name=name: recorder.enter(name, m, args, kwargs), with_kwargs=True))
+            handles.append(module.register_forward_hook(lambda m, args, out: recorder.leave(out)))
+        with recorder:
+            trace.output = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return trace
+
+
+def _tensors(tree: Any) -> List[torch.Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,236 @@
+"""The variants: timm's architectures with our operators, registered with timm under names of their own.
+
+A name is ``<timm architecture>_<operator>[_nobn]``, e.g. ``resnet50_dyrelu_b`` or ``resnet50_brelu_nobn``. The two tables
+below say which there are; everything else follows from them. A variant inherits the pretrained tags of its base:
+``resnet50_dyrelu_b.a1_in1k`` pulls timm's ``resnet50.a1_in1k`` from the Hub and converts it. Checkpoints of the variant
+itself load as they are (``hf-hub:``, ``local-dir:``, ``pretrained_cfg_overlay=dict(file=...)``): the names in
+a state dict tell the two apart.
+"""
+import sys
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, Iterator, Tuple
+
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from timm.models import build_model_with_cfg, get_pretrained_cfg, is_model, model_entrypoint, register_model, \
+    resolve_pretrained_cfg
+from timm.models._pretrained import DefaultCfg, PretrainedCfg
+from timm.models._registry import _model_default_cfgs
+from torch import nn
+
+from .convert import convert
+
+__all__ = ['PretrainedWeightsError', 'Variant', 'register', 'variants']
+
+
+@dataclass(frozen=True)
+class Family:
+    """Architectures that are converted alike.
+
+    Attributes:
+        bases: timm's names.
+        activation: What the backbone's activations are; Dynamic ReLU and BReLU start as exactly that for ReLU and ReLU6.
+        pool: Arguments of SoftPool where the published form is not the shape of the max pool replaced.
+        nobn: Whether every BatchNorm has a convolution to be folded into.
+    """
+    bases: Tuple[str, ...]
+    activation: str
+    pool: Tuple[Tuple[str, Any], ...] = ()
+    nobn: bool = False
+
+
+# SoftPool 2x2 of stride 2 for the stem's max pool 3x3 (Stergiou et al. 2021). Odd sizes round up as the max pool's do.
+_STEM = (('kernel_size', 2), ('stride', 2), ('padding', 0), ('ceil_mode', True))
+
+FAMILIES = (
+    Family(
+        ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnext50_32x4d', 'wide_resnet50_2',
+         'seresnet50', 'seresnext50_32x4d'),
+        activation='ReLU', pool=_STEM, nobn=True),
+    Family(('densenet121',), activation='ReLU', pool=_STEM),
+    Family(('vgg16_bn',), activation='ReLU'),
+    Family(('mobilenetv2_050', 'mobilenetv2_100', 'mobilenetv2_140'), activation='ReLU6'),
+    Family(('mobilenetv3_small_100', 'mobilenetv3_large_100'), activation='hard-swish'),
+    Family(('efficientnet_b0',), activation='SiLU'),
+)
+
+OPERATORS = dict(
+    dyrelu_a=dict(act='dyrelu_a'),
+    dyrelu_b=dict(act='dyrelu_b'),
+    dyrelu_c=dict(act='dyrelu_c'),
+    softpool=dict(pool='softpool'),
+    brelu=dict(act='brelu'),
+    belu=dict(act='belu'),
+)
+
+# Names in use elsewhere, each for one variant above.
+ALIASES = dict(
+    mobilenetv2_softpool='mobilenetv2_100_softpool',
+    resnet_brelu_nobn='resnet50_brelu_nobn',
+)
+
+_CONVERT_ARGS = ('where', 'layout', 'act_kwargs', 'pool_kwargs')
+
+
+class PretrainedWeightsError(OSError):
+    """The pretrained weights could not be had."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One entry of the zoo.
+
+    Attributes:
+        name: Name of the variant.
+        base: timm's architecture that it is made from.
+        operator: Key of ``OPERATORS``.
+        nobn: Whether BatchNorm is folded away.
+        family: The family of the base.
+    """
+    name: str
+    base: str
+    operator: str
+    nobn: bool
+    family: Family
+
+    @property
+    def recipe(self) -> Dict[str, Any]:
+        """Arguments of ``convert``."""
+        recipe = dict(OPERATORS[self.operator])
+        if 'pool' in recipe and self.family.pool:
+            recipe['pool_kwargs'] = dict(self.family.pool)
+        if self.nobn:
+            recipe['norm'] = 'none'
+        return recipe
+
+    @property
+    def warm_start(self) -> str:
+        """``'exact'`` if the variant starts with its base's function (up to rounding), else ``'approximate'``."""
+        exact = self.operator.startswith(('dyrelu', 'brelu')) and self.family.activation in ('ReLU', 'ReLU6')
+        return 'exact' if exact else 'approximate'
+
+
+def variants() -> Iterator[Variant]:
+    """All variants that the tables give, aliases last."""
+    names = {}
+    for family in FAMILIES:
+        for base in family.bases:
+            for operator in OPERATORS:
+                for nobn in (False, True) if family.nobn else (False,):
+                    name = f'{base}_{operator}' + '_nobn' * nobn
+                    names[name] = Variant(name, base, operator, nobn, family)
+    yield from names.values()
+    for alias, name in ALIASES.items():
+        yield replace(names[name], name=alias)
+
+
+default_cfgs: Dict[str, DefaultCfg] = {}
+
+
+def register() -> None:
+    """Register the variants with timm. Doing it again changes nothing."""
+    this = sys.modules[__name__]
+    for variant in variants():
+        if is_model(variant.name) or not is_model(variant.base):  # done before, or a timm without this base
+            continue
+        default_cfgs[variant.name] = _inherited_cfgs(variant)
+        entrypoint = _make_entrypoint(variant)
+        setattr(this, variant.name, entrypoint)
+        register_model(entrypoint)
+
+
+def _inherited_cfgs(variant: Variant) -> DefaultCfg:
+    cfgs = {}
+    base = _model_default_cfgs[variant.base]
+    for tag, cfg in base.cfgs.items():
+        source = f'{variant.base}.{tag}' if tag else variant.base
+        hub_id = f'timm/{source}' if cfg.hf_hub_id == 'timm/' else cfg.hf_hub_id
+        note = f'weights of {hub_id or source}, converted on load; warm start {variant.warm_start}'
+        cfgs[tag] = replace(
+            cfg,
+            hf_hub_id=hub_id,
+            origin_url=cfg.origin_url or (f'https://huggingface.co/{hub_id}' if hub_id else None),
+            notes=(*(cfg.notes or ()), note),
+        )
+    return DefaultCfg(tags=deque(base.tags), cfgs=cfgs, is_pretrained=base.is_pretrained)
+
+
+def _make_entrypoint(variant: Variant) -> Callable[..., nn.Module]:
+    def entrypoint(pretrained: bool = False, **kwargs) -> nn.Module:
+        return _create(variant, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = variant.name
+    entrypoint.__doc__ = f"timm's {variant.base} converted with {variant.recipe}. Warm start: {variant.warm_start}."
+    return entrypoint
+
+
+def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
+    recipe = variant.recipe
+    for name in _CONVERT_ARGS:
+        if name in kwargs:
+            value = kwargs.pop(name)
+            recipe[name] = {**recipe.get(name, {}), **value} if isinstance(value, dict) else value
+    built_with: Dict[str, Any] = {}
+
+    def build(**model_kwargs) -> nn.Module:
+        built_with.update(model_kwargs)
+        # Weights yet to be loaded are checked when they are.
+        return convert(model_entrypoint(variant.base)(**model_kwargs), **recipe, check=False)
+
+    def to_variant(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+        new_keys = model.conversion.new_keys
+        if not new_keys or any(key in state_dict for key in new_keys):
+            return state_dict  # the variant's own weights, or of the same names and meaning
+        base = _load_base(variant.base, state_dict, PretrainedCfg(**model.pretrained_cfg), built_with)
+        model.conversion = convert(base, **recipe).conversion
+        return base.state_dict()
+
+    try:
+        return build_model_with_cfg(
+            build,
+            variant.name,
+            pretrained,
+            pretrained_filter_fn=to_variant,
+            feature_cfg=dict(feature_cls='getter'),
+            **kwargs,
+        )
+    except (OSError, EntryNotFoundError) as e:
+        if not pretrained:
+            raise
+        raise PretrainedWeightsError(_no_weights(variant, kwargs, e)) from e
+
+
+def _load_base(
+        name: str,
+        state_dict: Dict[str, torch.Tensor],
+        cfg: PretrainedCfg,
+        model_kwargs: Dict[str, Any],
+) -> nn.Module:
+    """The base with a checkpoint of its own, as timm loads it. What the target changes is left to the caller."""
+    cfg = replace(
+        get_pretrained_cfg(name),
+        state_dict=state_dict,
+        num_classes=cfg.num_classes + (cfg.label_offset or 0),
+        label_offset=None,
+        input_size=cfg.input_size,
+        custom_load=False,
+    )
+    adapted = ('num_classes', 'in_chans', 'global_pool')
+    kwargs = {k: v for k, v in model_kwargs.items() if k not in adapted}
+    return model_entrypoint(name)(pretrained=True, pretrained_cfg=cfg.to_dict(), **kwargs)
+
+
+def _no_weights(variant: Variant, kwargs: Dict[str, Any], error: Exception) -> str:
+    cfg = resolve_pretrained_cfg(
+        variant.name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    name = f'{variant.name}.{cfg.tag}' if cfg.tag else variant.name
+    where = f"file '{cfg.file}'" if cfg.file else f"Hugging Face Hub repo '{cfg.hf_hub_id}'" if cfg.hf_hub_id else cfg.url
+    return (
+        f"Could not get the pretrained weights of '{name}' from the {where}: "
+        f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}\n"
+        f"With a copy of the file at hand, of {variant.base} or of {variant.name}:\n"
+        f"  timm.create_model('{variant.name}', pretrained=True, "
+        f"pretrained_cfg_overlay=dict(file='/path/to/model.safetensors'))\n"
+        f"A mirror of the Hub is used if its address stands in the environment variable HF_ENDPOINT."
+    )
