@@ -4,8 +4,7 @@ import importlib
 import pytest
 import timm
 import torch
-from timm.layers import SqueezeExcite, create_aa, create_act_layer, get_act_fn, get_act_layer
-from timm.layers import blur_pool, create_act
+from timm.layers import SqueezeExcite, blur_pool, create_aa, create_act, create_act_layer, get_act_fn, get_act_layer
 from torch import nn
 
 import timm_dyacts

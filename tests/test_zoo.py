@@ -159,8 +159,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(PretrainedWeightsError, match=f"'resnet18_brelu.a1_in1k' from the file '{tmp_path}/no.safetensors'"):
-        warm_start('resnet18_brelu', dict(file=f'{tmp_path}/no.safetensors'))
+    path = str(tmp_path / 'no.safetensors')
+    with pytest.raises(PretrainedWeightsError, match=f"'resnet18_brelu.a1_in1k' from the file '{path}'"):
+        warm_start('resnet18_brelu', dict(file=path))
 
 
 def test_weights_come_from_the_hub(tmp_path):
@@ -168,7 +169,7 @@ def test_weights_come_from_the_hub(tmp_path):
     base = trained_like('resnet18')
     content = safetensors.torch.save({k: v.contiguous() for k, v in base.state_dict().items()})
     torch.save((probe(), output(base, probe())), tmp_path / 'expected.pt')
-    code = '''
+    code = """
 import sys, timm, timm_dyacts, torch
 x, expected = torch.load(sys.argv[1])
 for name in ('resnet18_dyrelu_c.a1_in1k', 'resnet18_brelu', 'resnet18_brelu_nobn.a1_in1k'):
@@ -178,7 +179,7 @@ for name in ('resnet18_dyrelu_c.a1_in1k', 'resnet18_brelu', 'resnet18_brelu_nobn
     assert model.conversion.function == 'exact', model.conversion
     assert difference <= (1e-4 if 'nobn' in name else 0), (name, difference)
     assert timm.create_model(name, pretrained=True, features_only=True)(x)[-1].shape[1] == 512
-'''
+"""
     with LoopbackHub() as hub:
         hub.add_repo('timm/resnet18.a1_in1k', {'model.safetensors': content, 'config.json': b'{}'})
         run_python(code, hub.env(tmp_path / 'cache'), tmp_path / 'expected.pt')
@@ -188,13 +189,13 @@ for name in ('resnet18_dyrelu_c.a1_in1k', 'resnet18_brelu', 'resnet18_brelu_nobn
 
 
 def test_without_network_the_error_tells_the_way_out(tmp_path):
-    code = '''
+    code = """
 import timm, timm_dyacts
 try:
     timm.create_model('resnet18_dyrelu_b.a1_in1k', pretrained=True)
 except timm_dyacts.PretrainedWeightsError as e:
     print(e)
-'''
+"""
     with LoopbackHub() as hub:
         missing = run_python(code, hub.env(tmp_path / 'a')).stdout
         offline = run_python(code, hub.env(tmp_path / 'b', offline=True)).stdout

@@ -15,8 +15,15 @@ from .layers import factory
 from .version import __version__
 from .zoo import PretrainedWeightsError
 
-
-__all__ = ['__version__', 'ConversionError', 'ConversionReport', 'PretrainedWeightsError', 'convert', 'register', *_layers]
+__all__ = [
+    '__version__',
+    'ConversionError',
+    'ConversionReport',
+    'PretrainedWeightsError',
+    'convert',
+    'register',
+    *_layers,
+]
 
 
 def register() -> None:

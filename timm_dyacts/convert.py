@@ -5,20 +5,20 @@ timm's factories. What ``convert`` says about the function being kept is checked
 a model that does not fit is left as it was.
 """
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from timm.layers import create_aa, create_act_layer, get_act_layer
 from timm.layers import activations as timm_activations
 from timm.layers import activations_me as timm_activations_me
+from timm.layers import create_aa, create_act_layer, get_act_layer
+from torch import nn
 
-from .layers import BELU, BPReLU, BSELU, Bipolar, BipolarMaxPool2d, BLeakyReLU, BReLU, DyReLU, SoftPool2d, \
-    channel_signs
+from .layers import BELU, BSELU, Bipolar, BipolarMaxPool2d, BLeakyReLU, BPReLU, BReLU, DyReLU, SoftPool2d, channel_signs
 from .layers.factory import ACT_LAYERS
 from .signs import SignConflict, SignFlip, solve_signs
-from .trace import Call, Op, Trace, trace_forward
+from .trace import Call, Trace, trace_forward
 
 __all__ = ['ConversionError', 'ConversionReport', 'Replacement', 'Skip', 'convert']
 
@@ -90,16 +90,16 @@ class ConversionReport:
         notes: Further remarks.
         new_keys: Entries of the state dict that the model did not have before.
     """
-    replaced: List[Replacement] = field(default_factory=list)
-    skipped: List[Skip] = field(default_factory=list)
+    replaced: list[Replacement] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
     function: str = 'exact'
-    max_diff: Optional[float] = None
-    scale: Optional[float] = None
-    notes: List[str] = field(default_factory=list)
-    new_keys: Tuple[str, ...] = ()
+    max_diff: float | None = None
+    scale: float | None = None
+    notes: list[str] = field(default_factory=list)
+    new_keys: tuple[str, ...] = ()
 
     @property
-    def counts(self) -> Dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """How many modules of each kind were replaced, e.g. ``{'ReLU -> BReLU': 17}``."""
         return dict(Counter(f'{r.old} -> {r.new}' for r in self.replaced))
 
@@ -116,15 +116,15 @@ class ConversionReport:
 
 def convert(
         model: nn.Module,
-        act: Optional[str] = None,
-        pool: Optional[str] = None,
-        norm: Optional[str] = None,
+        act: str | None = None,
+        pool: str | None = None,
+        norm: str | None = None,
         *,
         where: str = 'inner',
         layout: str = 'interleaved',
-        act_kwargs: Optional[Dict[str, Any]] = None,
-        pool_kwargs: Optional[Dict[str, Any]] = None,
-        input_size: Optional[Tuple[int, int, int]] = None,
+        act_kwargs: dict[str, Any] | None = None,
+        pool_kwargs: dict[str, Any] | None = None,
+        input_size: tuple[int, int, int] | None = None,
         check: bool = True,
 ) -> nn.Module:
     """Swap operators into a built model, in place, and keep its weights.
@@ -133,9 +133,9 @@ def convert(
       squeeze-excite or attention gates or in the classifier head. It starts as the activation that it replaces:
       the function is kept exactly for ReLU, ReLU6, leaky ReLU and one-slope PReLU.
     * ``act='bipolar'``: the bipolar form of every activation outside gates. ``act='brelu'`` and the other members
-      of that family put this member everywhere. Weights get the sign flip under which the function is kept exactly where
-      the activation replaced is the plain form of its member (see ``signs``), max pools get their bipolar form.
-      A bipolar network is the plain one in other coordinates: it trains the same, too.
+      of that family put this member everywhere. The weights get a sign flip (see ``signs``) and max pools their bipolar
+      form; the function is kept exactly where the activation replaced is the plain form of its member. A bipolar
+      network is the plain one in other coordinates: it trains the same, too.
     * ``act='relu'`` or any other plain name of timm's: back, or to something else.
     * ``pool='softpool'``: SoftPool of the same output shape for each max pool; in networks without one that downsample
       by strided convolutions with an anti-aliasing slot (MobileNet, EfficientNet), stride 1 and SoftPool in
@@ -147,8 +147,8 @@ def convert(
         act: Activation to put in.
         pool: ``'softpool'``.
         norm: ``'none'``.
-        where: For Dynamic ReLU, ``'inner'`` keeps the plain activation after the addition of bottleneck blocks (these have
-            the most channels and so would cost the most parameters), ``'all'`` replaces it too.
+        where: For Dynamic ReLU, ``'inner'`` keeps the plain activation after the addition of bottleneck blocks (these
+            have the most channels and so would cost the most parameters), ``'all'`` replaces it too.
         layout: Channel layout of bipolar activations, ``'interleaved'`` or ``'halves'``.
         act_kwargs: Further arguments for each new activation, e.g. ``dict(reduction=16)``.
         pool_kwargs: Further arguments for each new pool, e.g. ``dict(beta=2.0)``; they win over the old pool's.
@@ -204,19 +204,19 @@ class _Conversion:
         self.trace = trace
         self.report = ConversionReport()
         self.already = False
-        self.output_signs: Optional[torch.Tensor] = None
-        self.way_back: List[Callable[[], None]] = []
-        self.names: Dict[int, List[str]] = {}
+        self.output_signs: torch.Tensor | None = None
+        self.way_back: list[Callable[[], None]] = []
+        self.names: dict[int, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(id(module), []).append(name)
-        self.calls: Dict[int, List[Call]] = {}
+        self.calls: dict[int, list[Call]] = {}
         for call in trace.calls:
             self.calls.setdefault(id(call.module), []).append(call)
         self.path = trace.main_path()
 
     # Activations
 
-    def activations(self, act: str, where: str, layout: str, act_kwargs: Dict[str, Any]) -> None:
+    def activations(self, act: str, where: str, layout: str, act_kwargs: dict[str, Any]) -> None:
         try:
             get_act_layer(act)
         except KeyError as e:
@@ -245,7 +245,7 @@ class _Conversion:
         elif plan:
             self._unmark_bipolar()
 
-    def _candidates(self, types: Tuple[type, ...], functions: frozenset) -> List[nn.Module]:
+    def _candidates(self, types: tuple[type, ...], functions: frozenset) -> list[nn.Module]:
         """Modules of these types that are not part of another one; what cannot be replaced goes into the report."""
         found, covered = [], set()
         for module in self.model.modules():
@@ -265,7 +265,7 @@ class _Conversion:
                 self.report.skipped.append(Skip(op.module, op.name, 'a function call, not a module'))
         return found
 
-    def _reason_to_skip(self, module: nn.Module, act: str, where: str, head: Set[int]) -> Optional[str]:
+    def _reason_to_skip(self, module: nn.Module, act: str, where: str, head: set[int]) -> str | None:
         calls = self.calls[id(module)]
         if not any(self.path.intersection(range(c.start, c.stop)) for c in calls):
             return 'inside a gate'
@@ -279,11 +279,11 @@ class _Conversion:
             return "after the addition of a bottleneck block (where='inner')"
         return None
 
-    def _head(self) -> Set[int]:
+    def _head(self) -> set[int]:
         """Activations that run in the model's ``forward`` but not in its ``forward_features``."""
         if not hasattr(self.model, 'forward_features'):
             return set()
-        reached: Set[int] = set()
+        reached: set[int] = set()
         handles = [m.register_forward_pre_hook(lambda m, args: reached.add(id(m))) for m in self.model.modules()]
         training = [(m, m.training) for m in self.model.modules()]
         try:
@@ -308,14 +308,15 @@ class _Conversion:
         shape = self.calls[id(module)][0].shape
         return shape[1] if len(shape) > 1 else shape[0]
 
-    def _flip_signs(self, plan: List[Tuple[nn.Module, nn.Module, bool]]) -> None:
+    def _flip_signs(self, plan: list[tuple[nn.Module, nn.Module, bool]]) -> None:
         anchors = []
         for old, new, _ in plan:
             for call in self.calls[id(old)]:
                 anchors.append((call, _pattern(old, call) * _pattern(new, call)))
         pools = [
             call for call in self.trace.calls
-            if isinstance(call.module, (nn.MaxPool2d, BipolarMaxPool2d)) and not getattr(call.module, 'return_indices', False)
+            if isinstance(call.module, BipolarMaxPool2d)
+            or isinstance(call.module, nn.MaxPool2d) and not call.module.return_indices
         ]
         tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
         try:
@@ -332,8 +333,8 @@ class _Conversion:
         if flip.output is not None:
             self.report.notes.append('the sign of the odd output channels is flipped: the model ends in an activation')
 
-    def _pools_for(self, flip: SignFlip) -> List[Tuple[nn.Module, nn.Module]]:
-        wanted: Dict[int, Tuple[nn.Module, Optional[str]]] = {}
+    def _pools_for(self, flip: SignFlip) -> list[tuple[nn.Module, nn.Module]]:
+        wanted: dict[int, tuple[nn.Module, str | None]] = {}
         for call, signs in flip.pools:
             signs = signs * _pattern(call.module, call)
             layouts = [None, 'interleaved', 'halves']
@@ -365,7 +366,7 @@ class _Conversion:
 
     # Pools
 
-    def pools(self, pool_kwargs: Dict[str, Any]) -> None:
+    def pools(self, pool_kwargs: dict[str, Any]) -> None:
         candidates = self._candidates((nn.MaxPool2d,), frozenset({'max_pool2d_with_indices'}))
         for old in candidates:
             if isinstance(old, BipolarMaxPool2d):
@@ -380,7 +381,7 @@ class _Conversion:
         if not candidates:
             self._antialias(pool_kwargs)
 
-    def _antialias(self, pool_kwargs: Dict[str, Any]) -> None:
+    def _antialias(self, pool_kwargs: dict[str, Any]) -> None:
         """Stride 1 and SoftPool in the blocks that have a free slot for an anti-aliasing layer."""
         for name, slot in list(self.model.named_modules()):
             if name.rpartition('.')[2] != 'aa' or not isinstance(slot, nn.Identity) or id(slot) not in self.calls:
@@ -398,7 +399,7 @@ class _Conversion:
             self.way_back.append(lambda conv=conv, stride=old_stride: setattr(conv, 'stride', stride))
             self._replace(slot, new, False, old_name='strided Conv2d')
 
-    def _conv_before(self, call: Call) -> Optional[nn.Conv2d]:
+    def _conv_before(self, call: Call) -> nn.Conv2d | None:
         """The convolution from which the call's input came through norms and activations only."""
         block = self.names[id(call.module)][0].rpartition('.')[0]
         before = [op for op in self.trace.ops[:call.start] if op.module.startswith(f'{block}.')]
@@ -439,7 +440,7 @@ class _Conversion:
         if norm.bias is not None:
             shift = shift + norm.bias.double()
 
-        def put(new_weight: torch.Tensor, new_bias: Optional[torch.Tensor]) -> None:
+        def put(new_weight: torch.Tensor, new_bias: torch.Tensor | None) -> None:
             conv.weight = new_weight
             conv.bias = new_bias
 
@@ -454,7 +455,7 @@ class _Conversion:
 
     # All of them
 
-    def _replace(self, old: nn.Module, new: nn.Module, exact: bool, old_name: Optional[str] = None) -> None:
+    def _replace(self, old: nn.Module, new: nn.Module, exact: bool, old_name: str | None = None) -> None:
         new.train(old.training)
         for name in self.names[id(old)]:
             parent, _, child = name.rpartition('.')
@@ -501,8 +502,8 @@ class _Conversion:
 class _Form(NamedTuple):
     """What an activation module computes as it stands: a plain activation and the layout of a bipolar wrapping."""
     kind: str
-    options: Dict[str, Any]
-    layout: Optional[str] = None
+    options: dict[str, Any]
+    layout: str | None = None
 
     def same_function(self, other: '_Form') -> bool:
         """Whether the plain activations are the same one."""
@@ -511,7 +512,7 @@ class _Form(NamedTuple):
             return False
         return all(_equal(value, others[key]) for key, value in options.items())
 
-    def canonical(self) -> Tuple[str, Dict[str, Any]]:
+    def canonical(self) -> tuple[str, dict[str, Any]]:
         if self.kind == 'prelu' and self.options['weight'].numel() == 1 and not self.options['weight'].is_meta:
             return 'leaky_relu', dict(negative_slope=self.options['weight'].item())
         return self.kind, self.options
@@ -554,9 +555,9 @@ def _make_activation(
         old: nn.Module,
         channels: int,
         layout: str,
-        act_kwargs: Dict[str, Any],
+        act_kwargs: dict[str, Any],
         like: torch.Tensor,
-) -> Tuple[Optional[nn.Module], bool]:
+) -> tuple[nn.Module | None, bool]:
     """The activation to put in place of ``old`` (``None``: it is there already), and whether it starts as the same."""
     form = _form(old)
     if act in DYRELU:
@@ -573,7 +574,7 @@ def _make_activation(
     return new, exact
 
 
-def _make_dyrelu(act: str, form: _Form, channels: int, kwargs: Dict[str, Any]) -> nn.Module:
+def _make_dyrelu(act: str, form: _Form, channels: int, kwargs: dict[str, Any]) -> nn.Module:
     kind, options = form.canonical()
     slope = options['negative_slope'] if kind == 'leaky_relu' else None
     if kind == 'relu':
@@ -583,7 +584,7 @@ def _make_dyrelu(act: str, form: _Form, channels: int, kwargs: Dict[str, Any]) -
     return create_act_layer(act, channels=channels, **kwargs)
 
 
-def _make_bipolar(act: str, old: nn.Module, form: _Form, kwargs: Dict[str, Any], like: torch.Tensor) -> nn.Module:
+def _make_bipolar(act: str, old: nn.Module, form: _Form, kwargs: dict[str, Any], like: torch.Tensor) -> nn.Module:
     if act == 'bipolar':
         act = next((member for member, kind in BIPOLAR.items() if kind == form.kind), act)
     if act == 'bipolar':
@@ -592,7 +593,7 @@ def _make_bipolar(act: str, old: nn.Module, form: _Form, kwargs: Dict[str, Any],
     return _create_with(act, {**options, **kwargs}, old, like)
 
 
-def _make_plain(act: str, old: nn.Module, form: _Form, kwargs: Dict[str, Any], like: torch.Tensor) -> nn.Module:
+def _make_plain(act: str, old: nn.Module, form: _Form, kwargs: dict[str, Any], like: torch.Tensor) -> nn.Module:
     ours = isinstance(old, (DyReLU, *_BIPOLAR_TYPES))
     options = dict(form.options) if ours and act == form.kind and act in BIPOLAR.values() else {}
     if act == 'relu':
@@ -605,7 +606,7 @@ def _make_plain(act: str, old: nn.Module, form: _Form, kwargs: Dict[str, Any], l
     return new
 
 
-def _create_with(act: str, kwargs: Dict[str, Any], old: nn.Module, like: torch.Tensor) -> nn.Module:
+def _create_with(act: str, kwargs: dict[str, Any], old: nn.Module, like: torch.Tensor) -> nn.Module:
     weight = kwargs.pop('weight', None)
     if weight is None:
         return create_act_layer(act, inplace=_inplace(old), **kwargs)
@@ -619,7 +620,7 @@ def _inplace(module: nn.Module) -> bool:
     return bool(getattr(module.f if isinstance(module, Bipolar) else module, 'inplace', False))
 
 
-def _layout_signs(layout: Optional[str], channels: int) -> torch.Tensor:
+def _layout_signs(layout: str | None, channels: int) -> torch.Tensor:
     signs = torch.ones(channels) if layout is None else channel_signs(channels, layout)
     return signs.to(device='cpu', dtype=torch.int64)
 
@@ -632,7 +633,7 @@ def _pattern(module: nn.Module, call: Call) -> torch.Tensor:
 # The dry run
 
 
-def _dry_run(model: nn.Module, input_size: Optional[Tuple[int, int, int]]) -> Trace:
+def _dry_run(model: nn.Module, input_size: tuple[int, int, int] | None) -> Trace:
     if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
         raise ValueError(f'input_size must be a positive (C, H, W), got {input_size!r}.')
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -648,7 +649,7 @@ def _dry_run(model: nn.Module, input_size: Optional[Tuple[int, int, int]]) -> Tr
     raise AssertionError('unreachable')
 
 
-def _input_sizes(model: nn.Module) -> List[Tuple[int, int, int]]:
+def _input_sizes(model: nn.Module) -> list[tuple[int, int, int]]:
     """Input sizes to try: a small one if the model takes any, the one that it was made for."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     channels, height, width = cfg.get('input_size', (3, 224, 224))
@@ -660,12 +661,12 @@ def _input_sizes(model: nn.Module) -> List[Tuple[int, int, int]]:
     return [full] if cfg.get('fixed_input_size', False) or small == full else [small, full]
 
 
-def _check_choice(name: str, value: Optional[str], accepted: Tuple[Optional[str], ...]) -> None:
+def _check_choice(name: str, value: str | None, accepted: tuple[str | None, ...]) -> None:
     if value not in accepted:
         raise ValueError(f'{name} must be one of {", ".join(map(repr, accepted))}, got {value!r}.')
 
 
-def _nothing_found(act: Optional[str], pool: Optional[str], norm: Optional[str], report: ConversionReport) -> str:
+def _nothing_found(act: str | None, pool: str | None, norm: str | None, report: ConversionReport) -> str:
     asked = ', '.join(f'{k}={v!r}' for k, v in dict(act=act, pool=pool, norm=norm).items() if v is not None)
     reasons = ''.join(f'\n  {s.name} ({s.kind}): {s.reason}' for s in report.skipped[:20])
     return f'Nothing in this model can be replaced for {asked}.{reasons}'

@@ -1,8 +1,8 @@
 """The sign flip that turns a network of plain activations into a network of bipolar ones, and back.
 
 A bipolar activation obeys `f_B(s * x) = s * f(x)` with `s_c = (-1)^c`. So if the tensors of a network are rewritten as
-`s * x`, one sign per channel, every plain activation must become its bipolar form, every weight `s_out * W * s_in`, and the
-network computes the same function to the last bit. This module finds the signs. Every channel of every tensor is an
+`s * x`, one sign per channel, every plain activation must become its bipolar form, every weight `s_out * W * s_in`, and
+the network computes the same function to the last bit. This module finds the signs. Every channel of every tensor is an
 unknown; activations and max pools fix some of them, additions and concatenations tie some together, convolutions and
 linear layers leave both of their sides free. The unknowns of a whole network are solved as one system, on the
 record of a forward pass (see ``trace``), so it does not matter how a model was written.
@@ -10,7 +10,8 @@ record of a forward pass (see ``trace``), so it does not matter how a model was 
 An operator that is not known to commute with signs gets the one answer that is always right: its inputs keep
 the sign `+1`. What cannot be solved is therefore reported as a conflict; it is never solved wrongly.
 """
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,9 +66,9 @@ class SignFlip(NamedTuple):
         pools: The +-1 vector of channel signs at each max pool call.
         output: The +-1 tensor that the model's output is multiplied by, ``None`` where the output does not change.
     """
-    factors: List[Tuple[torch.Tensor, torch.Tensor]]
-    pools: List[Tuple[Call, torch.Tensor]]
-    output: Optional[torch.Tensor]
+    factors: list[tuple[torch.Tensor, torch.Tensor]]
+    pools: list[tuple[Call, torch.Tensor]]
+    output: torch.Tensor | None
 
     @torch.no_grad()
     def apply_(self) -> None:
@@ -89,7 +90,7 @@ class _Unknowns:
         self.parity.extend([1] * count)
         return torch.arange(first, first + count)
 
-    def find(self, i: int) -> Tuple[int, int]:
+    def find(self, i: int) -> tuple[int, int]:
         sign, i, path = (1 if i > 0 else -1), abs(i), []
         while self.parent[i] != i:
             path.append(i)
@@ -119,7 +120,7 @@ class _Unknowns:
 class _Layer(NamedTuple):
     """A convolution or linear layer: its sign vectors on both sides."""
     weight: torch.Tensor
-    bias: Optional[torch.Tensor]
+    bias: torch.Tensor | None
     ins: torch.Tensor
     outs: torch.Tensor
     groups: int
@@ -127,18 +128,18 @@ class _Layer(NamedTuple):
 
 
 class _Norm(NamedTuple):
-    weight: Optional[torch.Tensor]
-    bias: Optional[torch.Tensor]
-    mean: Optional[torch.Tensor]
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    mean: torch.Tensor | None
     ins: torch.Tensor
     outs: torch.Tensor
 
 
 def solve_signs(
         trace: Trace,
-        anchors: Sequence[Tuple[Call, torch.Tensor]],
+        anchors: Sequence[tuple[Call, torch.Tensor]],
         pools: Sequence[Call],
-        parameters: Dict[int, torch.Tensor],
+        parameters: dict[int, torch.Tensor],
 ) -> SignFlip:
     """Find the signs under which the anchored calls see and give their wanted pattern and the output is unchanged.
 
@@ -163,12 +164,12 @@ class _Solver:
         self.trace = trace
         self.parameters = parameters
         self.unknowns = _Unknowns()
-        self.ids: Dict[int, torch.Tensor] = {}  # id(tensor) -> unknowns, same shape; absent: all +1
-        self.layers: Dict[int, _Layer] = {}
-        self.norms: Dict[int, _Norm] = {}
-        self.transposed: Dict[int, torch.Tensor] = {}  # id(weight.t()) -> weight
-        self.spans: Dict[int, Tuple[Call, Optional[torch.Tensor]]] = {}  # first op -> call seen as one operator
-        self.pools: List[Tuple[Call, torch.Tensor]] = []
+        self.ids: dict[int, torch.Tensor] = {}  # id(tensor) -> unknowns, same shape; absent: all +1
+        self.layers: dict[int, _Layer] = {}
+        self.norms: dict[int, _Norm] = {}
+        self.transposed: dict[int, torch.Tensor] = {}  # id(weight.t()) -> weight
+        self.spans: dict[int, tuple[Call, torch.Tensor | None]] = {}  # first op -> call seen as one operator
+        self.pools: list[tuple[Call, torch.Tensor]] = []
         for call, pattern in anchors:
             self.spans[call.start] = call, pattern
         for call in pools:
@@ -193,7 +194,7 @@ class _Solver:
         output = self._settle_output()
         # BatchNorm passes signs on with its scale untouched where it can; elsewhere its scale takes the difference.
         for norm in self.norms.values():
-            for a, b in zip(norm.ins.tolist(), norm.outs.tolist()):
+            for a, b in zip(norm.ins.tolist(), norm.outs.tolist(), strict=True):
                 if a != _ANY:
                     self.unknowns.tie(a, b)
         return SignFlip(self._factors(), [(c, self.unknowns.signs(v)) for c, v in self.pools], output)
@@ -243,7 +244,7 @@ class _Solver:
         for out in op.outputs:
             self.ids.pop(id(out), None)
 
-    def _whole_call(self, call: Call, pattern: Optional[torch.Tensor]) -> None:
+    def _whole_call(self, call: Call, pattern: torch.Tensor | None) -> None:
         channels = self._channels(call.input, 1)
         if pattern is None:
             self.pools.append((call, channels))
@@ -269,7 +270,7 @@ class _Solver:
             op: Op,
             x: torch.Tensor,
             weight: torch.Tensor,
-            bias: Optional[torch.Tensor],
+            bias: torch.Tensor | None,
             dim: int,
             out_channels: int,
             groups: int,
@@ -309,7 +310,7 @@ class _Solver:
         func = torch.ops.aten.reshape.default if op.name in ('view', '_unsafe_view', '_reshape_alias') else op.func
         args = op.args[:2] if op.name == '_reshape_alias' else op.args
         moved = func(*[replace(a) for a in args], **op.kwargs)
-        for out, ids in zip(op.outputs, [moved] if isinstance(moved, torch.Tensor) else moved):
+        for out, ids in zip(op.outputs, [moved] if isinstance(moved, torch.Tensor) else moved, strict=True):
             self._set(out, ids)
 
     def _pad(self, op: Op) -> None:
@@ -394,10 +395,10 @@ class _Solver:
 
     # What is changed once the signs are known
 
-    def _private_parameters(self) -> Dict[int, bool]:
+    def _private_parameters(self) -> dict[int, bool]:
         """The parameters that only layers and norms read."""
-        private: Dict[int, bool] = {}
-        views: Dict[int, int] = {}
+        private: dict[int, bool] = {}
+        views: dict[int, int] = {}
         for op in self.trace.ops:
             layer = op.name in ('convolution', '_convolution', 'linear', 'addmm', 'mm', 'native_batch_norm',
                                 'cudnn_batch_norm', '_native_batch_norm_legit_no_training')
@@ -416,7 +417,7 @@ class _Solver:
     def _rewritable(self, tensor: torch.Tensor) -> bool:
         return id(tensor) in self.parameters and self.private.get(id(tensor), False)
 
-    def _settle_output(self) -> Optional[torch.Tensor]:
+    def _settle_output(self) -> torch.Tensor | None:
         output = self.trace.output
         if not isinstance(output, torch.Tensor) or id(output) not in self.ids:
             return None
@@ -426,11 +427,11 @@ class _Solver:
         signs = self.unknowns.signs(ids)
         return None if bool((signs == 1).all()) else signs
 
-    def _factors(self) -> List[Tuple[torch.Tensor, torch.Tensor]]:
+    def _factors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         signs = self.unknowns.signs
-        factors: Dict[int, Tuple[torch.Tensor, torch.Tensor]] = {}
+        factors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-        def add(tensor: Optional[torch.Tensor], factor: torch.Tensor) -> None:
+        def add(tensor: torch.Tensor | None, factor: torch.Tensor) -> None:
             if tensor is not None and bool((factor != 1).any()):
                 factors[id(tensor)] = tensor, factor
 
@@ -457,7 +458,7 @@ def _weight_factor(layer: _Layer, ins: torch.Tensor, outs: torch.Tensor) -> torc
 
 def _narrow(ids: torch.Tensor) -> torch.Tensor:
     """Drop the copies that broadcasting made."""
-    for dim, (size, stride) in enumerate(zip(ids.shape, ids.stride())):
+    for dim, (size, stride) in enumerate(zip(ids.shape, ids.stride(), strict=True)):
         if size > 1 and stride == 0:
             ids = ids.narrow(dim, 0, 1)
     return ids

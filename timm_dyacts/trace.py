@@ -7,7 +7,7 @@ calls, operators written with ``*`` and ``+``, and in-place updates are seen lik
 symbolically traceable.
 """
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,17 +34,17 @@ class Op:
     """
     name: str
     func: Any
-    args: Tuple[Any, ...]
-    kwargs: Dict[str, Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     out: Any
     module: str
 
     @property
-    def inputs(self) -> List[torch.Tensor]:
+    def inputs(self) -> list[torch.Tensor]:
         return _tensors((self.args, self.kwargs))
 
     @property
-    def outputs(self) -> List[torch.Tensor]:
+    def outputs(self) -> list[torch.Tensor]:
         return _tensors(self.out)
 
 
@@ -62,9 +62,9 @@ class Call:
         output: Its result.
     """
     module: nn.Module
-    input: Optional[torch.Tensor]
-    shape: Optional[torch.Size]
-    producer: Optional[Op]
+    input: torch.Tensor | None
+    shape: torch.Size | None
+    producer: Op | None
     start: int
     stop: int = -1
     output: Any = None
@@ -75,21 +75,21 @@ class Trace:
     """The record of one forward pass. Tensors are kept alive, so their identities stay unique."""
     input: torch.Tensor
     output: Any = None
-    ops: List[Op] = field(default_factory=list)
-    calls: List[Call] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
-    def calls_of(self, module: nn.Module) -> List[Call]:
+    def calls_of(self, module: nn.Module) -> list[Call]:
         return [call for call in self.calls if call.module is module]
 
-    def uses(self) -> Dict[int, int]:
+    def uses(self) -> dict[int, int]:
         """How many operators read each tensor, by ``id``."""
-        count: Dict[int, int] = {}
+        count: dict[int, int] = {}
         for op in self.ops:
             for tensor in op.inputs:
                 count[id(tensor)] = count.get(id(tensor), 0) + 1
         return count
 
-    def main_path(self) -> Set[int]:
+    def main_path(self) -> set[int]:
         """Indices of the operators whose result reaches the output other than as the control input of a gate."""
         live = {id(t) for t in _tensors(self.output)}
         path = set()
@@ -109,8 +109,8 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, trace: Trace):
         super().__init__()
         self.trace = trace
-        self.stack: List[Tuple[str, Call]] = []
-        self.producer: Dict[int, Op] = {}
+        self.stack: list[tuple[str, Call]] = []
+        self.producer: dict[int, Op] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -124,7 +124,7 @@ class _Recorder(TorchDispatchMode):
             self.producer[id(tensor)] = op
         return out
 
-    def enter(self, name: str, module: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+    def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = _tensors((args, kwargs))
         x = tensors[0] if tensors else None
         producer = self.producer.get(id(x)) if x is not None else None
@@ -169,5 +169,5 @@ def trace_forward(model: nn.Module, x: torch.Tensor) -> Trace:
     return trace
 
 
-def _tensors(tree: Any) -> List[torch.Tensor]:
+def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]

@@ -1,20 +1,27 @@
 """The variants: timm's architectures with our operators, registered with timm under names of their own.
 
-A name is ``<timm architecture>_<operator>[_nobn]``, e.g. ``resnet50_dyrelu_b`` or ``resnet50_brelu_nobn``. The two tables
-below say which there are; everything else follows from them. A variant inherits the pretrained tags of its base:
-``resnet50_dyrelu_b.a1_in1k`` pulls timm's ``resnet50.a1_in1k`` from the Hub and converts it. Checkpoints of the variant
-itself load as they are (``hf-hub:``, ``local-dir:``, ``pretrained_cfg_overlay=dict(file=...)``): the names in
-a state dict tell the two apart.
+A name is ``<timm architecture>_<operator>[_nobn]``, e.g. ``resnet50_dyrelu_b`` or ``resnet50_brelu_nobn``. The two
+tables below say which there are; everything else follows from them. A variant inherits the pretrained tags of its
+base: ``resnet50_dyrelu_b.a1_in1k`` pulls timm's ``resnet50.a1_in1k`` from the Hub and converts it. Checkpoints of the
+variant itself load as they are (``hf-hub:``, ``local-dir:``, ``pretrained_cfg_overlay=dict(file=...)``): the names in a
+state dict tell the two apart.
 """
 import sys
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any
 
 import torch
 from huggingface_hub.errors import EntryNotFoundError
-from timm.models import build_model_with_cfg, get_pretrained_cfg, is_model, model_entrypoint, register_model, \
-    resolve_pretrained_cfg
+from timm.models import (
+    build_model_with_cfg,
+    get_pretrained_cfg,
+    is_model,
+    model_entrypoint,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from timm.models._registry import _model_default_cfgs
 from torch import nn
@@ -30,13 +37,13 @@ class Family:
 
     Attributes:
         bases: timm's names.
-        activation: What the backbone's activations are; Dynamic ReLU and BReLU start as exactly that for ReLU and ReLU6.
+        activation: The backbone's activation. Dynamic ReLU and BReLU start as just that if it is ReLU or ReLU6.
         pool: Arguments of SoftPool where the published form is not the shape of the max pool replaced.
         nobn: Whether every BatchNorm has a convolution to be folded into.
     """
-    bases: Tuple[str, ...]
+    bases: tuple[str, ...]
     activation: str
-    pool: Tuple[Tuple[str, Any], ...] = ()
+    pool: tuple[tuple[str, Any], ...] = ()
     nobn: bool = False
 
 
@@ -95,7 +102,7 @@ class Variant:
     family: Family
 
     @property
-    def recipe(self) -> Dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
         """Arguments of ``convert``."""
         recipe = dict(OPERATORS[self.operator])
         if 'pool' in recipe and self.family.pool:
@@ -125,7 +132,7 @@ def variants() -> Iterator[Variant]:
         yield replace(names[name], name=alias)
 
 
-default_cfgs: Dict[str, DefaultCfg] = {}
+default_cfgs: dict[str, DefaultCfg] = {}
 
 
 def register() -> None:
@@ -171,14 +178,14 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
         if name in kwargs:
             value = kwargs.pop(name)
             recipe[name] = {**recipe.get(name, {}), **value} if isinstance(value, dict) else value
-    built_with: Dict[str, Any] = {}
+    built_with: dict[str, Any] = {}
 
     def build(**model_kwargs) -> nn.Module:
         built_with.update(model_kwargs)
         # Weights yet to be loaded are checked when they are.
         return convert(model_entrypoint(variant.base)(**model_kwargs), **recipe, check=False)
 
-    def to_variant(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+    def to_variant(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
         new_keys = model.conversion.new_keys
         if not new_keys or any(key in state_dict for key in new_keys):
             return state_dict  # the variant's own weights, or of the same names and meaning
@@ -203,9 +210,9 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
 
 def _load_base(
         name: str,
-        state_dict: Dict[str, torch.Tensor],
+        state_dict: dict[str, torch.Tensor],
         cfg: PretrainedCfg,
-        model_kwargs: Dict[str, Any],
+        model_kwargs: dict[str, Any],
 ) -> nn.Module:
     """The base with a checkpoint of its own, as timm loads it. What the target changes is left to the caller."""
     cfg = replace(
@@ -221,11 +228,12 @@ def _load_base(
     return model_entrypoint(name)(pretrained=True, pretrained_cfg=cfg.to_dict(), **kwargs)
 
 
-def _no_weights(variant: Variant, kwargs: Dict[str, Any], error: Exception) -> str:
+def _no_weights(variant: Variant, kwargs: dict[str, Any], error: Exception) -> str:
     cfg = resolve_pretrained_cfg(
         variant.name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
     name = f'{variant.name}.{cfg.tag}' if cfg.tag else variant.name
-    where = f"file '{cfg.file}'" if cfg.file else f"Hugging Face Hub repo '{cfg.hf_hub_id}'" if cfg.hf_hub_id else cfg.url
+    repo = f"Hugging Face Hub repo '{cfg.hf_hub_id}'" if cfg.hf_hub_id else f"address '{cfg.url}'"
+    where = f"file '{cfg.file}'" if cfg.file else repo
     return (
         f"Could not get the pretrained weights of '{name}' from the {where}: "
         f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}\n"

@@ -12,12 +12,11 @@ After ``register()`` these work everywhere in timm::
 import difflib
 import functools
 import inspect
-from typing import Dict
 
 import timm
 from timm.layers import blur_pool, create_act
 
-from .bipolar import BELU, BPReLU, BSELU, Bipolar, BLeakyReLU, BReLU, belu, bleaky_relu, brelu, bselu
+from .bipolar import BELU, BSELU, Bipolar, BLeakyReLU, BPReLU, BReLU, belu, bleaky_relu, brelu, bselu
 from .dyrelu import DyReLUA, DyReLUB, DyReLUC
 from .softpool import SoftPool2d
 
@@ -78,7 +77,7 @@ def _check_timm() -> None:
             f'it supports timm{SUPPORTED_TIMM}.')
 
 
-def _extended(table: Dict, names: Dict) -> Dict:
+def _extended(table: dict, names: dict) -> dict:
     if hasattr(type(table), '__missing__'):
         return table
     return _ActTable(table, **names)

@@ -229,15 +229,21 @@ class _SoftPool(nn.Module):
 
     def __init__(
             self,
-            kernel_size: int | Sequence[int],
+            kernel_size: int | Sequence[int] | None = None,
             stride: int | Sequence[int] | None = None,
             padding: int | Sequence[int] = 0,
             dilation: int | Sequence[int] = 1,
             ceil_mode: bool = False,
             beta: float = 1.0,
             detach_weights: bool = False,
+            *,
+            channels: int | None = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if kernel_size is None:
+            kernel_size = 2 if stride is None else stride
         window = expand_window(self.rank, kernel_size, stride, padding, dilation)
         self.kernel_size, self.stride, self.padding, self.dilation = window
         self.ceil_mode = ceil_mode
@@ -271,6 +277,9 @@ class SoftPool1d(_SoftPool):
 
 class SoftPool2d(_SoftPool):
     """SoftPool of (N, C, H, W) or (C, H, W); arguments and errors as of `softpool2d`.
+
+    Without a `kernel_size` it is that of `stride`, or 2. `channels`, `device` and `dtype` change nothing: timm builds
+    its anti-aliasing layers with them, and this is one (`aa_layer=SoftPool2d`).
 
     Paper: `Refining activation downsampling with SoftPool` - https://arxiv.org/abs/2101.00440
     """
