@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train or fine-tune a timm model, the variants of timm_dyacts among them.
 
-Without arguments: a small variant on the handwritten digits that come with scikit-learn, in about a minute on a CPU.
+Without arguments: a small variant on the handwritten digits that come with scikit-learn, in about a minute on 2 cores.
 Options are named as in timm's train.py; the run folder is itself a checkpoint for 'local-dir:<folder>' and the Hub.
 """
 import argparse

@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -141,19 +142,21 @@ def register() -> None:
     for variant in variants():
         if is_model(variant.name) or not is_model(variant.base):  # done before, or a timm without this base
             continue
-        default_cfgs[variant.name] = _inherited_cfgs(variant)
+        default_cfgs[variant.name] = _inherited_cfgs(variant.base, variant.warm_start)
         entrypoint = _make_entrypoint(variant)
         setattr(this, variant.name, entrypoint)
         register_model(entrypoint)
 
 
-def _inherited_cfgs(variant: Variant) -> DefaultCfg:
+@cache
+def _inherited_cfgs(name: str, warm_start: str) -> DefaultCfg:
+    """The pretrained cfgs of a base, for variants with this kind of warm start. timm fills in their own names."""
     cfgs = {}
-    base = _model_default_cfgs[variant.base]
+    base = _model_default_cfgs[name]
     for tag, cfg in base.cfgs.items():
-        source = f'{variant.base}.{tag}' if tag else variant.base
+        source = f'{name}.{tag}' if tag else name
         hub_id = f'timm/{source}' if cfg.hf_hub_id == 'timm/' else cfg.hf_hub_id
-        note = f'weights of {hub_id or source}, converted on load; warm start {variant.warm_start}'
+        note = f'weights of {hub_id or source}, converted on load; warm start {warm_start}'
         cfgs[tag] = replace(
             cfg,
             hf_hub_id=hub_id,
