@@ -370,3 +370,13 @@ def test_cuda_without_synchronisation(module):
     finally:
         torch.cuda.set_sync_debug_mode('default')
     assert torch.equal(y.cpu(), module(x))
+
+
+@pytest.mark.parametrize('module', [BReLU, BELU, BSELU, BLeakyReLU, lambda **kw: BPReLU(6, **kw)])
+@pytest.mark.parametrize('layout', ['interleaved', 'halves'])
+def test_channels_last_tokens(module, layout):
+    first, last = module(layout=layout), module(layout=layout, channel_dim=-1)
+    x = torch.randn(2, 6, 5)
+    assert torch.equal(last(x.mT), first(x).mT)
+    with pytest.raises(ValueError, match='channel_dim must be one of 1, -1, got 2'):
+        module(channel_dim=2)

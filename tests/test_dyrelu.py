@@ -458,3 +458,17 @@ def test_cuda_without_synchronisation(mode):
     finally:
         torch.cuda.set_sync_debug_mode('default')
     torch.testing.assert_close(y.cpu(), expected)
+
+
+@pytest.mark.parametrize('module', [DyReLUA, DyReLUB, DyReLUC])
+def test_channels_last_tokens(module):
+    first, last = module(6), module(channel_dim=-1)
+    x = torch.randn(2, 6, 5, 4)
+    last(x.permute(0, 2, 3, 1))  # takes its channels from here
+    with torch.no_grad():
+        for p in first.parameters():
+            p.normal_()
+    last.load_state_dict(first.state_dict())
+    assert torch.equal(last(x.permute(0, 2, 3, 1)), first(x).permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match='channel_dim must be one of 1, -1, got 2'):
+        module(6, channel_dim=2)

@@ -21,7 +21,7 @@ def unless_tracing(check: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str | int, choices: Sequence[str | int]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 

@@ -81,21 +81,29 @@ def channel_signs(
 
 # FX keeps the functions marked by `wrap` as single nodes: a symbolic input has no shape for their checks to read.
 @torch.fx.wrap
-def _flip(x: Tensor, layout: str, inplace: bool) -> Tensor:
-    """Multiplies each channel, in dimension 1, by its sign."""
+def _flip(x: Tensor, layout: str, inplace: bool, channel_dim: int) -> Tensor:
+    """Multiplies each channel by its sign."""
     if not torch.jit.is_scripting():
         check_input(x, (2, 3, 4, 5))
-    signs = channel_signs(x.shape[1], layout, x.device, x.dtype).reshape([x.shape[1]] + [1] * (x.dim() - 2))
+    signs = channel_signs(x.shape[channel_dim], layout, x.device, x.dtype)
+    if channel_dim == 1:
+        signs = signs.reshape([x.shape[1]] + [1] * (x.dim() - 2))
     return x.mul_(signs) if inplace else x * signs
 
 
 @torch.fx.wrap
-def _flip_back(y: Tensor, layout: str, inplace: bool) -> Tensor:
+def _flip_back(y: Tensor, layout: str, inplace: bool, channel_dim: int) -> Tensor:
     """`_flip` for the result of an activation, which that may need unchanged for its backward pass."""
-    return _flip(y, layout, inplace and not torch.is_grad_enabled())
+    return _flip(y, layout, inplace and not torch.is_grad_enabled(), channel_dim)
 
 
-def bipolar(x: Tensor, fn: Callable[[Tensor], Tensor], layout: str = 'interleaved', inplace: bool = False) -> Tensor:
+def bipolar(
+        x: Tensor,
+        fn: Callable[[Tensor], Tensor],
+        layout: str = 'interleaved',
+        inplace: bool = False,
+        channel_dim: int = 1,
+) -> Tensor:
     """Applies the bipolar form of an elementwise function: ``s_c * fn(s_c * x_c)``.
 
     All bipolar activations of this module share the following.
@@ -105,6 +113,7 @@ def bipolar(x: Tensor, fn: Callable[[Tensor], Tensor], layout: str = 'interleave
         fn: The function, tensor to tensor. It may work in place.
         layout: Which channels get the mirrored function, see `channel_signs`.
         inplace: Whether the memory of `x` may be overwritten.
+        channel_dim: 1, or -1 for an input of shape (N, *spatial, C).
 
     Returns:
         A tensor like `x`.
@@ -113,31 +122,43 @@ def bipolar(x: Tensor, fn: Callable[[Tensor], Tensor], layout: str = 'interleave
         ValueError: If the rank is another, a dimension other than the batch is empty, or `layout` is unknown.
         TypeError: If `x` has no floating-point dtype.
     """
-    return _flip_back(fn(_flip(x, layout, inplace)), layout, inplace)
+    return _flip_back(fn(_flip(x, layout, inplace, channel_dim)), layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
-def brelu(x: Tensor, max_value: float | None = None, layout: str = 'interleaved', inplace: bool = False) -> Tensor:
+def brelu(
+        x: Tensor,
+        max_value: float | None = None,
+        layout: str = 'interleaved',
+        inplace: bool = False,
+        channel_dim: int = 1,
+) -> Tensor:
     """Bipolar ReLU: ``max(x, 0)`` on half of the channels, ``min(x, 0)`` on the others. See `bipolar`.
 
     Args:
         max_value: Bound of the magnitude; 6 gives the bipolar form of ReLU6.
     """
-    y = _flip(x, layout, inplace)
+    y = _flip(x, layout, inplace, channel_dim)
     y = F.relu(y, inplace=True) if max_value is None else F.hardtanh(y, 0.0, max_value, inplace=True)
-    return _flip_back(y, layout, inplace)
+    return _flip_back(y, layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
-def belu(x: Tensor, alpha: float = 1.0, layout: str = 'interleaved', inplace: bool = False) -> Tensor:
+def belu(
+        x: Tensor,
+        alpha: float = 1.0,
+        layout: str = 'interleaved',
+        inplace: bool = False,
+        channel_dim: int = 1,
+) -> Tensor:
     """Bipolar form of `F.elu`. See `bipolar`."""
-    return _flip_back(F.elu(_flip(x, layout, inplace), alpha), layout, inplace)
+    return _flip_back(F.elu(_flip(x, layout, inplace, channel_dim), alpha), layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
-def bselu(x: Tensor, layout: str = 'interleaved', inplace: bool = False) -> Tensor:
+def bselu(x: Tensor, layout: str = 'interleaved', inplace: bool = False, channel_dim: int = 1) -> Tensor:
     """Bipolar form of `F.selu`. See `bipolar`."""
-    return _flip_back(F.selu(_flip(x, layout, inplace)), layout, inplace)
+    return _flip_back(F.selu(_flip(x, layout, inplace, channel_dim)), layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
@@ -146,28 +167,38 @@ def bleaky_relu(
         negative_slope: float = 0.01,
         layout: str = 'interleaved',
         inplace: bool = False,
+        channel_dim: int = 1,
 ) -> Tensor:
     """Bipolar form of `F.leaky_relu`. See `bipolar`."""
-    return _flip_back(F.leaky_relu(_flip(x, layout, inplace), negative_slope), layout, inplace)
+    y = F.leaky_relu(_flip(x, layout, inplace, channel_dim), negative_slope)
+    return _flip_back(y, layout, inplace, channel_dim)
 
 
 @unless_tracing
-def _check_slopes(x: Tensor, weight: Tensor) -> None:
+def _check_slopes(x: Tensor, weight: Tensor, channel_dim: int) -> None:
     check_input(x, (2, 3, 4, 5))
     if weight.numel() != 1:
-        check_channels(x, weight.numel())
+        check_channels(x.movedim(channel_dim, 1), weight.numel())
 
 
 @torch.fx.wrap
-def bprelu(x: Tensor, weight: Tensor, layout: str = 'interleaved', inplace: bool = False) -> Tensor:
+def bprelu(
+        x: Tensor,
+        weight: Tensor,
+        layout: str = 'interleaved',
+        inplace: bool = False,
+        channel_dim: int = 1,
+) -> Tensor:
     """Bipolar form of `F.prelu`. See `bipolar`.
 
     Args:
         weight: Slopes of the negative part, of shape (1,) or (C,).
     """
     if not torch.jit.is_scripting():
-        _check_slopes(x, weight)
-    return _flip_back(F.prelu(_flip(x, layout, inplace), weight), layout, inplace)
+        _check_slopes(x, weight, channel_dim)
+    # F.prelu knows dimension 1 only
+    y = F.prelu(_flip(x, layout, inplace, channel_dim).movedim(channel_dim, 1), weight).movedim(1, channel_dim)
+    return _flip_back(y, layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
@@ -183,8 +214,8 @@ def _bipolar_max_pool2d(
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
-    pooled = F.max_pool2d(_flip(batch, layout, False), kernel_size, stride, padding, dilation, ceil_mode)
-    y = _flip(pooled, layout, False)
+    pooled = F.max_pool2d(_flip(batch, layout, False, 1), kernel_size, stride, padding, dilation, ceil_mode)
+    y = _flip(pooled, layout, False, 1)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -220,14 +251,17 @@ def bipolar_max_pool2d(
 
 
 class _BipolarActivation(nn.Module):
-    def __init__(self, layout: str, inplace: bool) -> None:
+    def __init__(self, layout: str, inplace: bool, channel_dim: int) -> None:
         super().__init__()
         check_choice('layout', layout, _LAYOUTS)
+        check_choice('channel_dim', channel_dim, (1, -1))
         self.layout = layout
         self.inplace = inplace
+        self.channel_dim = channel_dim
 
     def extra_repr(self) -> str:
-        return f'layout={self.layout!r}' + (', inplace=True' if self.inplace else '')
+        channel_dim = '' if self.channel_dim == 1 else f', channel_dim={self.channel_dim}'
+        return f'layout={self.layout!r}' + (', inplace=True' if self.inplace else '') + channel_dim
 
 
 class Bipolar(_BipolarActivation):
@@ -240,21 +274,29 @@ class Bipolar(_BipolarActivation):
         layout: Which channels get the mirrored function: "interleaved" (the odd ones, as in the paper) or "halves" (the
             second half, as in the authors' code). See `channel_signs`.
         inplace: Whether the memory of the input may be overwritten.
+        channel_dim: 1, or -1 for inputs of shape (N, *spatial, C), as the MLPs of transformers have.
 
     Raises:
         ValueError: If `layout` is unknown; on forward, as `bipolar`.
         TypeError: If `f` cannot be called; on forward, as `bipolar`.
     """
 
-    def __init__(self, f: Callable[[Tensor], Tensor], layout: str = 'interleaved', inplace: bool = False) -> None:
-        super().__init__(layout, inplace)
+    def __init__(
+            self,
+            f: Callable[[Tensor], Tensor],
+            layout: str = 'interleaved',
+            inplace: bool = False,
+            channel_dim: int = 1,
+    ) -> None:
+        super().__init__(layout, inplace, channel_dim)
         if not callable(f):
             raise TypeError(f'f must be a module or a function of a tensor, got {f!r}')
         self.f = f
 
     def forward(self, x: Tensor) -> Tensor:
         # Not `bipolar`: neither TorchScript nor FX passes a module as an argument.
-        return _flip_back(self.f(_flip(x, self.layout, self.inplace)), self.layout, self.inplace)
+        y = self.f(_flip(x, self.layout, self.inplace, self.channel_dim))
+        return _flip_back(y, self.layout, self.inplace, self.channel_dim)
 
 
 class BReLU(_BipolarActivation):
@@ -266,65 +308,85 @@ class BReLU(_BipolarActivation):
         inplace: Whether the memory of the input may be overwritten.
         max_value: Bound of the magnitude; 6 gives the bipolar form of ReLU6. Default: none.
         layout: Which channels get the mirrored function, see `Bipolar`.
+        channel_dim: Where the channels are, see `Bipolar`.
     """
 
-    def __init__(self, inplace: bool = False, max_value: float | None = None, layout: str = 'interleaved') -> None:
-        super().__init__(layout, inplace)
+    def __init__(
+            self,
+            inplace: bool = False,
+            max_value: float | None = None,
+            layout: str = 'interleaved',
+            channel_dim: int = 1,
+    ) -> None:
+        super().__init__(layout, inplace, channel_dim)
         self.max_value = None if max_value is None else check_positive('max_value', max_value)
 
     def forward(self, x: Tensor) -> Tensor:
-        return brelu(x, self.max_value, self.layout, self.inplace)
+        return brelu(x, self.max_value, self.layout, self.inplace, self.channel_dim)
 
     def extra_repr(self) -> str:
         return ('' if self.max_value is None else f'max_value={self.max_value:g}, ') + super().extra_repr()
 
 
 class BELU(_BipolarActivation):
-    """Bipolar form of `nn.ELU`; `layout` as in `Bipolar`."""
+    """Bipolar form of `nn.ELU`; `layout` and `channel_dim` as in `Bipolar`."""
 
-    def __init__(self, alpha: float = 1.0, inplace: bool = False, layout: str = 'interleaved') -> None:
-        super().__init__(layout, inplace)
+    def __init__(
+            self,
+            alpha: float = 1.0,
+            inplace: bool = False,
+            layout: str = 'interleaved',
+            channel_dim: int = 1,
+    ) -> None:
+        super().__init__(layout, inplace, channel_dim)
         self.alpha = check_finite('alpha', alpha)
 
     def forward(self, x: Tensor) -> Tensor:
-        return belu(x, self.alpha, self.layout, self.inplace)
+        return belu(x, self.alpha, self.layout, self.inplace, self.channel_dim)
 
     def extra_repr(self) -> str:
         return f'alpha={self.alpha:g}, ' + super().extra_repr()
 
 
 class BSELU(_BipolarActivation):
-    """Bipolar form of `nn.SELU`; `layout` as in `Bipolar`."""
+    """Bipolar form of `nn.SELU`; `layout` and `channel_dim` as in `Bipolar`."""
 
-    def __init__(self, inplace: bool = False, layout: str = 'interleaved') -> None:
-        super().__init__(layout, inplace)
+    def __init__(self, inplace: bool = False, layout: str = 'interleaved', channel_dim: int = 1) -> None:
+        super().__init__(layout, inplace, channel_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return bselu(x, self.layout, self.inplace)
+        return bselu(x, self.layout, self.inplace, self.channel_dim)
 
 
 class BLeakyReLU(_BipolarActivation):
-    """Bipolar form of `nn.LeakyReLU`; `layout` as in `Bipolar`."""
+    """Bipolar form of `nn.LeakyReLU`; `layout` and `channel_dim` as in `Bipolar`."""
 
-    def __init__(self, negative_slope: float = 0.01, inplace: bool = False, layout: str = 'interleaved') -> None:
-        super().__init__(layout, inplace)
+    def __init__(
+            self,
+            negative_slope: float = 0.01,
+            inplace: bool = False,
+            layout: str = 'interleaved',
+            channel_dim: int = 1,
+    ) -> None:
+        super().__init__(layout, inplace, channel_dim)
         self.negative_slope = check_finite('negative_slope', negative_slope)
 
     def forward(self, x: Tensor) -> Tensor:
-        return bleaky_relu(x, self.negative_slope, self.layout, self.inplace)
+        return bleaky_relu(x, self.negative_slope, self.layout, self.inplace, self.channel_dim)
 
     def extra_repr(self) -> str:
         return f'negative_slope={self.negative_slope:g}, ' + super().extra_repr()
 
 
 class BPReLU(_BipolarActivation):
-    """Bipolar form of `nn.PReLU`; `layout` as in `Bipolar`.
+    """Bipolar form of `nn.PReLU`; `layout` and `channel_dim` as in `Bipolar`.
 
     Args:
         num_parameters: 1, or the number of channels.
         init: Initial slope of the negative part.
         inplace: Whether the memory of the input may be overwritten.
         layout: Which channels get the mirrored function, see `Bipolar`.
+        channel_dim: Where the channels are, see `Bipolar`.
         device: Device of the slopes.
         dtype: Dtype of the slopes.
     """
@@ -335,10 +397,11 @@ class BPReLU(_BipolarActivation):
             init: float = 0.25,
             inplace: bool = False,
             layout: str = 'interleaved',
+            channel_dim: int = 1,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(layout, inplace)
+        super().__init__(layout, inplace, channel_dim)
         check_int('num_parameters', num_parameters, 1)
         self.num_parameters = num_parameters
         self.init = check_finite('init', init)
@@ -349,7 +412,7 @@ class BPReLU(_BipolarActivation):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
-        return bprelu(x, self.weight, self.layout, self.inplace)
+        return bprelu(x, self.weight, self.layout, self.inplace, self.channel_dim)
 
     def extra_repr(self) -> str:
         return f'num_parameters={self.num_parameters}, ' + super().extra_repr()

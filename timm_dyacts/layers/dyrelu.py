@@ -172,6 +172,7 @@ class DyReLU(nn.Module):
         tau: Temperature of the spatial softmax, mode "c" only.
         paper_scale: Scale the spatial weight as in the paper, to ``pi / 3``. A fresh module is then a third of
             the static activation. Mode "c" only.
+        channel_dim: 1, or -1 for inputs of shape (N, *spatial, C), as the MLPs of transformers have.
         inplace: Accepted for timm's activation factory, without effect: the input is needed for the backward pass.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -195,6 +196,7 @@ class DyReLU(nn.Module):
             max_value: float | None = None,
             tau: float = 10.0,
             paper_scale: bool = False,
+            channel_dim: int = 1,
             inplace: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
@@ -221,6 +223,8 @@ class DyReLU(nn.Module):
         self.max_value = None if max_value is None else check_finite('max_value', max_value)
         self.tau = check_positive('tau', tau)
         self.paper_scale = paper_scale
+        check_choice('channel_dim', channel_dim, (1, -1))
+        self.channel_dim = channel_dim
 
         # Parameters, not nn.Linear children: the weight initialisers of models walk over modules by type and
         # would take the zero start away.
@@ -299,7 +303,10 @@ class DyReLU(nn.Module):
         return _attention(x, self.spatial_weight, self.spatial_bias, self.tau, self.paper_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return dyrelu(x, self.coefficients(x), self.attention(x), self.max_value)
+        if self.channel_dim != 1:
+            x = x.movedim(-1, 1)
+        y = dyrelu(x, self.coefficients(x), self.attention(x), self.max_value)
+        return y if self.channel_dim == 1 else y.movedim(1, -1)
 
     def extra_repr(self) -> str:
         text = f'{self.channels}, mode={self.mode!r}, reduction={self.reduction}, k={self.k}, alpha={self.alpha}'
@@ -309,6 +316,8 @@ class DyReLU(nn.Module):
             text += f', max_value={self.max_value:g}'
         if self.paper_scale:
             text += ', paper_scale=True'
+        if self.channel_dim != 1:
+            text += f', channel_dim={self.channel_dim}'
         return text
 
 
@@ -352,7 +361,7 @@ class LazyDyReLU(LazyModuleMixin, DyReLU):
 
     def initialize_parameters(self, x: Tensor) -> None:
         check_input(x, _DIMS)
-        self._materialize(x.shape[1], x.device)
+        self._materialize(x.shape[self.channel_dim], x.device)
 
     def _infer_parameters(self, module: DyReLU, args: tuple, kwargs: dict | None = None) -> None:
         super()._infer_parameters(module, args, kwargs)
