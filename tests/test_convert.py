@@ -5,18 +5,22 @@ import pytest
 import timm
 import torch
 from timm.layers import create_act_layer
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 from trained_like import max_diff, output, probe, trained_like, trained_like_
 
 from timm_dyacts import (
     BELU,
+    Bipolar,
     BipolarMaxPool2d,
     BPReLU,
     BReLU,
+    ChannelAffine,
     ConversionError,
     DyReLU,
     DyReLUB,
     SoftPool2d,
+    SoftPool2dSame,
     convert,
 )
 
@@ -270,11 +274,47 @@ def test_batchnorm_folds_away(name):
     assert max_diff(output(converted, probe(96)), output(model, probe(96))) < 1e-4
 
 
-def test_batchnorm_that_cannot_fold_is_reported():
+def test_batchnorm_without_a_layer_before_it_leaves_a_scale_and_shift():
     model, converted = pair('densenet121', norm='none')
-    left = [n for n, m in converted.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    assert left == [s.name for s in converted.conversion.skipped]
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in converted.modules())
+    left = sum(isinstance(m, ChannelAffine) for m in converted.modules())
+    assert converted.conversion.notes == [
+        f'{left} norms follow no layer that could take them in: what is left of them is a scale and shift']
     assert max_diff(output(converted, probe(64)), output(model, probe(64))) < 1e-4
+
+
+def test_batchnorm_folds_into_linear_layers_through_views():
+    model, converted = pair('levit_128s', norm='none')
+    assert converted.conversion.notes == []
+    assert max_diff(output(converted, probe(224)), output(model, probe(224))) < 1e-4
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'convnext_atto', 'mixer_s32_224'])
+def test_tokens_have_their_channels_last(name):
+    model = timm.create_model(name)
+    kwargs = dict(size=224) if 'convnext' not in name else {}
+    expected = output(model, probe(**kwargs))
+    convert(model, act='bipolar')
+    assert model.conversion.function == 'exact'
+    assert max_diff(output(model, probe(**kwargs)), expected) < 1e-5
+    assert {m.channel_dim for m in model.modules() if isinstance(m, Bipolar)} == {-1}
+    convert(model, act='dyrelu_b')
+    hidden = [m for m in model.modules() if isinstance(m, DyReLU)]
+    assert hidden and all(m.channel_dim == -1 and m.channels % 4 == 0 for m in hidden)
+
+
+@pytest.mark.parametrize('size', [16, 17])
+def test_pools_with_tensorflow_padding(size):
+    net = trained_like_(Net(nn.Sequential(nn.ReLU(), MaxPool2dSame(3, 2))), 32)
+    x = probe(size)
+    expected, shape = output(net, x), net.middle(net.conv1(x)).shape
+    soft = convert(copy.deepcopy(net), pool='softpool', input_size=(3, 16, 16))
+    assert isinstance(soft.middle[1], SoftPool2dSame)
+    assert soft.middle(soft.conv1(x)).shape == shape
+    convert(net, act='brelu', input_size=(3, 16, 16))
+    assert torch.equal(output(net, x), expected)
+    convert(net, act='relu', input_size=(3, 16, 16))
+    assert type(net.middle[1]) is MaxPool2dSame
 
 
 def test_all_at_once_and_in_training_mode():

@@ -5,10 +5,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import EcaModule
 from torch import nn
 from trained_like import max_diff, output, probe, trained_like, trained_like_
 
-from timm_dyacts import BipolarMaxPool2d, BReLU, ConversionError, convert
+from timm_dyacts import Bipolar, BipolarMaxPool2d, BReLU, ConversionError, convert
 
 
 class Joined(nn.Module):
@@ -66,6 +67,8 @@ JOINS = dict(
     gate=gate,
     attend=attend,
     shared=shared,
+    view_in_place=lambda net, x, a, b: net.extra['mix'](torch.cat([a, b], 1)[:, :16].mul_(2)),
+    sum_from_zero=lambda net, x, a, b: sum([a, b], 0.0),
     layer_scale=lambda net, x, a, b: x + a * net.extra['norm'].weight.view(1, -1, 1, 1),
     average=lambda net, x, a, b: F.avg_pool2d(a, 3, 2, 1) + F.adaptive_avg_pool2d(b, a.shape[-1] // 2),
     upsample=lambda net, x, a, b: a + F.interpolate(F.avg_pool2d(b, 2), scale_factor=2, mode='bilinear'),
@@ -110,28 +113,68 @@ def test_the_flip_follows_every_join(name, layout):
     ('channel mean', lambda net, x, a, b: a + b.mean(1, keepdim=True), 'mean runs over channels'),
     ('constant', lambda net, x, a, b: a + 1, 'add needs its input unchanged'),
     ('functional pool', lambda net, x, a, b: F.max_pool2d(a, 2), 'max_pool2d_with_indices needs its input unchanged'),
-    ('view', lambda net, x, a, b: a[:, :4].mul_(2) + b[:, :4], 'mul needs its input unchanged'),
+    ('write into zeros', lambda net, x, a, b: torch.zeros_like(a).copy_(a) + b, 'copy needs its input unchanged'),
     ('product', lambda net, x, a, b: a * b, 'a gate needs its control input unchanged'),
 ])
 def test_what_does_not_fit_names_the_place(name, join, where):
-    net = trained_like_(Joined(join, out=4 if name == 'view' else 8), 16)
+    net = trained_like_(Joined(join), 16)
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(ConversionError, match=f"'the model': {where}"):
         convert(net, act='brelu', input_size=(3, 16, 16))
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
-def test_a_computed_weight_is_not_rewritten():
+class Standardised(nn.Conv2d):
     """Weight standardisation subtracts a mean over inputs: it does not commute with their signs."""
-    class Standardised(nn.Conv2d):
-        def forward(self, x):
-            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-            return F.conv2d(x, weight, self.bias, padding=1)
 
-    net = trained_like_(Joined(lambda net, x, a, b: a), 16)
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+def test_a_layer_that_computes_its_weight_is_wrapped():
+    net = Joined(lambda net, x, a, b: a + b)
     net.a[0] = Standardised(8, 8, 3, padding=1)
-    with pytest.raises(ConversionError, match="'a.0': convolution needs its input unchanged"):
-        convert(net, act='brelu', input_size=(3, 16, 16))
+    net = trained_like_(net, 16)
+    weight, expected = net.a[0].weight.clone(), output(net, probe(16))
+    convert(net, act='brelu', input_size=(3, 16, 16))
+    assert isinstance(net.a[0], Bipolar) and torch.equal(net.a[0].f.weight, weight)
+    assert max_diff(output(net, probe(16)), expected) < 1e-5
+    convert(net, act='relu', input_size=(3, 16, 16))
+    assert isinstance(net.a[0], Standardised)
+
+
+def test_a_gate_that_mixes_channels_is_wrapped():
+    net = trained_like_(Joined(lambda net, x, a, b: net.extra['eca'](a) + b, eca=EcaModule(8)), 16)
+    expected = output(net, probe(16))
+    convert(net, act='brelu', input_size=(3, 16, 16))
+    assert isinstance(net.extra['eca'], Bipolar)
+    assert torch.equal(output(net, probe(16)), expected)
+
+
+def test_the_rows_of_a_computed_weight_are():
+    net = Joined(lambda net, x, a, b: a + b)
+    net.stem[0] = Standardised(3, 8, 3, padding=1)
+    net = trained_like_(net, 16)
+    expected = output(net, probe(16))
+    convert(net, act='brelu', input_size=(3, 16, 16))
+    assert max_diff(output(net, probe(16)), expected) < 1e-5
+
+
+def test_parameters_that_are_added():
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(8, 1, 1))
+            self.shift = nn.Parameter(torch.randn(8, 1, 1))
+
+        def forward(self, x):
+            return x * self.scale + self.shift
+
+    net = trained_like_(Joined(lambda net, x, a, b: net.extra['shift'](a) + b, shift=Shift()), 16)
+    expected = output(net, probe(16))
+    convert(net, act='brelu', input_size=(3, 16, 16))
+    assert max_diff(output(net, probe(16)), expected) < 1e-5
 
 
 def test_max_pools_follow_their_input():

@@ -21,6 +21,7 @@ __all__ = ['SignConflict', 'SignFlip', 'solve_signs']
 
 _PLUS = 1  # the unknown that is known to be +1
 _ANY = 0  # a zero: it has every sign
+_STRIDE = 2 ** 31
 
 # f(-x) = -f(x), element by element
 _ODD = frozenset({
@@ -63,11 +64,11 @@ class SignFlip(NamedTuple):
 
     Attributes:
         factors: Each parameter or buffer that changes, with the +-1 tensor that it is multiplied by (broadcastable).
-        pools: The +-1 vector of channel signs at each max pool call.
+        pools: The +-1 vectors of channel signs at the input and the output of each call of a pool.
         output: The +-1 tensor that the model's output is multiplied by, ``None`` where the output does not change.
     """
     factors: list[tuple[torch.Tensor, torch.Tensor]]
-    pools: list[tuple[Call, torch.Tensor]]
+    pools: list[tuple[Call, torch.Tensor, torch.Tensor]]
     output: torch.Tensor | None
 
     @torch.no_grad()
@@ -147,7 +148,8 @@ def solve_signs(
         trace: Record of a forward pass.
         anchors: Activation calls that will commute with a channel sign, each with the ``(C,)`` vector of +-1 by
             which its input (and so its output) is to be multiplied.
-        pools: Max pool calls that can be given the bipolar form after the signs are known.
+        pools: Calls of max pools, and of other modules that can be given a bipolar form after the signs are known.
+            They are seen as one operator that keeps the signs of its channels.
         parameters: The tensors that may be changed (parameters and buffers), by ``id``.
 
     Returns:
@@ -169,12 +171,20 @@ class _Solver:
         self.norms: dict[int, _Norm] = {}
         self.transposed: dict[int, torch.Tensor] = {}  # id(weight.t()) -> weight
         self.spans: dict[int, tuple[Call, torch.Tensor | None]] = {}  # first op -> call seen as one operator
-        self.pools: list[tuple[Call, torch.Tensor]] = []
+        self.pools: list[tuple[Call, torch.Tensor, torch.Tensor]] = []
         for call, pattern in anchors:
             self.spans[call.start] = call, pattern
         for call in pools:
             self.spans[call.start] = call, None
         self.private = self._private_parameters()
+        # What is read by other operators than layers and norms is a tensor like any other: a sign for each row.
+        self.free: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for key, private in self.private.items():
+            tensor = parameters[key]
+            if not private and tensor.is_floating_point() and tensor.ndim > 0:
+                rows = self.unknowns.new(tensor.shape[0]).view([-1] + [1] * (tensor.ndim - 1))
+                self.ids[key] = rows.expand(tensor.shape)
+                self.free.append((tensor, rows))
 
     def solve(self) -> SignFlip:
         index = 0
@@ -197,7 +207,7 @@ class _Solver:
             for a, b in zip(norm.ins.tolist(), norm.outs.tolist(), strict=True):
                 if a != _ANY:
                     self.unknowns.tie(a, b)
-        return SignFlip(self._factors(), [(c, self.unknowns.signs(v)) for c, v in self.pools], output)
+        return SignFlip(self._factors(), [(c, *map(self.unknowns.signs, v)) for c, *v in self.pools], output)
 
     # What each operator asks of the signs
 
@@ -208,19 +218,27 @@ class _Solver:
             return self._linear(op)
         if op.name in ('native_batch_norm', 'cudnn_batch_norm', '_native_batch_norm_legit_no_training'):
             return self._batch_norm(op)
+        if op.name in ('native_group_norm', 'native_layer_norm'):
+            return self._mixing_norm(op)
         if op.name == 't' and id(op.args[0]) in self.parameters:
             self.transposed[id(op.out)] = op.args[0]
             return
         if op.name in _ZEROS:
             return self._set(op.out, torch.tensor(_ANY).expand(op.out.shape))
-        tracked = [t for t in op.inputs if id(t) in self.ids]
-        if not tracked:
+        if not any(id(t) in self.ids for t in op.inputs):
             for out in op.outputs:
                 self.ids.pop(id(out), None)
             return
-        writes_view = op.func._schema.is_mutable and tracked[0]._base is not None
-        if writes_view:  # its base would have to follow: keep everything as it is
+        if not op.func._schema.is_mutable:
+            return self._compute(op)
+        # Other views of the memory that is written to must stay right: what was there keeps its signs.
+        before = self._get(op.args[0])
+        if bool((_narrow(before) == _ANY).any()):
             return self._keep_sign(op)
+        self._compute(op)
+        self._tie(self._get(op.args[0]), before, f'{op.name} in place changes the signs')
+
+    def _compute(self, op: Op) -> None:
         if op.name in _ODD:
             return self._set(op.outputs[0], self._get(op.args[0]))
         if op.name in _MOVES:
@@ -245,12 +263,16 @@ class _Solver:
             self.ids.pop(id(out), None)
 
     def _whole_call(self, call: Call, pattern: torch.Tensor | None) -> None:
-        channels = self._channels(call.input, 1)
-        if pattern is None:
-            self.pools.append((call, channels))
-        else:
+        dim = 1 if pattern is None else call.channel_dim
+        channels = self._channels(call.input, dim)
+        if pattern is not None:
             self._tie(channels, pattern.long() * _PLUS, 'the activation asks for other signs than its input can have')
-        self._set_channels(call.output, channels, 1)
+        outs = channels
+        if pattern is None:
+            if call.output.shape[1] != call.shape[1]:  # another number of channels: free to have signs of their own
+                outs = self.unknowns.new(call.output.shape[1])
+            self.pools.append((call, channels, outs))
+        self._set_channels(call.output, outs, dim)
 
     def _convolution(self, op: Op) -> None:
         x, weight, bias = op.args[:3]
@@ -276,9 +298,8 @@ class _Solver:
             groups: int,
             transposed: bool,
     ) -> None:
-        # A weight that is computed, or read elsewhere too, cannot be rewritten.
         if not self._rewritable(weight) or not (bias is None or self._rewritable(bias)):
-            return self._keep_sign(op)
+            return self._computed_layer(op, x, weight, bias, dim, groups, transposed)
         ins = self._channels(x, dim)
         layer = self.layers.get(id(weight))
         if layer is None:
@@ -288,18 +309,61 @@ class _Solver:
             self._tie(layer.ins, ins, 'the layer is shared by inputs of different signs')
         self._set_channels(op.out, layer.outs, dim)
 
+    def _computed_layer(
+            self,
+            op: Op,
+            x: torch.Tensor,
+            weight: torch.Tensor,
+            bias: torch.Tensor | None,
+            dim: int,
+            groups: int,
+            transposed: bool,
+    ) -> None:
+        """A layer whose weight is computed, or read elsewhere too: only its rows, the output channels, have signs."""
+        if id(weight) not in self.ids or weight.ndim < 2 or transposed or op.name in ('addmm', 'mm'):
+            return self._keep_sign(op)
+        outs = self._channels(weight, 0)
+        if bias is not None:
+            if id(bias) in self.ids:
+                self._tie(outs, self._channels(bias, 0), 'a bias has other signs than its layer')
+            elif self._rewritable(bias):
+                self.free.append((bias, outs))
+            else:
+                return self._keep_sign(op)
+        if id(x) in self.ids:
+            reason = f'the computed weight of {op.name} needs its input unchanged'
+            self._tie(self.ids[id(x)], torch.tensor(_PLUS), reason)
+        self._set_channels(op.out, outs, dim)
+
     def _batch_norm(self, op: Op) -> None:
         x, weight, bias, mean = op.args[:4]
-        if not all(p is None or self._rewritable(p) for p in (weight, bias)) or mean is None:
+        if weight is not None and bias is None and not self._rewritable(weight):  # computed: it scales, no more
+            self._tie(self._get(weight), torch.tensor(_PLUS), 'the scale of a norm changes its sign')
+            return self._set_channels(op.outputs[0], self._channels(x, 1), 1)
+        if not all(p is None or self._rewritable(p) for p in (weight, bias)):
             return self._keep_sign(op)
         ins = self._channels(x, 1)
-        norm = self.norms.get(id(mean))
+        key = next((id(t) for t in (mean, weight, bias) if t is not None), id(op))
+        norm = self.norms.get(key)
         if norm is None:
             outs = ins if weight is None else self.unknowns.new(len(ins))
-            norm = self.norms[id(mean)] = _Norm(weight, bias, mean, ins, outs)
+            norm = self.norms[key] = _Norm(weight, bias, mean, ins, outs)
         else:
             self._tie(norm.ins, ins, 'the norm is shared by inputs of different signs')
         self._set_channels(op.outputs[0], norm.outs, 1)
+
+    def _mixing_norm(self, op: Op) -> None:
+        """Statistics over several channels need the signs as they are; scale and shift can give new ones."""
+        x = op.args[0]
+        weight, bias = op.args[2:4] if op.name == 'native_layer_norm' else op.args[1:3]
+        self._keep_sign(op)
+        if weight is None or weight.ndim > 1 or not all(p is None or self._rewritable(p) for p in (weight, bias)):
+            return
+        norm = self.norms.get(id(weight))
+        if norm is None:
+            ins = torch.full((len(weight),), _PLUS)
+            norm = self.norms[id(weight)] = _Norm(weight, bias, None, ins, self.unknowns.new(len(weight)))
+        self._set_channels(op.outputs[0], norm.outs, x.ndim - 1 if op.name == 'native_layer_norm' else 1)
 
     def _move(self, op: Op) -> None:
         def replace(arg: Any) -> Any:
@@ -307,9 +371,11 @@ class _Solver:
                 return self._get(arg)
             return [replace(a) for a in arg] if isinstance(arg, (list, tuple)) else arg
 
-        func = torch.ops.aten.reshape.default if op.name in ('view', '_unsafe_view', '_reshape_alias') else op.func
-        args = op.args[:2] if op.name == '_reshape_alias' else op.args
-        moved = func(*[replace(a) for a in args], **op.kwargs)
+        if op.name in ('view', '_unsafe_view', 'reshape', '_reshape_alias'):
+            return self._set(op.out, _reshape(self._get(op.args[0]), op.out.shape))
+        if any(t.is_meta and not t.is_floating_point() for t in op.inputs):  # moved nobody knows where
+            return self._keep_sign(op)
+        moved = op.func(*[replace(a) for a in op.args], **op.kwargs)
         for out, ids in zip(op.outputs, [moved] if isinstance(moved, torch.Tensor) else moved, strict=True):
             self._set(out, ids)
 
@@ -320,8 +386,8 @@ class _Solver:
 
     def _add(self, op: Op) -> None:
         a, b = op.args[:2]
-        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-            return self._keep_sign(op)
+        if not isinstance(b, torch.Tensor):
+            return self._keep_sign(op) if b else self._set(op.out, self._get(a))
         a, b = torch.broadcast_tensors(self._get(a), self._get(b))
         self._tie(a, b, 'the summands have different signs')
         self._set(op.out, torch.where(_narrow(a) == _ANY, _narrow(b), _narrow(a)).expand(op.out.shape))
@@ -387,10 +453,11 @@ class _Solver:
 
     def _tie(self, a: torch.Tensor, b: torch.Tensor, reason: str) -> None:
         a, b = torch.broadcast_tensors(_narrow(a), _narrow(b))
-        pairs = torch.stack([a.flatten(), b.flatten()], 1)
-        pairs = pairs[(pairs != _ANY).all(1) & (pairs[:, 0] != pairs[:, 1])]
-        for i, j in torch.unique(pairs, dim=0).tolist():
-            if not self.unknowns.tie(i, j):
+        open_ = (a != _ANY) & (b != _ANY) & (a != b)
+        pairs = torch.unique(a[open_] * _STRIDE + b[open_])  # both in one number: sorted much faster than rows
+        for pair in pairs.tolist():
+            i = (pair + _STRIDE // 2) // _STRIDE
+            if not self.unknowns.tie(i, pair - i * _STRIDE):
                 raise _Contradiction(reason)
 
     # What is changed once the signs are known
@@ -401,7 +468,8 @@ class _Solver:
         views: dict[int, int] = {}
         for op in self.trace.ops:
             layer = op.name in ('convolution', '_convolution', 'linear', 'addmm', 'mm', 'native_batch_norm',
-                                'cudnn_batch_norm', '_native_batch_norm_legit_no_training')
+                                'cudnn_batch_norm', '_native_batch_norm_legit_no_training', 'native_group_norm',
+                                'native_layer_norm')
             for position, tensor in enumerate(op.args if layer else op.inputs):
                 key = views.get(id(tensor), id(tensor))
                 if key not in self.parameters:
@@ -439,6 +507,8 @@ class _Solver:
             ins, outs = signs(layer.ins), signs(layer.outs)
             add(layer.weight, _weight_factor(layer, ins, outs))
             add(layer.bias, outs)
+        for tensor, ids in self.free:
+            add(tensor, signs(ids))
         for norm in self.norms.values():
             ins, outs = signs(norm.ins), signs(norm.outs)
             add(norm.weight, ins * outs)
@@ -454,6 +524,18 @@ def _weight_factor(layer: _Layer, ins: torch.Tensor, outs: torch.Tensor) -> torc
     rows = rows.view(layer.groups, -1, 1)
     factor = (rows * cols).flatten(0, 1)
     return factor.view(*factor.shape, *[1] * (layer.weight.ndim - 2))
+
+
+def _reshape(ids: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A reshape that does not write out what is one vector along the first, second or last dimension."""
+    narrow = _narrow(ids)
+    if narrow.numel() == 1:
+        return narrow.view([1] * len(shape)).expand(shape)
+    if narrow.numel() == ids.shape[-1] == shape[-1] == narrow.shape[-1]:
+        return narrow.view([1] * (len(shape) - 1) + [-1]).expand(shape)
+    if ids.ndim > 1 and len(shape) > 1 and narrow.numel() == narrow.shape[1] and ids.shape[:2] == shape[:2]:
+        return narrow.view([1, -1] + [1] * (len(shape) - 2)).expand(shape)
+    return ids.reshape(shape)
 
 
 def _narrow(ids: torch.Tensor) -> torch.Tensor:

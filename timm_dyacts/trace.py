@@ -56,6 +56,8 @@ class Call:
         module: The module.
         input: Its first tensor argument.
         shape: Shape of the input.
+        channel_dim: Dimension of the input that holds channels: what the last convolution, linear layer or norm before
+            it left them in. ``None`` if that cannot be told.
         producer: The operator that made the input, ``None`` for the model's own input.
         start: Index of the first operator that ran inside the call.
         stop: Index after the last operator that ran inside the call.
@@ -64,6 +66,7 @@ class Call:
     module: nn.Module
     input: torch.Tensor | None
     shape: torch.Size | None
+    channel_dim: int | None
     producer: Op | None
     start: int
     stop: int = -1
@@ -111,6 +114,7 @@ class _Recorder(TorchDispatchMode):
         self.trace = trace
         self.stack: list[tuple[str, Call]] = []
         self.producer: dict[int, Op] = {}
+        self.channel_dim: dict[int, int | None] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -122,13 +126,20 @@ class _Recorder(TorchDispatchMode):
         self.trace.ops.append(op)
         for tensor in op.outputs:
             self.producer[id(tensor)] = op
+            self.channel_dim[id(tensor)] = _channel_dim(op, tensor, self.channel_dim)
         return out
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = _tensors((args, kwargs))
         x = tensors[0] if tensors else None
-        producer = self.producer.get(id(x)) if x is not None else None
-        call = Call(module, x, None if x is None else x.shape, producer, len(self.trace.ops))
+        call = Call(
+            module,
+            input=x,
+            shape=None if x is None else x.shape,
+            channel_dim=self.channel_dim.get(id(x)),
+            producer=self.producer.get(id(x)),
+            start=len(self.trace.ops),
+        )
         self.trace.calls.append(call)
         self.stack.append((name, call))
 
@@ -171,3 +182,36 @@ def trace_forward(model: nn.Module, x: torch.Tensor) -> Trace:
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def _channel_dim(op: Op, out: torch.Tensor, known: dict[int, int | None]) -> int | None:
+    """Where the channels of a result are, given where they are in what it was made from."""
+    if op.name in ('convolution', '_convolution', 'native_batch_norm', 'cudnn_batch_norm', 'native_group_norm'):
+        return 1
+    if op.name in ('addmm', 'mm', 'linear', 'bmm', 'baddbmm', 'native_layer_norm', '_fused_rms_norm'):
+        return out.ndim - 1
+    source = next((t for t in op.inputs if known.get(id(t)) is not None), None)
+    if source is None:
+        return None
+    dim = known[id(source)]
+    if op.name in ('permute', 'transpose', 't'):
+        # Take the same way with a tensor whose sizes say which dimension is which.
+        moved = op.func(torch.empty(list(range(source.ndim)), device='meta'), *op.args[1:])
+        return list(moved.shape).index(dim)
+    if op.name in ('view', '_unsafe_view', 'reshape', '_reshape_alias'):
+        channels = source.shape[dim]
+        if out.ndim > 1 and dim == 1 and out.shape[:2] == source.shape[:2]:
+            return 1
+        return out.ndim - 1 if dim == source.ndim - 1 and out.shape[-1] == channels else None
+    if out.ndim == source.ndim:
+        return dim
+    if op.name in ('mean', 'sum', 'amax') and op.args[1]:
+        dims = {d % source.ndim for d in op.args[1]}
+        return None if dim in dims else dim - sum(d < dim for d in dims)
+    at = op.args[1] if len(op.args) > 1 else 0
+    if op.name == 'unsqueeze':
+        return dim + (at % out.ndim <= dim)
+    if op.name in ('select', 'unbind'):
+        at %= source.ndim
+        return None if at == dim else dim - (at < dim)
+    return None

@@ -1,4 +1,5 @@
 """The operators: a function and an ``nn.Module`` each. This package knows torch and no model."""
+from .affine import ChannelAffine
 from .bipolar import (
     BELU,
     BSELU,
@@ -21,6 +22,7 @@ from .softpool import (
     GlobalSoftPool2d,
     SoftPool1d,
     SoftPool2d,
+    SoftPool2dSame,
     SoftPool3d,
     global_softpool2d,
     softpool1d,
@@ -36,6 +38,7 @@ __all__ = [
     'BSELU',
     'Bipolar',
     'BipolarMaxPool2d',
+    'ChannelAffine',
     'DyReLU',
     'DyReLUA',
     'DyReLUB',
@@ -44,6 +47,7 @@ __all__ = [
     'LazyDyReLU',
     'SoftPool1d',
     'SoftPool2d',
+    'SoftPool2dSame',
     'SoftPool3d',
     'belu',
     'bipolar',

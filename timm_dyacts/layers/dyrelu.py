@@ -82,7 +82,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if not torch.jit.is_scripting():
         kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
+        if available and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 return F.linear(x, weight, bias)
     return F.linear(x, weight, bias)

@@ -2,6 +2,7 @@
 
 Paper: `Refining activation downsampling with SoftPool` (Stergiou et al., 2021) - https://arxiv.org/abs/2101.00440
 """
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ __all__ = [
     'GlobalSoftPool2d',
     'SoftPool1d',
     'SoftPool2d',
+    'SoftPool2dSame',
     'SoftPool3d',
     'global_softpool2d',
     'softpool1d',
@@ -285,6 +287,41 @@ class SoftPool2d(_SoftPool):
     """
 
     rank = 2
+
+
+@torch.fx.wrap
+def _softpool2d_same(
+        x: Tensor,
+        kernel_size: list[int],
+        stride: list[int],
+        dilation: list[int],
+        beta: float,
+        detach_weights: bool,
+) -> Tensor:
+    padding: list[int] = []
+    for size, k, s, d in zip(x.shape[-2:], kernel_size, stride, dilation):  # noqa: B905  TorchScript has no strict
+        padding.append(max((math.ceil(size / s) - 1) * s + d * (k - 1) + 1 - size, 0) // 2)
+    # Where the whole padding is odd, its last row lies to the right: there the last window hangs over.
+    return _softpool(x, kernel_size, stride, padding, dilation, True, beta, detach_weights)
+
+
+class SoftPool2dSame(SoftPool2d):
+    """`SoftPool2d` with the padding that TensorFlow calls "SAME": the output has ``ceil(H / stride)`` rows.
+
+    Stands in for timm's `MaxPool2dSame`. `padding` and `ceil_mode` are not used.
+
+    Raises:
+        ValueError: If `stride` is 1 and `kernel_size` even: one side would need more padding than the other.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        for k, s in zip(self.kernel_size, self.stride, strict=True):
+            if s == 1 and k % 2 == 0:
+                raise ValueError(f'kernel_size must be odd where stride is 1, got {self.kernel_size}')
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _softpool2d_same(x, self.kernel_size, self.stride, self.dilation, self.beta, self.detach_weights)
 
 
 class SoftPool3d(_SoftPool):
