@@ -32,37 +32,6 @@ from .convert import convert
 __all__ = ['PretrainedWeightsError', 'Variant', 'register', 'variants']
 
 
-@dataclass(frozen=True)
-class Family:
-    """Architectures that are converted alike.
-
-    Attributes:
-        bases: timm's names.
-        activation: The backbone's activation. Dynamic ReLU and BReLU start as just that if it is ReLU or ReLU6.
-        pool: Arguments of SoftPool where the published form is not the shape of the max pool replaced.
-        nobn: Whether every BatchNorm has a convolution to be folded into.
-    """
-    bases: tuple[str, ...]
-    activation: str
-    pool: tuple[tuple[str, Any], ...] = ()
-    nobn: bool = False
-
-
-# SoftPool 2x2 of stride 2 for the stem's max pool 3x3 (Stergiou et al. 2021). Odd sizes round up as the max pool's do.
-_STEM = (('kernel_size', 2), ('stride', 2), ('padding', 0), ('ceil_mode', True))
-
-FAMILIES = (
-    Family(
-        ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnext50_32x4d', 'wide_resnet50_2',
-         'seresnet50', 'seresnext50_32x4d'),
-        activation='ReLU', pool=_STEM, nobn=True),
-    Family(('densenet121',), activation='ReLU', pool=_STEM),
-    Family(('vgg16_bn',), activation='ReLU'),
-    Family(('mobilenetv2_050', 'mobilenetv2_100', 'mobilenetv2_140'), activation='ReLU6'),
-    Family(('mobilenetv3_small_100', 'mobilenetv3_large_100'), activation='hard-swish'),
-    Family(('efficientnet_b0',), activation='SiLU'),
-)
-
 OPERATORS = dict(
     dyrelu_a=dict(act='dyrelu_a'),
     dyrelu_b=dict(act='dyrelu_b'),
@@ -71,6 +40,69 @@ OPERATORS = dict(
     brelu=dict(act='brelu'),
     belu=dict(act='belu'),
 )
+ALL = tuple(OPERATORS)
+USUAL = ('dyrelu_b', 'softpool', 'brelu', 'belu')
+NO_POOL = ('dyrelu_b', 'brelu', 'belu')
+
+
+@dataclass(frozen=True)
+class Family:
+    """Architectures that are converted alike.
+
+    Attributes:
+        bases: timm's names, separated by spaces.
+        operators: The operators for which there is something to replace.
+        activation: The backbone's activation. Dynamic ReLU and BReLU start as just that if it is ReLU or ReLU6.
+        nobn: The operators that are also there without BatchNorm.
+        stem: Whether the max pool 3x3 of the stem becomes SoftPool 2x2, as published.
+    """
+    bases: str
+    operators: tuple[str, ...] = USUAL
+    activation: str = 'ReLU'
+    nobn: tuple[str, ...] = ()
+    stem: bool = False
+
+
+FAMILIES = (
+    Family(
+        'resnet18 resnet34 resnet50 resnet101 resnext50_32x4d wide_resnet50_2 seresnet50 seresnext50_32x4d',
+        ALL, nobn=ALL, stem=True),
+    Family(
+        'resnet10t resnet14t resnet26 resnet26t resnet152 resnet18d resnet26d resnet34d resnet50c resnet50d '
+        'resnet101d resnet152d resnext50d_32x4d resnext101_32x4d resnext101_32x8d resnext101_64x4d wide_resnet101_2 '
+        'seresnet152d seresnext26d_32x4d seresnext26t_32x4d seresnext101_32x4d ecaresnet50d ecaresnet101d',
+        nobn=('brelu',), stem=True),
+    Family('resnest14d resnest26d resnest50d', stem=True),
+    # one activation module serves tensors of several widths there, which a Dynamic ReLU cannot
+    Family('res2net50_26w_4s res2net101_26w_4s res2net50d res2next50', ('softpool', 'brelu', 'belu'), stem=True),
+    Family('regnetx_002 regnetx_004 regnetx_006 regnetx_008 regnetx_016 regnetx_032 regnetx_064', NO_POOL),
+    Family('regnety_002 regnety_004 regnety_006 regnety_008 regnety_016 regnety_032 regnety_064', NO_POOL),
+    Family('repvgg_a0 repvgg_a1 repvgg_a2 repvgg_b0 repvgg_b1 repvgg_b2', NO_POOL),
+    Family('vgg16_bn', ALL),
+    Family('vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg19 vgg19_bn'),
+    Family('densenet121', ALL, stem=True),
+    Family('densenet161 densenet169 densenet201', stem=True),
+    Family('inception_v3', ('dyrelu_b', 'softpool')),  # pools between bipolar activations are function calls there
+    Family('inception_v4'),
+    Family('hrnet_w18_small hrnet_w18_small_v2 hrnet_w18 hrnet_w32', NO_POOL),
+    Family('dla34 dla46_c dla60 dla102 ese_vovnet19b_dw ese_vovnet39b'),
+    Family('mobilenetv2_050 mobilenetv2_100 mobilenetv2_140', ALL, activation='ReLU6'),
+    Family('mobilenetv1_100 mobilenetv2_110d mobilenetv2_120d', activation='ReLU6'),
+    Family('mobilenetv3_small_100 mobilenetv3_large_100', ALL, activation='hard-swish'),
+    Family('mobilenetv3_small_050 mobilenetv3_small_075', activation='hard-swish'),
+    Family('mobilenetv4_conv_small mobilenetv4_conv_medium mobilenetv4_conv_large'),
+    Family('mnasnet_small mnasnet_100 semnasnet_075 semnasnet_100 spnasnet_100'),
+    Family('ghostnet_100 ghostnetv2_100 ghostnetv2_130', NO_POOL),
+    Family('efficientnet_b0', ALL, activation='SiLU'),
+    Family('efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4', activation='SiLU'),
+    Family('efficientnet_lite0 tf_efficientnet_lite0 tf_efficientnet_lite1 tf_efficientnet_lite2', activation='ReLU6'),
+    Family('efficientnetv2_rw_t efficientnetv2_rw_s tf_efficientnetv2_b0 tf_efficientnetv2_b1', activation='SiLU'),
+    Family('convmixer_768_32', NO_POOL),
+    Family('convmixer_1024_20_ks9_p14', NO_POOL, activation='GELU'),
+)
+
+# The form that Stergiou et al. 2021 put into ResNet and DenseNet. Odd sizes round up as those of the max pool do.
+_STEM = dict(kernel_size=2, stride=2, padding=0, ceil_mode=True)
 
 # Names in use elsewhere, each for one variant above.
 ALIASES = dict(
@@ -106,8 +138,8 @@ class Variant:
     def recipe(self) -> dict[str, Any]:
         """Arguments of ``convert``."""
         recipe = dict(OPERATORS[self.operator])
-        if 'pool' in recipe and self.family.pool:
-            recipe['pool_kwargs'] = dict(self.family.pool)
+        if 'pool' in recipe and self.family.stem:
+            recipe['pool_kwargs'] = dict(_STEM)
         if self.nobn:
             recipe['norm'] = 'none'
         return recipe
@@ -123,9 +155,9 @@ def variants() -> Iterator[Variant]:
     """All variants that the tables give, aliases last."""
     names = {}
     for family in FAMILIES:
-        for base in family.bases:
-            for operator in OPERATORS:
-                for nobn in (False, True) if family.nobn else (False,):
+        for base in family.bases.split():
+            for operator in family.operators:
+                for nobn in (False, True) if operator in family.nobn else (False,):
                     name = f'{base}_{operator}' + '_nobn' * nobn
                     names[name] = Variant(name, base, operator, nobn, family)
     yield from names.values()
