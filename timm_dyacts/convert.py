@@ -4,15 +4,17 @@ One dry run tells what every activation, pool and norm really does in the networ
 timm's factories. What ``convert`` says about the function being kept is checked on a probe batch before it returns, and
 a model that does not fit is left as it was.
 """
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import AdaptiveAvgMaxPool2d, create_aa, create_act_layer, get_act_layer
 from timm.layers import activations as timm_activations
 from timm.layers import activations_me as timm_activations_me
-from timm.layers import create_aa, create_act_layer, get_act_layer
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 
@@ -51,6 +53,7 @@ _ACTIVATIONS = (
       if hasattr(source, name)),
     DyReLU, *_BIPOLAR_TYPES,
 )
+_MAX_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, AdaptiveAvgMaxPool2d)
 _ACTIVATION_OPS = frozenset({
     'celu', 'elu', 'gelu', 'hardswish', 'hardtanh', 'leaky_relu', 'mish', 'prelu', 'relu', 'relu6', 'selu', 'silu',
     'softplus',
@@ -261,6 +264,10 @@ class _Conversion:
             self._flip_signs(plan)
         for old, new, exact in plan:
             self._replace(old, new, exact)
+        if act in DYRELU and hasattr(type(self.model), 'group_matcher'):
+            if 'group_matcher' not in vars(self.model):
+                self.model.group_matcher = partial(_group_matcher, self.model)
+                self.way_back.append(lambda: delattr(self.model, 'group_matcher'))
         if plan and any(_form(new).layout for _, new, _ in plan):
             self._mark_bipolar()
         elif plan:
@@ -337,7 +344,7 @@ class _Conversion:
                 anchors.append((call, _pattern(old, call) * _pattern(new, call)))
         pools = [
             call for call in self.trace.calls
-            if _is_wrapped(call.module) or isinstance(call.module, nn.MaxPool2d) and not call.module.return_indices
+            if _is_wrapped(call.module) or isinstance(call.module, _MAX_POOLS) and isinstance(call.output, torch.Tensor)
         ]
         tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
         try:
@@ -733,6 +740,28 @@ def _with_layout(pool: nn.Module, layout: str | None) -> nn.Module:
 def _pool_args(pool: nn.Module) -> dict[str, Any]:
     names = ('kernel_size', 'stride', 'padding', 'dilation', 'ceil_mode')
     return {name: getattr(pool, name) for name in names}
+
+
+def _group_matcher(model: nn.Module, coarse: bool = False) -> dict[str, Any]:
+    """timm's parameter groups for layer-wise decay, with each Dynamic ReLU in the group of what stands before it."""
+    matcher = type(model).group_matcher(model, coarse=coarse)
+    if not isinstance(matcher, dict):
+        return matcher
+    matcher = dict(matcher)
+    specs = {
+        group: [spec[0] for spec in specs] if isinstance(specs, (list, tuple)) else [specs]
+        for group, specs in matcher.items() if specs is not None
+    }
+    unplaced = {f'{name}.fc1_weight': name for name, module in model.named_modules() if isinstance(module, DyReLU)}
+    group = None
+    for name, _ in model.named_parameters():
+        found = next((g for g, patterns in specs.items() if any(re.match(p, name) for p in patterns)), None)
+        if found is not None:
+            group = found
+        elif name in unplaced and group is not None:
+            pattern, spec = rf'^{re.escape(unplaced[name])}\.', matcher[group]
+            matcher[group] = f'{spec}|{pattern}' if isinstance(spec, str) else [*spec, (pattern, None)]
+    return matcher
 
 
 # The dry run
