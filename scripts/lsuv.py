@@ -63,6 +63,8 @@ def plot(report: LSUVReport, path: str, title: str) -> None:
     ):
         draw_stds(ax, rows)
         ax.set_xlabel(label)
+    targets = sorted({row.target for row in report.layers})
+    axes[0].set_title(f'targets: {", ".join(f"{target:.3g}" for target in targets)}', fontsize=9)
     axes[0].set_ylabel('Standard deviation of the output')
     axes[0].legend(frameon=False)
     fig.savefig(path)

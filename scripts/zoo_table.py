@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""Prints the README's table of variants, measured on the models as they are built.
+"""Prints the README's table of variants, measured on the models as they are built: the bases that have every operator.
+With --all, all of them.
 
 Parameters are counted; GMACs are the multiply-adds of convolutions and matrix products for one image at the size of the
 default pretrained config, counted by torch's ``FlopCounterMode``. Models are built on the meta device, so this takes
 seconds and no memory.
 """
+import argparse
+from collections.abc import Iterator
+
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import timm_dyacts  # noqa: F401  registers the variants
 from timm_dyacts import zoo
 
-DYNAMIC = ('dyrelu_a', 'dyrelu_b', 'dyrelu_c')
+MEASURED = ('dyrelu_a', 'dyrelu_b', 'dyrelu_c', 'softpool')
 
 
 def measure(name: str) -> tuple[float, float]:
@@ -25,31 +29,33 @@ def measure(name: str) -> tuple[float, float]:
     return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9
 
 
-def rows() -> list[list[str]]:
-    table = [
-        ['base', 'pixels', 'activation', 'base', *(f'`_{op}`' for op in DYNAMIC), '`_softpool`', '`_nobn`',
-         'warm start of dyrelu, brelu'],
-    ]
-    table.append(['---'] + ['---:'] * (len(table[0]) - 2) + ['---'])
+def rows(every_base: bool) -> Iterator[list[str]]:
+    """The cells of the table, its head first."""
+    head = ['base', 'pixels', 'activation', 'base', *(f'`_{op}`' for op in MEASURED), '`_nobn`',
+            'warm start of dyrelu, brelu']
+    yield head
+    yield ['---'] + ['---:'] * (len(head) - 2) + ['---']
     variants = {v.name: v for v in zoo.variants()}
     for family in zoo.FAMILIES:
-        for base in family.bases:
-            cells = [f'{m:.2f} / {g:.2f}' for m, g in map(measure, [base] + [f'{base}_{op}' for op in DYNAMIC])]
-            softpool, nobn = measure(f'{base}_softpool'), f'{base}_brelu_nobn'
-            table.append([
+        if not every_base and set(family.operators) != set(zoo.OPERATORS):
+            continue
+        for base in family.bases.split():
+            names = [base] + [f'{base}_{op}' for op in MEASURED]
+            nobn = f'{base}_brelu_nobn'
+            yield [
                 f'`{base}`',
                 str(timm.get_pretrained_cfg(base).input_size[-1]),
                 family.activation,
-                *cells,
-                f'{softpool[0]:.2f} / {softpool[1]:.2f}',
+                *('{:.2f} / {:.2f}'.format(*measure(n)) if n == base or n in variants else '' for n in names),
                 f'{measure(nobn)[0]:.2f}' if nobn in variants else '',
-                variants[f'{base}_dyrelu_b'].warm_start,
-            ])
-    return table
+                variants.get(f'{base}_dyrelu_b', variants.get(f'{base}_brelu')).warm_start,
+            ]
 
 
 def main() -> None:
-    for row in rows():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--all', action='store_true', help='all bases')
+    for row in rows(parser.parse_args().all):
         print('| ' + ' | '.join(row) + ' |')
 
 

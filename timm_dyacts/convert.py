@@ -18,6 +18,7 @@ from timm.layers import activations_me as timm_activations_me
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 
+from .fit import fit_pieces
 from .layers import (
     BELU,
     BSELU,
@@ -139,6 +140,7 @@ def convert(
         *,
         where: str = 'inner',
         layout: str = 'interleaved',
+        start: str = 'relu',
         act_kwargs: dict[str, Any] | None = None,
         pool_kwargs: dict[str, Any] | None = None,
         input_size: tuple[int, int, int] | None = None,
@@ -167,6 +169,8 @@ def convert(
         where: For Dynamic ReLU, ``'inner'`` keeps the plain activation after the addition of bottleneck blocks (these
             have the most channels and so would cost the most parameters), ``'all'`` replaces it too.
         layout: Channel layout of bipolar activations, ``'interleaved'`` or ``'halves'``.
+        start: What a Dynamic ReLU starts as where it cannot be the activation replaced (SiLU, GELU, hard-swish):
+            ``'relu'``, or with ``'fit'`` the maximum of K lines that is nearest to it (see ``fit_pieces``).
         act_kwargs: Further arguments for each new activation, e.g. ``dict(reduction=16)``.
         pool_kwargs: Further arguments for each new pool, e.g. ``dict(beta=2.0)``; they win over the old pool's.
         input_size: ``(C, H, W)`` of the probe batch. Default: a small one that suits the model's config.
@@ -184,6 +188,7 @@ def convert(
     _check_choice('norm', norm, (None, 'none'))
     _check_choice('where', where, ('inner', 'all'))
     _check_choice('layout', layout, ('interleaved', 'halves'))
+    _check_choice('start', start, ('relu', 'fit'))
     if act is None and pool is None and norm is None:
         raise ValueError('Nothing to do: act, pool and norm are all None.')
     if act is not None and not isinstance(act, str):
@@ -197,7 +202,7 @@ def convert(
             conversion.measure_sensitivity()
         try:
             if act is not None:
-                conversion.activations(act, where, layout, act_kwargs or {})
+                conversion.activations(act, where, layout, start, act_kwargs or {})
             if pool is not None:
                 conversion.pools(pool_kwargs or {})
             if norm is not None:
@@ -240,7 +245,7 @@ class _Conversion:
 
     # Activations
 
-    def activations(self, act: str, where: str, layout: str, act_kwargs: dict[str, Any]) -> None:
+    def activations(self, act: str, where: str, layout: str, start: str, act_kwargs: dict[str, Any]) -> None:
         try:
             get_act_layer(act)
         except KeyError as e:
@@ -254,7 +259,7 @@ class _Conversion:
             if reason:
                 self._skip(module, reason)
                 continue
-            new, exact = _make_activation(act, module, self.calls[id(module)][0], layout, act_kwargs, like)
+            new, exact = _make_activation(act, module, self.calls[id(module)][0], layout, start, act_kwargs, like)
             if new is None:
                 self.already = True
                 continue
@@ -636,6 +641,7 @@ def _make_activation(
         old: nn.Module,
         call: Call,
         layout: str,
+        start: str,
         act_kwargs: dict[str, Any],
         like: torch.Tensor,
 ) -> tuple[nn.Module | None, bool]:
@@ -645,6 +651,9 @@ def _make_activation(
         if isinstance(old, DyReLU) and old.mode == act[-1]:
             return None, True
         kwargs = dict(act_kwargs, channel_dim=_channel_dim(call), device=like.device, dtype=like.dtype)
+        if start == 'fit' and form.kind not in ('relu', 'leaky_relu', 'prelu', 'dynamic'):
+            alpha, beta = fit_pieces(old.f if isinstance(old, Bipolar) else old, kwargs.get('k', 2))
+            kwargs = dict(alpha=alpha, beta=beta) | kwargs
         new = _make_dyrelu(act, form, call.shape[call.channel_dim], kwargs)
     elif act == 'bipolar' or act in BIPOLAR:
         new = _make_bipolar(act, old, form, dict(act_kwargs, layout=layout, channel_dim=_channel_dim(call)), like)

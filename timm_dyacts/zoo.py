@@ -110,7 +110,7 @@ ALIASES = dict(
     resnet_brelu_nobn='resnet50_brelu_nobn',
 )
 
-_CONVERT_ARGS = ('where', 'layout', 'act_kwargs', 'pool_kwargs')
+_CONVERT_ARGS = ('where', 'layout', 'start', 'act_kwargs', 'pool_kwargs')
 
 
 class PretrainedWeightsError(OSError):
