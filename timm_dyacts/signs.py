@@ -10,6 +10,7 @@ record of a forward pass (see ``trace``), so it does not matter how a model was 
 An operator that is not known to commute with signs gets the one answer that is always right: its inputs keep
 the sign `+1`. What cannot be solved is therefore reported as a conflict; it is never solved wrongly.
 """
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -258,7 +259,7 @@ class _Solver:
     def _keep_sign(self, op: Op) -> None:
         for tensor in op.inputs:
             if id(tensor) in self.ids:
-                self._tie(self.ids[id(tensor)], torch.tensor(_PLUS), f'{op.name} needs its input unchanged')
+                self._tie(self.ids.pop(id(tensor)), torch.tensor(_PLUS), f'{op.name} needs its input unchanged')
         for out in op.outputs:
             self.ids.pop(id(out), None)
 
@@ -527,14 +528,16 @@ def _weight_factor(layer: _Layer, ins: torch.Tensor, outs: torch.Tensor) -> torc
 
 
 def _reshape(ids: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A reshape that does not write out what is one vector along the first, second or last dimension."""
+    """A reshape that does not write out what broadcasting repeats along the first dimensions, or after the second."""
     narrow = _narrow(ids)
-    if narrow.numel() == 1:
-        return narrow.view([1] * len(shape)).expand(shape)
-    if narrow.numel() == ids.shape[-1] == shape[-1] == narrow.shape[-1]:
-        return narrow.view([1] * (len(shape) - 1) + [-1]).expand(shape)
-    if ids.ndim > 1 and len(shape) > 1 and narrow.numel() == narrow.shape[1] and ids.shape[:2] == shape[:2]:
+    if narrow.numel() == narrow.shape[min(1, ids.ndim - 1)] and len(shape) > 1 and ids.shape[:2] == shape[:2]:
         return narrow.view([1, -1] + [1] * (len(shape) - 2)).expand(shape)
+    first = next((i for i, size in enumerate(narrow.shape) if size > 1), ids.ndim)
+    block = math.prod(ids.shape[first:])  # as many last elements make up all of it
+    for i in range(len(shape), -1, -1):
+        if math.prod(shape[i:]) == block:
+            last = ids[(0,) * first].reshape(shape[i:])
+            return last.expand(shape)
     return ids.reshape(shape)
 
 
