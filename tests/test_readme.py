@@ -11,6 +11,8 @@ import safetensors.torch
 from loopback_hub import LoopbackHub, run_python
 from trained_like import trained_like
 
+from timm_dyacts import zoo
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
@@ -65,6 +67,11 @@ def test_the_tour(workspace, tmp_path):
     for comment in re.findall(r'^# (\{.*\})$', tour, re.MULTILINE):
         assert comment in done.stdout
     assert "['0', '1', '2'" in done.stdout or "['zero', 'one'" in done.stdout
+
+
+def test_the_counts():
+    variants = list(zoo.variants())
+    assert f'There are {len(variants)} variants of {len({v.base for v in variants})} architectures' in README
 
 
 def test_the_table_is_what_the_script_measures():
