@@ -335,6 +335,21 @@ def test_frozen_parameters_stay_frozen():
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_what_runs_in_training_only_is_reported():
+    class Auxiliary(Net):
+        def __init__(self):
+            super().__init__(nn.ReLU())
+            self.auxiliary = nn.Linear(8, 5)
+
+        def forward(self, x):
+            y = super().forward(x)
+            return (y, self.auxiliary(self.conv1(x).mean((2, 3)))) if self.training else y
+
+    net = convert(Auxiliary(), act='brelu', input_size=(3, 16, 16))
+    assert net.conversion.notes == [
+        'not read in eval mode, so not part of the flip and not exact in training: auxiliary.weight, auxiliary.bias']
+
+
 def test_models_without_a_classifier_end_in_flipped_channels():
     model = trained_like('resnet18', num_classes=0)
     expected = output(model, probe())

@@ -159,7 +159,8 @@ def convert(
     * ``pool='softpool'``: SoftPool of the same output shape for each max pool; in networks without one that downsample
       by strided convolutions with an anti-aliasing slot (MobileNet, EfficientNet), stride 1 and SoftPool in
       the slot. The weights fit, the function changes.
-    * ``norm='none'``: BatchNorm folded into the convolution before it. Exact in eval mode, up to rounding.
+    * ``norm='none'``: BatchNorm folded into the convolution or linear layer before it; where there is none, a scale and
+      a shift are left of it. Exact in eval mode, up to rounding.
 
     Args:
         model: Model to change, with or without trained weights.
@@ -367,6 +368,10 @@ class _Conversion:
         flip.apply_()
         for old, new in new_pools:
             self._replace(old, new, True)
+        unread = [name for name, p in self.model.named_parameters() if id(p) not in self.uses]
+        if unread:
+            self.report.notes.append(
+                f'not read in eval mode, so not part of the flip and not exact in training: {", ".join(unread)}')
         self.output_signs = flip.output
         if flip.output is not None:
             self.report.notes.append('the sign of the odd output channels is flipped: the model ends in an activation')
