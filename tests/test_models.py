@@ -20,21 +20,21 @@ from timm_dyacts import DyReLU, zoo
 
 # Each operator and each kind of network, at the smallest size
 SAMPLE = (
+    'resnet10t_softpool',
     'resnet18_dyrelu_a',
-    'resnet18_dyrelu_b_nobn',
-    'resnet18_softpool',
-    'resnet_brelu_nobn',
-    'seresnext50_32x4d_brelu',
-    'mobilenetv2_050_dyrelu_b',
+    'resnet18_dyrelu_c_nobn',
+    'seresnext26d_32x4d_brelu_nobn',
+    'resnest14d_brelu',
+    'regnetx_002_belu',
+    'dla46_c_softpool',
+    'ese_vovnet19b_dw_brelu',
+    'mobilenetv1_100_dyrelu_b',
     'mobilenetv2_050_softpool',
-    'mobilenetv2_050_brelu',
-    'mobilenetv3_small_100_dyrelu_c',
-    'mobilenetv3_small_100_belu',
-    'efficientnet_b0_softpool',
-    'densenet121_brelu',
+    'mobilenetv3_small_050_belu',
+    'efficientnet_lite0_brelu',
 )
 # For the others, PyTorch's tracing is tested and the slow work on what was traced, in inductor and onnxscript, left out
-OPTIMISED = ('resnet18_dyrelu_b_nobn', 'resnet18_softpool')
+OPTIMISED = ('resnet10t_softpool', 'mobilenetv1_100_dyrelu_b')
 # Architectures that timm's own tests leave out, too
 NO_TORCHSCRIPT = ('densenet', 'dpn', 'hrnet', 'selecsls')
 
@@ -105,12 +105,14 @@ def test_every_parameter_has_a_gradient(name, model, x):
     for key, grad in grads.items():
         assert grad is not None, key
         assert grad.isfinite().all(), key
-    for module_name, module in model.named_modules():
-        if isinstance(module, DyReLU):
-            assert all(p.grad.any() for p in module.parameters()), module_name
+        assert grad.any() or not key.endswith('fc2_bias'), f'{key}: the coefficients of a Dynamic ReLU always count'
 
 
 def test_set_grad_checkpointing(name, model, x):
+    try:
+        timm.create_model(VARIANTS[name].base).set_grad_checkpointing()
+    except AssertionError:
+        pytest.skip('the architecture has no gradient checkpointing')
     model, x = model.double(), x.double()
     expected = gradients(model, x)
     model.set_grad_checkpointing()
@@ -145,14 +147,14 @@ def test_freeze(name, model, x):
 
 
 def test_ema(name, model, x):
-    ema = ModelEmaV3(model, decay=0.5)
+    ema = ModelEmaV3(model, decay=0.1)
     start = output(ema.module, x)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.1)
     ema.update(model)
     assert not torch.equal(output(ema.module, x), start)
-    for _ in range(60):
+    for _ in range(9):
         ema.update(model)
     for key, value in model.state_dict().items():
         assert ema.module.state_dict()[key].dtype == value.dtype, key
@@ -180,6 +182,8 @@ def test_reset_classifier(name, model, x):
 
 def test_forward_intermediates(name, trained, x):
     base = timm.create_model(VARIANTS[name].base).eval()
+    if not hasattr(base, 'forward_intermediates'):
+        pytest.skip('the architecture has no forward_intermediates')
     with torch.no_grad():
         final, features = trained.forward_intermediates(x)
         _, expected = base.forward_intermediates(x)
@@ -244,8 +248,7 @@ def test_half_precision(name, model, x, how, dtype):
         actual = output(*((model, x) if how == 'autocast' else (model.to(dtype), x.to(dtype))))
     assert actual.dtype == dtype
     assert actual.isfinite().all()
-    print('DIFF', name, how, dtype, max_diff(actual.float(), expected))
-    assert_close(actual.float(), expected, 0.1)
+    assert_close(actual.float(), expected, 0.05 if dtype == torch.bfloat16 else 0.01)
 
 
 # Compilers
@@ -263,7 +266,6 @@ def test_export_and_onnx(name, trained, x, tmp_path):
     torch.onnx.export(program, dynamo=True, optimize=name in OPTIMISED, verbose=False).save(file)
     session = onnxruntime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
     logits, = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    print('DIFF', name, max_diff(torch.from_numpy(logits), output(trained, x)))
     assert_close(torch.from_numpy(logits), output(trained, x), 1e-4)
 
 
@@ -275,7 +277,7 @@ def test_compile(name, model, x):
     counters.clear()
     compiled.compile(fullgraph=True, backend='inductor' if name in OPTIMISED else 'aot_eager')
     assert_close(gradients(compiled, x), gradients(eager, x))
-    assert_close(dict(compiled.named_buffers()), dict(eager.named_buffers()))
+    assert_close(compiled.state_dict(), eager.state_dict())
     assert counters['stats']['unique_graphs'] == 1
     assert not counters['graph_break']
 

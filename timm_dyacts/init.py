@@ -3,9 +3,11 @@
 Without BatchNorm nothing holds the size of the activations: it has to be right from the start. LSUV makes every weight
 orthonormal and then scales it until the layer's output has unit variance on a batch of real data, first layer first.
 
-In a residual network that is not enough. With branches of unit variance, `resnet50_brelu_nobn` stays at chance with
-SGD, and `resnet101_brelu_nobn` diverges. The branches therefore end smaller, so that all of them together add as much
-variance as one layer has. This is the idea of Fixup, with LSUV's measured scale in place of its rule.
+In a residual network that is not enough. With branches of unit variance, 40 steps of SGD on the digits (momentum 0.9)
+leave `resnet50_brelu_nobn` and `resnet101_brelu_nobn` near chance with learning rates of 0.003 and 0.01; they diverge
+with 0.1 and 0.03, respectively. The branches therefore end smaller, so that all of them together add as much variance
+as one layer has: the same steps with 0.003 then learn. It is the idea of Fixup, with LSUV's measured scale in place of
+its rule.
 
 Papers:
     `All you need is a good init` (Mishkin & Matas, 2015)
@@ -102,9 +104,8 @@ def lsuv_(
     """Initialise all convolutions and linear layers of a model, in place, so that each has an output of unit variance.
 
     Weights become orthonormal (each group of a grouped convolution by itself), biases zero. Then, in the order in which
-    the layers run, each weight is scaled to the target. Whatever the weights held before is lost, also
-    that of a residual branch which started at zero. The classifier is a layer like any others: its logits start with
-    ``target_std`` too.
+    the layers run, each weight is scaled to the target. Whatever the weights held before is lost, be it trained or, at
+    the end of a residual branch, zero. The classifier is a layer like any others: its logits start with ``target_std``.
 
     Left as they are: layers inside gates (squeeze-excite, the coefficients of Dynamic ReLU, attention maps), whose
     output is a factor and not a signal, and which often start at zero on purpose; layers that do not run; layers whose
@@ -123,7 +124,7 @@ def lsuv_(
             of the dtype.
         residual_std: Standard deviation of the layer that ends a residual branch: of two summands, the one that passed
             more layers. Default: ``target_std / sqrt(B)`` in a network with B of them. LSUV as published is
-            ``residual_std=target_std``; deep networks without normalisation hardly train from it.
+            ``residual_std=target_std``.
         generator: Source of the random weights, on any device. Default: torch's global one, of the model's device.
 
     Returns:
@@ -137,7 +138,7 @@ def lsuv_(
     _check_arguments(model, batch, target_std, tol, max_iters, residual_std, generator)
     try:
         trace = trace_forward(model, batch[:2])
-    except (RuntimeError, AssertionError) as e:
+    except (AssertionError, IndexError, RuntimeError) as e:
         raise ValueError(f'batch must be an input of the model, got shape {tuple(batch.shape)}: {e}') from e
     layers, skipped = _find_layers(model, trace)
     if not layers:
