@@ -1,4 +1,9 @@
-"""The one option of this test suite."""
+"""What all tests share: the option of this suite, and one thread for each of its processes."""
+import os
+
+# pytest-xdist runs as many processes as there are cores. Threads on top of that would only get in each other's way,
+# also in the scripts that tests start.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 def pytest_addoption(parser):

@@ -74,8 +74,11 @@ JOINS = dict(
     upsample=lambda net, x, a, b: a + F.interpolate(F.avg_pool2d(b, 2), scale_factor=2, mode='bilinear'),
     zero_pad=lambda net, x, a, b: net.extra['mix'](torch.cat([a, b], 1) + F.pad(x, (0, 0, 0, 0, 0, 8))),
     zeros=lambda net, x, a, b: net.extra['mix'](torch.cat([a + b, torch.zeros_like(a)], 1) + torch.cat([x, b], 1)),
+    # the sign of the activation passes on to the other factor, which is free to take it away
+    gated_linear_unit=lambda net, x, a, b: net.extra['norm1'](a * net.extra['conv1'](x)),
     transposed=lambda net, x, a, b: net.extra['up'](a) + F.interpolate(b, scale_factor=2),
     depthwise=lambda net, x, a, b: net.extra['depthwise'](a) + b,
+    product=lambda net, x, a, b: a * b,
     tanh=lambda net, x, a, b: torch.tanh(a) - b,
     plain_function=lambda net, x, a, b: F.gelu(net.extra['conv'](a)),
     odd_order=lambda net, x, a, b: net.extra['mix7'](torch.cat([b[:, :3], a[:, :4]], 1)),
@@ -84,13 +87,14 @@ JOINS = dict(
 
 def extras():
     return dict(
-        gate=nn.Conv2d(8, 16, 1), mix=nn.Conv2d(16, 8, 1), conv=nn.Conv2d(8, 8, 3), up=nn.ConvTranspose2d(8, 8, 2, 2),
-        depthwise=nn.Conv2d(8, 8, 3, padding=1, groups=8), norm=nn.BatchNorm2d(8), mix7=nn.Conv2d(7, 8, 1),
+        gate=nn.Conv2d(8, 16, 1), mix=nn.Conv2d(16, 8, 1), mix7=nn.Conv2d(7, 8, 1), conv=nn.Conv2d(8, 8, 3),
+        up=nn.ConvTranspose2d(8, 8, 2, 2), norm1=nn.GroupNorm(1, 8), conv1=nn.Conv2d(8, 8, 1),
+        depthwise=nn.Conv2d(8, 8, 3, padding=1, groups=8), norm=nn.BatchNorm2d(8),
     )
 
 
 # Here the second branch only controls a gate, or does not reach the output at all.
-B_UNUSED = ('gate', 'layer_scale', 'plain_function')
+B_UNUSED = ('gate', 'layer_scale', 'plain_function', 'gated_linear_unit')
 
 
 @pytest.mark.parametrize('layout', ['interleaved', 'halves'])
@@ -114,7 +118,6 @@ def test_the_flip_follows_every_join(name, layout):
     ('constant', lambda net, x, a, b: a + 1, 'add needs its input unchanged'),
     ('functional pool', lambda net, x, a, b: F.max_pool2d(a, 2), 'max_pool2d_with_indices needs its input unchanged'),
     ('write into zeros', lambda net, x, a, b: torch.zeros_like(a).copy_(a) + b, 'copy needs its input unchanged'),
-    ('product', lambda net, x, a, b: a * b, 'a gate needs its control input unchanged'),
 ])
 def test_what_does_not_fit_names_the_place(name, join, where):
     net = trained_like_(Joined(join), 16)
@@ -142,6 +145,22 @@ def test_a_layer_that_computes_its_weight_is_wrapped():
     assert max_diff(output(net, probe(16)), expected) < 1e-5
     convert(net, act='relu', input_size=(3, 16, 16))
     assert isinstance(net.a[0], Standardised)
+
+
+def test_one_shift_for_all_channels_is_wrapped():
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.tensor([0.7])), nn.Parameter(torch.tensor([0.3]))
+
+        def forward(self, x):
+            return self.scale * x + self.shift
+
+    net = trained_like_(Joined(lambda net, x, a, b: net.extra['shift'](a) + b, shift=Shift()), 16)
+    expected = output(net, probe(16))
+    convert(net, act='brelu', input_size=(3, 16, 16))
+    assert isinstance(net.extra['shift'], Bipolar)
+    assert max_diff(output(net, probe(16)), expected) < 1e-6
 
 
 def test_a_gate_that_mixes_channels_is_wrapped():

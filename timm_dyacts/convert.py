@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import AdaptiveAvgMaxPool2d, create_aa, create_act_layer, get_act_layer
+from timm.layers import AdaptiveAvgMaxPool2d, MixedConv2d, create_aa, create_act_layer, get_act_layer
 from timm.layers import activations as timm_activations
 from timm.layers import activations_me as timm_activations_me
 from timm.layers.pool2d_same import MaxPool2dSame
@@ -393,20 +393,22 @@ class _Conversion:
         return new_pools
 
     def _wrappable(self) -> list[Call]:
-        """Calls of gates, ``x * g(x)``, and of convolutions that compute their weight."""
+        """Calls of gates, ``x * g(x)``, of scales and shifts, and of convolutions that compute their weight."""
         found = []
         for module in self.model.modules():
             calls = self.calls.get(id(module), ())
             if len(calls) != 1 or not isinstance(calls[0].output, torch.Tensor) or calls[0].shape is None:
                 continue
             call, = calls
+            own = {id(p) for p in module.parameters(recurse=False)}
             last = self.trace.ops[call.stop - 1] if call.stop > call.start else None
             if call.channel_dim != 1 or last is None or not any(t is call.output for t in last.outputs):
                 continue
             is_gate = last.name == 'mul' and any(t is call.input for t in last.inputs) and call.output.ndim == 4
+            is_affine = last.name in ('add', 'mul') and any(id(t) in own for t in last.inputs)
             computes_weight = isinstance(module, nn.Conv2d) and last.name == 'convolution' \
                 and last.args[1] is not module.weight
-            if is_gate or computes_weight:
+            if is_gate or is_affine or computes_weight:
                 found.append(call)
         return found
 
@@ -446,25 +448,28 @@ class _Conversion:
             if name.rpartition('.')[2] != 'aa' or not isinstance(slot, nn.Identity) or id(slot) not in self.calls:
                 continue
             call = self.calls[id(slot)][0]
-            conv = self._conv_before(call)
-            if conv is None or tuple(conv.stride) == (1, 1):
+            convs = self._convs_before(call)
+            strides = {tuple(conv.stride) for conv in convs}
+            if len(strides) != 1 or strides == {(1, 1)}:
                 continue
-            stride, = set(conv.stride)
-            new = create_aa('softpool', channels=call.shape[1], stride=stride)
+            old_stride, = strides
+            new = create_aa('softpool', channels=call.shape[1], stride=old_stride[0])
             if pool_kwargs:
-                new = SoftPool2d(**{**dict(kernel_size=stride, stride=stride, ceil_mode=True), **pool_kwargs})
-            old_stride = conv.stride
-            conv.stride = (1, 1)
-            self.way_back.append(lambda conv=conv, stride=old_stride: setattr(conv, 'stride', stride))
+                new = SoftPool2d(**{**dict(kernel_size=old_stride, stride=old_stride, ceil_mode=True), **pool_kwargs})
+            for conv in convs:
+                conv.stride = (1, 1)
+                self.way_back.append(lambda conv=conv, stride=old_stride: setattr(conv, 'stride', stride))
             self._replace(slot, new, False, old_name='strided Conv2d')
 
-    def _conv_before(self, call: Call) -> nn.Conv2d | None:
-        """The last convolution that ran in the block before this call."""
+    def _convs_before(self, call: Call) -> list[nn.Conv2d]:
+        """The last convolution that ran in the block before this call; several where they share the channels out."""
         block = self.names[id(call.module)][0].rpartition('.')[0]
         for op in reversed(self.trace.ops[:call.start]):
             if op.name == 'convolution' and op.module.startswith(f'{block}.'):
-                return self.layers.get(id(op.args[1]))
-        return None
+                conv = self.layers.get(id(op.args[1]))
+                parent = self.model.get_submodule(op.module.rpartition('.')[0])
+                return [conv] if not isinstance(parent, MixedConv2d) else list(parent.children())
+        return []
 
     # Norms
 

@@ -399,12 +399,16 @@ class _Solver:
             return self._set(op.out, self._get(a))
         if a is b:
             return self._keep_sign(op)
-        # The factor that is a gate (already +1, or else the smaller one) keeps its sign; a divisor always does.
-        if op.name == 'mul' and id(b) in self.ids and (id(a) not in self.ids or a.numel() < b.numel()):
-            a, b = b, a
-        if id(b) in self.ids:
+        # Signs that are known multiply. Of two unknown factors the smaller one, a gate, keeps its sign.
+        known = self._known(b)
+        if known is None and op.name == 'mul':
+            known, a, b = self._known(a), b, a
+            if known is None and a.numel() < b.numel():
+                a, b = b, a
+        if known is None:
             self._tie(self.ids[id(b)], torch.tensor(_PLUS), 'a gate needs its control input unchanged')
-        self._set(op.out, self._get(a).expand(op.out.shape))
+            known = torch.tensor(_PLUS)
+        self._set(op.out, (_narrow(self._get(a)) * known).expand(op.out.shape))
 
     def _reduce(self, op: Op) -> None:
         ids = self._get(op.args[0])
@@ -425,6 +429,15 @@ class _Solver:
         if ids is None:
             ids = torch.tensor(_PLUS).expand(tensor.shape)
         return ids
+
+    def _known(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The signs of a tensor if all of them are settled already."""
+        ids = _narrow(self._get(tensor))
+        unknowns, positions = torch.unique(ids, return_inverse=True)
+        found = [(_PLUS, 1) if i == _ANY else self.unknowns.find(i) for i in unknowns.tolist()]
+        if any(root != _PLUS for root, _ in found):
+            return None
+        return torch.tensor([sign for _, sign in found])[positions]
 
     def _set(self, tensor: torch.Tensor, ids: torch.Tensor) -> None:
         self.ids[id(tensor)] = ids
