@@ -25,7 +25,6 @@ SAMPLE = (
     'resnet18_dyrelu_c_nobn',
     'seresnext26d_32x4d_brelu_nobn',
     'resnest14d_brelu',
-    'regnetx_002_belu',
     'dla46_c_softpool',
     'ese_vovnet19b_dw_brelu',
     'mobilenetv1_100_dyrelu_b',
