@@ -213,6 +213,8 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
         if name in kwargs:
             value = kwargs.pop(name)
             recipe[name] = {**recipe.get(name, {}), **value} if isinstance(value, dict) else value
+    if kwargs.get('features_only'):
+        kwargs.setdefault('out_indices', _out_indices(variant.base))
     built_with: dict[str, Any] = {}
 
     def build(**model_kwargs) -> nn.Module:
@@ -241,6 +243,14 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
         if not pretrained:
             raise
         raise PretrainedWeightsError(_no_weights(variant, kwargs, e)) from e
+
+
+@cache
+def _out_indices(name: str) -> tuple[int, ...]:
+    """The levels that timm's feature extractor of a base gives by default."""
+    with torch.device('meta'):
+        features = model_entrypoint(name)(features_only=True)
+    return tuple(getattr(features.feature_info, 'out_indices', range(5)))
 
 
 def _load_base(
