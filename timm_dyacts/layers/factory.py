@@ -22,7 +22,7 @@ from .softpool import SoftPool2d
 
 __all__ = ['ACT_LAYERS', 'register']
 
-SUPPORTED_TIMM = '>=1.0.26,<2'
+SUPPORTED_TIMM = '>=1.0.31,<2'
 
 ACT_LAYERS = dict(
     dyrelu_a=DyReLUA,
