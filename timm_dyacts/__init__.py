@@ -7,7 +7,7 @@ Importing this package registers its operators and its model variants with timm:
 
     model = timm.create_model('resnet50_dyrelu_b', pretrained=True)
 """
-from . import zoo
+from . import hub, zoo
 from .convert import ConversionError, ConversionReport, convert
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
@@ -21,6 +21,7 @@ __all__ = [
     'ConversionReport',
     'PretrainedWeightsError',
     'convert',
+    'hub',
     'register',
     *_layers,
 ]
