@@ -3,6 +3,7 @@
 A card is rendered from data, the templates in ``templates/`` hold the words: publishing again after another run renews
 it. The metadata on top of a card follow https://huggingface.co/docs/hub/model-cards.
 """
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -60,10 +61,10 @@ OPERATORS = dict(
         'Dynamic ReLU',
         'dynamic-relu',
         (DyReLU,),
-        'Dynamic ReLU puts the maximum of K lines in the place of an activation. The slopes and intercepts come from the '
-        'input itself, by way of a pooled vector and two small linear layers.',
-        'Dynamic ReLU pools over the whole feature map, so the output at one place depends on all others, and crops of '
-        'an image do not give crops of its features.',
+        'Dynamic ReLU puts the maximum of K lines in the place of an activation. Their slopes and intercepts come from '
+        'the input itself, by way of a pooled vector and two small linear layers.',
+        'Dynamic ReLU pools over the whole feature map, so the output at one place depends on all others: the features '
+        'of a crop are not a crop of the features.',
         '@inproceedings{chen2020dynamic,\n'
         '  title={Dynamic ReLU},\n'
         '  author={Chen, Yinpeng and Dai, Xiyang and Liu, Mengchen and Chen, Dongdong and Yuan, Lu and Liu, Zicheng},\n'
@@ -116,15 +117,15 @@ TIMM_CITATION = (
 
 # Those of timm's licences that the Hub knows by this name. Any other is "other" with a `license_name`.
 _HUB_LICENSES = {
-    'apache-2.0', 'apple-amlr', 'apple-ascl', 'bsd-3-clause', 'cc-by-4.0', 'cc-by-nc-4.0', 'cc-by-nc-sa-4.0', 'cc-by-sa-4.0',
-    'cc0-1.0', 'gemma', 'mit', 'unknown',
+    'apache-2.0', 'apple-amlr', 'apple-ascl', 'bsd-3-clause', 'cc-by-4.0', 'cc-by-nc-4.0', 'cc-by-nc-sa-4.0',
+    'cc-by-sa-4.0', 'cc0-1.0', 'gemma', 'mit', 'unknown',
 }
 # The options of a run that make its recipe, in the order in which one would tell them.
 _RECIPE = (
-    'model', 'pretrained', 'epochs', 'batch_size', 'grad_accum_steps', 'opt', 'lr', 'weight_decay', 'layer_decay', 'momentum',
-    'clip_grad', 'sched', 'warmup_epochs', 'warmup_lr', 'min_lr', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'aa',
-    'reprob', 'mixup', 'cutmix', 'smoothing', 'drop', 'drop_path', 'model_ema', 'model_ema_decay', 'kd_model', 'amp',
-    'amp_dtype', 'seed',
+    'model', 'pretrained', 'epochs', 'batch_size', 'grad_accum_steps', 'opt', 'lr', 'weight_decay', 'layer_decay',
+    'momentum', 'clip_grad', 'sched', 'warmup_epochs', 'warmup_lr', 'min_lr', 'scale', 'ratio', 'hflip', 'vflip',
+    'color_jitter', 'aa', 'reprob', 'mixup', 'cutmix', 'smoothing', 'drop', 'drop_path', 'model_ema',
+    'model_ema_decay', 'kd_model', 'amp', 'amp_dtype', 'seed',
 )
 _WEIGHTS = dict(
     best='of the best epoch',
@@ -197,7 +198,7 @@ def resolve_start(
         return results['start']
     if args is None:
         return None
-    cfg, file = config['pretrained_cfg'], args.get('pretrained_path')
+    cfg, file = config.get('pretrained_cfg', {}), args.get('pretrained_path')
     pretrained = bool(args.get('pretrained') or file)
     name = f'{config["architecture"]}.{cfg["tag"]}' if cfg.get('tag') else config['architecture']
     registered = get_pretrained_cfg(name, allow_unregistered=True) if is_model(config['architecture']) else None
@@ -242,7 +243,7 @@ def render_model_card(
     Returns:
         Markdown with the metadata on top.
     """
-    cfg = config['pretrained_cfg']
+    cfg = model.pretrained_cfg
     start = resolve_start(config, results, args)
     source = _Source.parse(start)
     license = (start or {}).get('license') or license
@@ -254,7 +255,7 @@ def render_model_card(
         architecture=config['architecture'],
         size=measure_size(model),
         num_classes=model.num_classes,
-        label_names=list(config.get('label_names') or cfg.get('label_names') or ()),
+        label_names=list(cfg.get('label_names') or ()),
         preprocessing={k: cfg[k] for k in ('input_size', 'interpolation', 'crop_pct', 'mean', 'std')},
         sha256=sha256,
         requires=requires,
@@ -289,7 +290,7 @@ class _Source:
         repo_id = source.partition('@')[0]
         if re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id) and not repo_id.endswith(('.safetensors', '.pth', '.pt', '.bin')):
             return cls(repo_id, f'[{source}](https://huggingface.co/{repo_id})')
-        return cls(None, f'a file `{re.split(r"[/\\]", source)[-1]}`')
+        return cls(None, f'a file `{os.path.basename(source)}`')
 
 
 def _operators_in(model: nn.Module) -> list[tuple[Operator, dict[str, int]]]:

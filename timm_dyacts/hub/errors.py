@@ -1,0 +1,111 @@
+"""What can go wrong between here and the Hub, said so that one knows what to do."""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+__all__ = ['ChecksumError', 'HubError', 'MissingFileError', 'check_token', 'explained', 'summarize']
+
+
+class HubError(OSError):
+    """Something could not be had from the Hub, or not be put there. The message names the repo and the remedy."""
+
+
+class ChecksumError(HubError):
+    """A file is not the one that was published."""
+
+
+class MissingFileError(HubError):
+    """The repo is there, the file is not."""
+
+
+def check_token(token: str | None) -> str | None:
+    """Returns a token without white space around it; the HTTP library would quote an impossible one in its error."""
+    if token is None:
+        return None
+    token = token.strip()
+    if not token or not all('!' <= char <= '~' for char in token):
+        raise ValueError(
+            'token must be a token of the Hub, as from https://huggingface.co/settings/tokens; got something else, '
+            'which is not repeated here.')
+    return token
+
+
+@contextmanager
+def explained(what: str, repo_id: str, token: str | None, missing: str = '') -> Iterator[None]:
+    """Turn what the client raises into a `HubError` with a remedy.
+
+    The errors of the client have no base in common: they come from its HTTP library, from the file system, and from
+    what it finds in an answer. The server's words are part of them, so the token is taken out.
+    """
+    try:
+        yield
+    except Exception as e:
+        shown = e.__cause__ if isinstance(e, LocalEntryNotFoundError) and e.__cause__ else e
+        message = f'{what}: {type(shown).__name__}: {summarize(shown)}\n{_remedy(e, repo_id, missing)}'
+        for secret in {token, get_token()} - {None}:
+            message = message.replace(secret, '<token>')
+        error = (MissingFileError if isinstance(e, RemoteEntryNotFoundError) else HubError)(message)
+    else:
+        return
+    raise error  # out here it drags along no traceback of the client's, with the server's words in it
+
+
+def _remedy(error: Exception, repo_id: str, missing: str) -> str:
+    causes = list(_chain(error))
+    status = next((e.response.status_code for e in causes if getattr(e, 'response', None) is not None), None)
+    page = f'{constants.ENDPOINT}/{repo_id}'
+
+    def is_a(kind: type[Exception]) -> bool:
+        return any(isinstance(e, kind) for e in causes)
+
+    if is_a(OfflineModeIsEnabled):
+        return 'HF_HUB_OFFLINE is set. Do it once with the variable unset; what was loaded stays in the cache.'
+    if is_a(GatedRepoError):
+        return f'Ask for access at {page} and log in as the one who has it: hf auth login, or HF_TOKEN.'
+    if is_a(RevisionNotFoundError):
+        return f'Give a branch, tag or commit that {page} lists.'
+    if is_a(RemoteEntryNotFoundError):
+        return missing
+    if is_a(RepositoryNotFoundError):
+        return (
+            'Check the spelling. A private repo is shown only to whoever has access: log in with `hf auth login`, set '
+            'HF_TOKEN, or pass token.')
+    if is_a(HFValidationError):
+        return "Give the repo as 'user/name'."
+    if status == 401:
+        return 'The token is missing or no longer valid. Log in with `hf auth login`, set HF_TOKEN, or pass token.'
+    if status == 403:
+        return f'The token may not do that. Use one with the rights for {page}.'
+    if status in (409, 412):
+        return 'Somebody else changed the repo at the same moment. Look at what is there, then do it again.'
+    if status == 429:
+        return 'The Hub limits how often one may ask. Wait some minutes and do it again; with a token one may ask more.'
+    if status is not None and status >= 500:
+        return 'The Hub has a problem of its own (https://status.huggingface.co). Do it again later.'
+    return (
+        'If there is no network, or it broke off, do it again later. A mirror of the Hub is used if its address stands '
+        'in the environment variable HF_ENDPOINT.')
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def summarize(error: BaseException) -> str:
+    """The beginning of an error's message, in one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith('For more information check: ')]
+    summary = ' '.join(lines[:2]) or type(error).__name__
+    return summary if len(summary) <= 400 else f'{summary[:400]} ...'
