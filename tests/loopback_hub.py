@@ -72,6 +72,64 @@ def run_python(code: str, env: Mapping[str, str], *args: str, timeout: float = 1
     return subprocess.CompletedProcess(command, 0, stdout, stderr)
 
 
+class ClientError(Exception):
+    """An exception of a `Client`, as text: what a user sees."""
+
+
+class Client:
+    """A Python process that stays, for many small questions: starting one takes seconds. A context manager.
+
+    Args:
+        env: Complete environment of the process, as made by `LoopbackHub.env`.
+        setup: Program text that runs first; common indentation is removed.
+        log: Where the process's stderr goes.
+    """
+
+    _SERVE = textwrap.dedent("""
+        import json, sys, traceback
+        namespace, answers = {}, sys.stdout
+        sys.stdout = sys.stderr
+        exec(sys.argv[1], namespace)
+        for line in sys.stdin:
+            try:
+                answer = json.dumps(dict(value=eval(json.loads(line), namespace)))
+            except Exception:
+                answer = json.dumps(dict(error=traceback.format_exc()))
+            print(answer, file=answers, flush=True)
+    """)
+
+    def __init__(self, env: Mapping[str, str], setup: str, log: Path):
+        self.log = log
+        with open(log, 'w') as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, '-c', self._SERVE, textwrap.dedent(setup)],
+                env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+    def __enter__(self) -> 'Client':
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def __call__(self, expression: str) -> Any:
+        """The value of an expression, if it is JSON.
+
+        Raises:
+            ClientError: It raised; the message is the whole traceback.
+        """
+        self._process.stdin.write(json.dumps(expression) + '\n')
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise AssertionError(f'The client has ended.\n{self.log.read_text()}')
+        answer = json.loads(line)
+        if 'error' in answer:
+            raise ClientError(answer['error'])
+        return answer['value']
+
+
 @dataclass(frozen=True)
 class Blob:
     """The content of one file, kept in git itself or, where `lfs`, in the large file storage."""
@@ -191,6 +249,8 @@ class Fault:
         drop: Hang up before the request is read, so that it has no effect.
         cut_after: Hang up after this many bytes of the answer's body; the request has had its effect.
         corrupt: Flip one bit of the body in transit, of the request's if it has one, else of the answer's.
+        no_resume: Ignore that only the rest of a file is asked for.
+        then: Called once the request is answered.
 
     Attributes:
         hits: How many requests were harmed: a test that injects a fault checks that it was met.
@@ -206,6 +266,8 @@ class Fault:
     drop: bool = False
     cut_after: int | None = None
     corrupt: bool = False
+    no_resume: bool = False
+    then: Callable[[], object] | None = None
     hits: int = field(default=0, init=False)
 
     def strikes(self, method: str, path: str) -> bool:
@@ -351,6 +413,16 @@ class LoopbackHub:
         """
         self._faults.append(replace(fault))
         return self._faults[-1]
+
+    def reset(self) -> None:
+        """Forget the repos, uploads, requests and faults."""
+        with self._lock:
+            for memory in (self.repos, self._uploads, self.requests, self._faults):
+                memory.clear()
+
+    def clear_faults(self) -> None:
+        """Behave again."""
+        self._faults.clear()
 
     def env(self, cache_dir: str | Path, *, token: str | None = None, offline: bool = False) -> dict[str, str]:
         """Make the environment of a client that knows this Hub and no other.
@@ -725,6 +797,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.drop:
             self.close_connection = True
             return
+        if fault.no_resume:
+            del self.headers['Range']
         sent = self.rfile.read(int(self.headers.get('Content-Length', 0)))
         request = Request(
             self.command,
@@ -743,6 +817,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:fault.cut_after])
         if fault.cut_after is not None:
             self.close_connection = True
+        if fault.then is not None:
+            fault.then()
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 

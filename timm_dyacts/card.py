@@ -123,9 +123,8 @@ _HUB_LICENSES = {
 # The options of a run that make its recipe, in the order in which one would tell them.
 _RECIPE = (
     'model', 'pretrained', 'epochs', 'batch_size', 'grad_accum_steps', 'opt', 'lr', 'weight_decay', 'layer_decay',
-    'momentum', 'clip_grad', 'sched', 'warmup_epochs', 'warmup_lr', 'min_lr', 'scale', 'ratio', 'hflip', 'vflip',
-    'color_jitter', 'aa', 'reprob', 'mixup', 'cutmix', 'smoothing', 'drop', 'drop_path', 'model_ema',
-    'model_ema_decay', 'kd_model', 'amp', 'amp_dtype', 'seed',
+    'clip_grad', 'sched', 'warmup_epochs', 'min_lr', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'aa', 'reprob',
+    'mixup', 'cutmix', 'smoothing', 'drop', 'drop_path', 'model_ema', 'kd_model', 'amp', 'seed',
 )
 _WEIGHTS = dict(
     best='of the best epoch',

@@ -57,7 +57,7 @@ def explained(what: str, repo_id: str, token: str | None, missing: str = '') -> 
         error = (MissingFileError if isinstance(e, RemoteEntryNotFoundError) else HubError)(message)
     else:
         return
-    raise error  # out here it drags along no traceback of the client's, with the server's words in it
+    raise error from None  # the cause quotes the server too
 
 
 def _remedy(error: Exception, repo_id: str, missing: str) -> str:
@@ -100,7 +100,7 @@ def _remedy(error: Exception, repo_id: str, missing: str) -> str:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
 
 
 def summarize(error: BaseException) -> str:

@@ -161,6 +161,7 @@ def _pull(repo: _Repo, verify: bool, allow_pickle: bool) -> _Snapshot:
         raise
     _check_requirements(config, repo.name)
     _check_architecture(config, repo.name)
+    _check_classes(config, repo.name)
 
     commit = config_file.parent.name
     try:
@@ -205,6 +206,22 @@ def _check_architecture(config: dict[str, Any], name: str) -> None:
             f"Could not load '{name}': its architecture {architecture!r} is known neither to timm {timm.__version__} "
             f"nor to timm_dyacts {__version__}.{hint} A newer version may know it: "
             f"pip install --upgrade timm timm_dyacts")
+
+
+def _check_classes(config: dict[str, Any], name: str) -> None:
+    """timm takes a contradiction for the wish to have another classifier, and leaves that one untrained."""
+    cfg, args = config.get('pretrained_cfg', config), config.get('model_args', {})
+    told = {
+        'num_classes': config.get('num_classes'),
+        'pretrained_cfg.num_classes': cfg.get('num_classes'),
+        'model_args.num_classes': args.get('num_classes'),
+        'the length of label_names': len(names) if isinstance(names := config.get('label_names'), list) else None,
+    }
+    told = {k: v for k, v in told.items() if v is not None}
+    if len(set(told.values())) > 1:
+        raise HubError(
+            f"The {CONFIG} of '{name}' contradicts itself about the number of classes: "
+            f"{', '.join(f'{k} is {v}' for k, v in told.items())}. Its owner has to publish it again.")
 
 
 def _verify_weights(path: Path, config: dict[str, Any], repo: _Repo) -> None:

@@ -145,13 +145,13 @@ def _stage(
         for path in run_folder.glob(pattern):
             shutil.copyfile(path, folder / path.name)
 
+    model = _load(checkpoint)
     config = read_config(checkpoint / CONFIG, str(checkpoint))
     config['pretrained_cfg'] = filter_pretrained_cfg(
         config.get('pretrained_cfg', {}), remove_source=True, remove_null=False)
     results = _read_results(checkpoint / _RESULTS)
     args = yaml.safe_load((folder / _OPTIONS).read_text()) if (folder / _OPTIONS).is_file() else None
     requires = dict(timm=f'>={timm.__version__}', timm_dyacts=f'>={__version__}')
-    model = _load(checkpoint)
     card = render_model_card(
         repo_id,
         model,
