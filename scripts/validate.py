@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 
-import timm_dyacts  # noqa: F401  registers the variants
+from timm_dyacts import hub  # which registers the variants, too
 from timm_dyacts.training import validate
 from timm_dyacts.training.options import add_device_options, add_input_options
 
@@ -17,6 +17,9 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument('-m', '--model', required=True, metavar='NAME', help='what to evaluate')
+    parser.add_argument('--verify', action='store_true',
+                        help="first compare the weights with the SHA-256 that was published with them ('hf-hub:<id>' "
+                             'or a published folder)')
     parser.add_argument('--checkpoint', metavar='FILE', help='load these weights in place of the pretrained ones')
     parser.add_argument('--split', metavar='NAME', help='split to evaluate on (default: of the run, or validation)')
     parser.add_argument('-b', '--batch-size', type=int, default=256, metavar='N', help='default: %(default)s')
@@ -30,6 +33,8 @@ def create_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = create_parser().parse_args()
     try:
+        if args.verify:
+            hub.verify(args.model)
         results = validate(args)
     except (ImportError, OSError, ValueError) as e:
         sys.exit(f'validate.py: error: {e}')

@@ -676,7 +676,7 @@ class LoopbackHub:
 
     @_route('POST', '/api/validate-yaml')
     def _validate_yaml(self, request: Request) -> Response:
-        errors, warnings = _check_card(request.json()['content'])
+        errors, warnings = check_card(request.json()['content'])
         return _json(
             {
                 'errors': [{'message': message} for message in errors],
@@ -860,7 +860,7 @@ def _flip_bit(body: bytes) -> bytes:
     return body[:middle] + bytes(byte ^ 1 for byte in body[middle:middle + 1]) + body[middle + 1:]
 
 
-def _check_card(content: str) -> tuple[list[str], list[str]]:
+def check_card(content: str) -> tuple[list[str], list[str]]:
     """Find what the Hub objects to in a card's metadata: `(errors, warnings)`."""
     front_matter = re.match(r'\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)', content, re.DOTALL)
     if front_matter is None:

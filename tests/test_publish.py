@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import timm
-import yaml
 from hub_client import fingerprint, read_folder, serve
-from loopback_hub import Client, ClientError, Fault, run_python
+from loopback_hub import ClientError, Fault, run_python
 from run_folder import RESULTS, write_run
 from trained_like import trained_like
 
@@ -182,7 +181,7 @@ class TestOverwrite:
         self.refused(client, run, repo, 'its card was edited by hand')
 
     def test_a_repo_of_somebody_elses_making(self, server, client, run, repo_id):
-        files = {'README.md': b'# Mine\n', 'config.json': b'{"architecture": "resnet18"}', 'pytorch_model.bin': b'pickle'}
+        files = {'README.md': b'# Mine', 'config.json': b'{"architecture": "resnet18"}', 'pytorch_model.bin': b'pickle'}
         repo = server.add_repo(repo_id, files)
         self.refused(client, run, repo, 'was not published from timm_dyacts')
 
@@ -221,7 +220,7 @@ class TestDryRun:
 class TestBadRun:
     @pytest.mark.parametrize('spoil, words', [
         (lambda run: (run / 'config.json').unlink(), 'config.json is missing'),
-        (lambda run: (run / 'model.safetensors').rename(run / 'pytorch_model.bin'), 'Pickled weights are not published'),
+        (lambda run: (run / 'model.safetensors').rename(run / 'model.bin'), 'Pickled weights are not published'),
         (lambda run: (run / 'model.safetensors').write_bytes(b'half'), 'does not load'),
         (lambda run: (run / 'results.json').write_text('{'), 'is not JSON'),
         (lambda run: (run / 'results.json').write_text('{"top1": 1}'), 'lacks top5, loss'),
@@ -364,7 +363,7 @@ def test_nobody_is_logged_in(server, run, tmp_path):
 
 
 def test_the_token_is_nowhere(served, server, client, run, repo_id):
-    """Not in what was published, not in the run folder, the cache or the log, nor in an error that quotes the server."""
+    """Not in what was published, the run folder, the cache or the log, nor in an error that quotes the server."""
     publish(client, run, repo_id)
     publish(client, run, repo_id, dry_run=True)
     server.inject(Fault(

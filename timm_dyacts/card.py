@@ -241,11 +241,17 @@ def render_model_card(
 
     Returns:
         Markdown with the metadata on top.
+
+    Raises:
+        ValueError: A ``license`` other than the inherited one.
     """
     cfg = model.pretrained_cfg
     start = resolve_start(config, results, args)
     source = _Source.parse(start)
-    license = (start or {}).get('license') or license
+    inherited = (start or {}).get('license')
+    if license and inherited and license != inherited:
+        raise ValueError(f'license (--license) must be left out: the weights inherit {inherited}, got {license!r}.')
+    license = inherited or license
     operators = _operators_in(model)
     return render(
         'model_card.md',
