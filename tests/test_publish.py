@@ -346,6 +346,35 @@ class TestFaults:
             publish(client, run, repo_id)
         assert b'98.61 %' in tree(repo)['README.md']
 
+    def test_small_files_damaged_on_the_way_are_mended(self, server, client, run, repo_id):
+        """The Hub has no hash to compare them with."""
+        fault = server.inject(Fault('*/commit/*', corrupt=True))
+        published = publish(client, run, repo_id)
+        assert fault.hits == 1
+        repo = server.repos[repo_id]
+        assert published['commit'] == repo.find().sha
+        publish(client, run, repo_id, dry_run=True)
+        assert tree(repo) == read_folder(run / 'publish')
+
+    def test_what_stays_damaged_is_not_called_published(self, server, client, run, repo_id):
+        server.inject(Fault('*/commit/*', corrupt=True, times=None))
+        with pytest.raises(ClientError, match='are not what was sent: .*Publish again with overwrite'):
+            publish(client, run, repo_id)
+        server.clear_faults()
+        publish(client, run, repo_id, overwrite=True)
+        assert client(f'hub.load({repo_id!r}).num_classes') == 10
+
+    @pytest.mark.parametrize('times', [1, None])
+    def test_the_check_of_the_commit_is_patient(self, server, client, run, repo_id, times):
+        publish(client, run, repo_id)
+        edit(run / 'results.json', top1=50.0)
+        server.inject(Fault('*/commit/*', then=lambda: server.inject(Fault('*/revision/*', status=502, times=times))))
+        if times == 1:
+            publish(client, run, repo_id)
+        else:
+            with pytest.raises(ClientError, match='took the commit .*, but it could not be checked'):
+                publish(client, run, repo_id)
+
     def test_a_lost_answer_to_a_pull_request(self, server, client, run, repo_id):
         server.add_repo(repo_id, {})
         server.inject(Fault('*/commit/*', cut_after=0))

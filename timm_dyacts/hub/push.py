@@ -4,8 +4,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,10 +272,32 @@ class _Target:
         theirs = self._read_published(head)
         if not (create_pr or overwrite):
             self._check_ours(head, theirs, folder)
-        names = sorted(path.name for path in folder.iterdir())
-        stale = (recorded(theirs, 'sha256').keys() | {PICKLED_WEIGHTS}) & _names(head) - set(names)
+        names = {path.name for path in folder.iterdir()}
+        stale = (recorded(theirs, 'sha256').keys() | {PICKLED_WEIGHTS}) & _names(head) - names
+        sha, url = self._commit(folder, message, stale, head, create_pr)
+        tip = self._look(sha, f"The Hub took the commit {sha} to '{self.repo_id}', but it could not be checked")
+        if not create_pr and _differing(tip, folder):
+            # The Hub has no hash of small files to compare them with, so damage on the way goes unnoticed. Mend it.
+            with suppress(HubError):
+                sha, url = self._commit(folder, message, set(), tip, create_pr)
+                tip = self._look(sha, 'not shown')
+        if differing := _differing(tip, folder):
+            raise HubError(
+                f"Published '{self.repo_id}', but in the commit {sha} these files are not what was sent: "
+                f'{", ".join(differing)}. Publish again with overwrite (--overwrite).')
+        return sha, url
+
+    def _commit(
+            self,
+            folder: Path,
+            message: str,
+            stale: set[str],
+            head: ModelInfo,
+            create_pr: bool,
+    ) -> tuple[str, str]:
+        """Put the files of a folder on top of ``head`` and take the stale ones away. Returns sha and page."""
         operations = [
-            *(CommitOperationAdd(name, str(folder / name)) for name in names),
+            *(CommitOperationAdd(path.name, str(path)) for path in sorted(folder.iterdir())),
             *(CommitOperationDelete(name) for name in sorted(stale)),
         ]
         try:
@@ -287,15 +310,13 @@ class _Target:
                     create_pr=create_pr,
                     parent_commit=head.sha,
                 )
-                sha, url = commit.oid, commit.pr_url or commit.commit_url
+                return commit.oid, commit.pr_url or commit.commit_url
         except HubError as error:
             if create_pr:
                 raise HubError(
                     f'{error}\nThe branch is as it was. Before you do it again, see whether the pull request was '
                     f'opened all the same: {self.api.endpoint}/{self.repo_id}/discussions') from None
-            sha, url = self._find_commit(folder, head, error)
-        self._check_published(sha, folder)
-        return sha, url
+            return self._find_commit(folder, head, error)
 
     def _prepare(self, private: bool) -> ModelInfo:
         """The tip of the branch; repo and branch are created where there are none."""
@@ -351,8 +372,7 @@ class _Target:
     def _find_commit(self, folder: Path, head: ModelInfo, error: HubError) -> tuple[str, str]:
         """After an error: the commit, if it was made and only the answer was lost."""
         try:
-            with explained('', self.repo_id, self.token):
-                tip = self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True)
+            tip = self._look(self.revision, '')
         except HubError:
             raise HubError(
                 f'{error}\nWhether the commit was made could not be found out. Publishing again does no harm.'
@@ -364,14 +384,16 @@ class _Target:
             raise HubError(f'{error}\nSomebody else changed the repo meanwhile; of this nothing is there.') from None
         return tip.sha, f'{self.api.endpoint}/{self.repo_id}/commit/{tip.sha}'
 
-    def _check_published(self, sha: str, folder: Path) -> None:
-        doing = f"The Hub took the commit {sha} to '{self.repo_id}', but it could not be checked"
-        with explained(doing, self.repo_id, self.token):
-            info = self.api.model_info(self.repo_id, revision=sha, files_metadata=True)
-        if differing := _differing(info, folder):
-            raise HubError(
-                f"Published '{self.repo_id}', but in the commit {sha} these files are not what was sent: "
-                f'{", ".join(differing)}. Publish again.')
+    def _look(self, revision: str | None, doing: str) -> ModelInfo:
+        """What is there after a commit. By then it pays to be patient."""
+        for pause in (1, 4, None):
+            try:
+                with explained(doing, self.repo_id, self.token):
+                    return self.api.model_info(self.repo_id, revision=revision, files_metadata=True)
+            except HubError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
 
 
 def _names(info: ModelInfo) -> set[str]:
