@@ -123,8 +123,8 @@ def describe_base(
         name=base,
         pixels=sizes[base].input_size[-1],
         activation=variants[0].family.activation,
-        size=show(sizes[base]),
-        variants={suffixes[variant.name]: show(sizes[variant.name]) for variant in variants},
+        size=str(sizes[base]),
+        variants={suffixes[variant.name]: str(sizes[variant.name]) for variant in variants},
         warm_start=relu_like[0] if relu_like else '',
     )
 
@@ -132,10 +132,6 @@ def describe_base(
 def operator_of(variant: zoo.Variant) -> str:
     """Key of ``OPERATORS``."""
     return 'bipolar' if variant.operator in ('brelu', 'belu') else variant.operator.partition('_')[0]
-
-
-def show(size: Size) -> str:
-    return f'{size.params / 1e6:.2f} / {size.macs / 1e9:.2f}'
 
 
 def licenses(bases: Iterable[str]) -> dict[str, list[str]]:

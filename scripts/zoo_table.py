@@ -11,22 +11,16 @@ from collections.abc import Iterator
 
 import timm
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-import timm_dyacts  # noqa: F401  registers the variants
 from timm_dyacts import zoo
+from timm_dyacts.card import Size, measure_size
 
 MEASURED = ('dyrelu_a', 'dyrelu_b', 'dyrelu_c', 'softpool')
 
 
-def measure(name: str) -> tuple[float, float]:
-    """Millions of parameters and GMACs of a model."""
+def measure(name: str) -> Size:
     with torch.device('meta'):
-        model = timm.create_model(name).eval()
-        x = torch.empty(1, *model.pretrained_cfg['input_size'])
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(x)
-    return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9
+        return measure_size(timm.create_model(name))
 
 
 def rows(every_base: bool) -> Iterator[list[str]]:
@@ -46,8 +40,8 @@ def rows(every_base: bool) -> Iterator[list[str]]:
                 f'`{base}`',
                 str(timm.get_pretrained_cfg(base).input_size[-1]),
                 family.activation,
-                *('{:.2f} / {:.2f}'.format(*measure(n)) if n == base or n in variants else '' for n in names),
-                f'{measure(nobn)[0]:.2f}' if nobn in variants else '',
+                *(str(measure(n)) if n == base or n in variants else '' for n in names),
+                f'{measure(nobn).params / 1e6:.2f}' if nobn in variants else '',
                 variants.get(f'{base}_dyrelu_b', variants.get(f'{base}_brelu')).warm_start,
             ]
 

@@ -17,8 +17,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf'^```{language}\n(.*?)^```', README, re.DOTALL | re.MULTILINE)
+STORY = README.split('## Publish and pull')[1].split('\n## ')[0]
+
+
+def blocks(language: str, text: str = README.replace(STORY, '')) -> list[str]:
+    return re.findall(rf'^```{language}\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope='module')

@@ -146,6 +146,10 @@ class Size:
     macs: int
     input_size: tuple[int, int, int]
 
+    def __str__(self) -> str:
+        """Millions of parameters / billions of multiply-adds, for tables."""
+        return f'{self.params / 1e6:.2f} / {self.macs / 1e9:.2f}'
+
 
 @torch.no_grad()
 def measure_size(model: nn.Module) -> Size:
