@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Render the cards of the zoo, one for each of timm's model families, into model_cards/.
 
-Parameters and multiply-adds come from model_cards/sizes.json, which --measure brings up to date: it builds each model
-of the zoo on the meta device, which takes some minutes. --check changes nothing and fails if a card is not what would
-be rendered, or if the sizes of a sample of models are not what is measured.
+Parameters and multiply-adds come from model_cards/sizes.json. --measure adds the models that it lacks, each built on
+the meta device: a second or two for one, half an hour for all. --check changes nothing and fails if a card is not what
+would be rendered, or if the sizes of a sample of models are not what is measured.
 """
 import argparse
 import json
@@ -160,19 +160,21 @@ def check(cards: dict[str, str], sizes: dict[str, Size]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group()
-    group.add_argument('--measure', action='store_true', help='measure every model first')
+    group.add_argument('--measure', action='store_true', help='first measure the models that are not in sizes.json')
     group.add_argument('--check', action='store_true', help='change nothing, fail if something is out of date')
     args = parser.parse_args()
 
-    if args.measure:
-        write_sizes({name: measure(name) for name in tqdm(all_names(), unit='model', disable=None)})
     sizes = read_sizes()
-    if missing := sorted(set(all_names()) - sizes.keys()):
+    missing = [name for name in all_names() if name not in sizes]
+    if missing and not args.measure:
         sys.exit(f'model_cards.py: error: {SIZES.name} lacks {", ".join(missing[:5])}; run it with --measure')
+    for name in tqdm(missing, unit='model', disable=None):
+        sizes[name] = measure(name)
+        write_sizes(sizes)  # at once: what was measured is kept if one ends it here
     cards = render_cards(sizes)
     if args.check:
         if problems := check(cards, sizes):
-            sys.exit('model_cards.py: error: ' + '; '.join(problems) + '; run it with --measure')
+            sys.exit('model_cards.py: error: ' + '; '.join(problems))
         return
     for path in FOLDER.glob('*.md'):
         if path.name not in cards:

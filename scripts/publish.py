@@ -34,8 +34,8 @@ def main() -> None:
         sys.exit(f'publish.py: error: {e}')
     for name, size in published.files.items():
         print(f'{size:>12,}  {name}')
-    if not published.has_results:
-        print('The checkpoint has no results.json, so the card shows no results.')
+    for remark in published.remarks:
+        print(remark)
     if published.folder:
         print(f'Would be published as {published.repo_id}: {published.folder}')
     else:

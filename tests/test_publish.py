@@ -151,7 +151,8 @@ class TestPublish:
 
     def test_without_results(self, server, client, run, repo_id):
         (run / 'results.json').unlink()
-        assert publish(client, run, repo_id)['has_results'] is False
+        remark = 'The checkpoint has no results.json, so the card shows no results.'
+        assert remark in publish(client, run, repo_id)['remarks']
         card = tree(server.repos[repo_id])['README.md'].decode()
         assert 'no evaluation came with this checkpoint' in card and 'model-index' not in card
 
@@ -223,10 +224,17 @@ class TestBadRun:
         (lambda run: (run / 'config.json').unlink(), 'config.json is missing'),
         (lambda run: (run / 'model.safetensors').rename(run / 'model.bin'), 'Pickled weights are not published'),
         (lambda run: (run / 'model.safetensors').write_bytes(b'half'), 'does not load'),
-        (lambda run: (run / 'results.json').write_text('{'), 'is not JSON'),
+        (lambda run: (run / 'results.json').write_text('{'), 'cannot be read'),
+        (lambda run: (run / 'results.json').write_text('[1]'), 'lacks top1'),
+        (lambda run: edit(run / 'results.json', loss=float('nan')), 'has loss = nan'),
+        (lambda run: edit(run / 'results.json', top1='good'), 'cannot be read'),
+        (lambda run: edit(run / 'results.json', start={}), 'lacks start.model, start.pretrained'),
+        (lambda run: (run / 'args.yaml').write_text('{'), 'is not YAML'),
+        (lambda run: (run / 'args.yaml').write_text('- 1'), 'does not hold the options'),
         (lambda run: (run / 'results.json').write_text('{"top1": 1}'), 'lacks top5, loss'),
         (lambda run: edit(run / 'config.json', pretrained_cfg=None), 'does not load'),
-    ], ids=['no config', 'pickle', 'half a file', 'results', 'results of less', 'config'])
+    ], ids=['no config', 'pickle', 'half a file', 'no JSON', 'no dict', 'nan', 'no number', 'no start', 'no YAML',
+            'no options', 'less', 'config'])
     def test_is_refused(self, run, spoil, words):
         for name in ('ema', 'last'):
             shutil.rmtree(run / name)
@@ -427,10 +435,13 @@ class TestScript:
         assert f'{(run / "model.safetensors").stat().st_size:,}' in lines[4]
         assert lines[-1] == f'Would be published as user/name: {run / "publish"}'
 
-    def test_says_that_there_are_no_results(self, run, script, capsys):
+    def test_says_what_the_card_lacks(self, run, script, capsys):
         (run / 'results.json').unlink()
+        (run / 'args.yaml').write_text('pretrained: false\nval_split: validation\n')
         script(run, '--repo-id', 'user/name', '--dry-run')
-        assert 'no results.json' in capsys.readouterr().out
+        assert 'no results.json' in (said := capsys.readouterr().out) and 'no licence' in said
+        script(run, '--repo-id', 'user/name', '--dry-run', '--license', 'mit')
+        assert 'no licence' not in capsys.readouterr().out
 
     @pytest.mark.parametrize('options, words', [
         (['no/such/run', '--repo-id', 'user/name'], 'no/such/run'),

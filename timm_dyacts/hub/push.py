@@ -1,5 +1,6 @@
 """Publish a run folder: all of it or nothing, and never over somebody else's work."""
 import json
+import math
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 from timm.models._pretrained import filter_pretrained_cfg
 from torch import nn
 
-from ..card import render_model_card
+from ..card import render_model_card, resolve_start
 from ..version import __version__
 from .errors import HubError, check_token, explained, summarize
 from .files import CARD, CONFIG, PICKLED_WEIGHTS, RECORD, WEIGHTS, git_sha1, read_config, recorded, sha256
@@ -38,7 +39,12 @@ _CHECKPOINTS = dict(best='.', ema='ema', last='last')  # folders within a run fo
 _RESULTS = 'results.json'
 _OPTIONS = 'args.yaml'
 _EXTRAS = (_OPTIONS, 'summary.csv', '*.png')
-_RESULT_KEYS = ('top1', 'top5', 'loss', 'dataset', 'split', 'num_images', 'preprocessing', 'date', 'start', 'versions')
+_METRICS = ('top1', 'top5', 'loss')
+# What the card is made of, and what of it has parts.
+_RESULTS_KEYS = dict.fromkeys((*_METRICS, 'dataset', 'split', 'num_images', 'date', 'versions'), ()) | dict(
+    preprocessing=('input_size', 'interpolation', 'mean', 'std', 'crop_pct'),
+    start=('model', 'pretrained', 'source', 'license', 'warm_start', 'kd_model'),
+)
 _TOKEN = re.compile(r'\bhf_[A-Za-z0-9]{20,}')
 
 
@@ -49,14 +55,14 @@ class Publication:
     Attributes:
         repo_id: The repo.
         files: Size in bytes by file name.
-        has_results: Whether the card shows measured results.
+        remarks: What the card lacks.
         folder: Where a dry run left the files.
         commit: Sha of the commit.
         url: Page of the commit or pull request.
     """
     repo_id: str
     files: dict[str, int]
-    has_results: bool
+    remarks: tuple[str, ...] = ()
     folder: Path | None = None
     commit: str | None = None
     url: str | None = None
@@ -137,8 +143,8 @@ def _stage(
         license: str | None,
         token: str | None,
         folder: Path,
-) -> tuple[dict[str, int], bool]:
-    """Write all that is to be published into ``folder``: the sizes by name, and whether there are results."""
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Write all that is to be published into ``folder``. Returns the sizes by name, and what the card lacks."""
     checkpoint = run_folder / _CHECKPOINTS[weights]
     _check_checkpoint(run_folder, checkpoint, weights)
     shutil.copyfile(checkpoint / WEIGHTS, folder / WEIGHTS)
@@ -151,7 +157,7 @@ def _stage(
     config['pretrained_cfg'] = filter_pretrained_cfg(
         config.get('pretrained_cfg', {}), remove_source=True, remove_null=False)
     results = _read_results(checkpoint / _RESULTS)
-    args = yaml.safe_load((folder / _OPTIONS).read_text()) if (folder / _OPTIONS).is_file() else None
+    args = _read_args(run_folder / _OPTIONS)
     requires = dict(timm=f'>={timm.__version__}', timm_dyacts=f'>={__version__}')
     card = render_model_card(
         repo_id,
@@ -174,7 +180,12 @@ def _stage(
 
     _check_secrets(folder, token)
     _check_same_function(model, folder, checkpoint)
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}, results is not None
+    remarks = []
+    if results is None:
+        remarks.append(f'The checkpoint has no {_RESULTS}, so the card shows no results.')
+    if not (license or (resolve_start(config, results, args) or {}).get('license')):
+        remarks.append('The weights inherit no licence and none was given (--license), so nobody may use them.')
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}, tuple(remarks)
 
 
 def _check_checkpoint(run_folder: Path, checkpoint: Path, weights: str) -> None:
@@ -193,14 +204,33 @@ def _check_checkpoint(run_folder: Path, checkpoint: Path, weights: str) -> None:
 def _read_results(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
+    again = 'Run the evaluation again, or remove the file and publish without results.'
     try:
         results = json.loads(path.read_text(encoding='utf-8'))
-        missing = [key for key in _RESULT_KEYS if key not in results]
+        missing = [key for key in _RESULTS_KEYS if key not in results]
+        missing += [
+            f'{key}.{sub}' for key, subs in _RESULTS_KEYS.items() if key in results
+            for sub in subs if sub not in results[key]
+        ]
+        wrong = [f'{key} = {results[key]}' for key in _METRICS if key in results and not math.isfinite(results[key])]
     except (TypeError, ValueError) as e:
-        raise HubError(f"Could not publish: '{path}' is not JSON: {summarize(e)}. Run the evaluation again.") from e
-    if missing:
-        raise HubError(f"Could not publish: '{path}' lacks {', '.join(missing)}. Run the evaluation again.")
+        raise HubError(f"Could not publish: '{path}' cannot be read: {summarize(e)}. {again}") from e
+    if missing or wrong:
+        problem = f'lacks {", ".join(missing)}' if missing else f'has {", ".join(wrong)}'
+        raise HubError(f"Could not publish: '{path}' {problem}. {again}")
     return results
+
+
+def _read_args(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        args = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (ValueError, yaml.YAMLError) as e:
+        raise HubError(f"Could not publish: '{path}' is not YAML: {summarize(e)}") from e
+    if not isinstance(args, dict):
+        raise HubError(f"Could not publish: '{path}' does not hold the options of a run.")
+    return args
 
 
 def _load(folder: Path) -> nn.Module:
@@ -214,7 +244,7 @@ def _check_secrets(folder: Path, token: str | None) -> None:
     for path in folder.iterdir():
         if path.suffix in ('.csv', '.json', '.md', '.yaml'):
             text = path.read_text(encoding='utf-8', errors='replace')
-            if (token and token in text) or _TOKEN.search(text):
+            if (token and len(token) >= 8 and token in text) or _TOKEN.search(text):
                 raise HubError(
                     f'Could not publish: {path.name} of the run folder has a token in it. Nothing was sent. Take the '
                     f'token out, and revoke it if others can read the folder.')
