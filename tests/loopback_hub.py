@@ -249,6 +249,7 @@ class Fault:
         drop: Hang up before the request is read, so that it has no effect.
         cut_after: Hang up after this many bytes of the answer's body; the request has had its effect.
         corrupt: Flip one bit of the body in transit, of the request's if it has one, else of the answer's.
+        answer_headers: Headers in place of those of an answer that is given as always.
         no_resume: Ignore that only the rest of a file is asked for.
         then: Called once the request is answered.
 
@@ -266,6 +267,7 @@ class Fault:
     drop: bool = False
     cut_after: int | None = None
     corrupt: bool = False
+    answer_headers: Mapping[str, str] = field(default_factory=dict)
     no_resume: bool = False
     then: Callable[[], object] | None = None
     hits: int = field(default=0, init=False)
@@ -810,7 +812,7 @@ class _Handler(BaseHTTPRequestHandler):
         response = hub.answer(request, fault)
         body = _flip_bit(response.body) if fault.corrupt and not sent else response.body
         self.send_response(response.status)
-        for name, value in {'Content-Length': str(len(body)), **response.headers}.items():
+        for name, value in {'Content-Length': str(len(body)), **response.headers, **fault.answer_headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != 'HEAD':

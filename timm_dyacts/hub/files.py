@@ -45,8 +45,9 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
     except ValueError as e:
         raise HubError(
             f"The {CONFIG} of '{name}' is not JSON: {summarize(e)}. Its owner has to publish it again.") from e
-    if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
+    parts = [config.get(key, {}) for key in ('pretrained_cfg', 'model_args')] if isinstance(config, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(config.get('architecture'), str):
         raise HubError(
-            f"The {CONFIG} of '{name}' names no architecture, so it is not one of timm's. Is it a model of another "
-            f"library?")
+            f"The {CONFIG} of '{name}' is not one of timm's, with an architecture and its arguments. Is it a model of "
+            f"another library?")
     return config

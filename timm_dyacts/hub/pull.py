@@ -1,5 +1,6 @@
 """Load a checkpoint from the Hub, and be sure that it is the one that was published."""
 import difflib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from .errors import ChecksumError, HubError, MissingFileError, check_token, expl
 from .files import CONFIG, PICKLED_WEIGHTS, WEIGHTS, git_sha1, read_config, recorded, sha256
 
 __all__ = ['load', 'verify']
+
+_logger = logging.getLogger(__name__)
 
 
 def load(
@@ -39,7 +42,7 @@ def load(
         revision: Branch, tag or commit, 'main' by default.
         token: For private and gated repos. By default the one of ``hf auth login`` or ``HF_TOKEN``.
         verify: Compare the SHA-256 of the weights with the one in the config or, in repos of others, with the Hub's
-            own. Files that the Hub keeps in git have no SHA-256 but git's hash.
+            own. Where there is neither, a warning says so.
         allow_pickle: Also take weights that are pickled. They are read with torch's ``weights_only``.
         cache_dir: Cache of the downloads, that of ``huggingface_hub`` by default.
         **kwargs: Further arguments of ``timm.create_model``, such as ``num_classes`` or ``features_only``.
@@ -48,7 +51,7 @@ def load(
         The model. ``model.pretrained_cfg['hf_hub_id']`` names the repo and the commit.
 
     Raises:
-        ChecksumError: The weights are not those that were published, or there is nothing to check them against.
+        ChecksumError: The weights are not those that were published.
         HubError: Anything else, from a misspelt name to a connection that broke off.
         ValueError: An argument of the wrong form.
 
@@ -56,6 +59,8 @@ def load(
     """
     repo = _Repo.parse(repo_id, revision, token, cache_dir)
     snapshot = _pull(repo, verify=verify, allow_pickle=allow_pickle)
+    if verify and not snapshot.verified:
+        _logger.warning("There is no checksum to verify the weights of '%s' with.", repo.name)
     try:
         model = timm.create_model(f'local-dir:{snapshot.folder}', pretrained=True, **kwargs)
     except Exception as e:
@@ -86,7 +91,10 @@ def verify(name: str, *, token: str | None = None, cache_dir: str | os.PathLike 
         HubError: The checkpoint could not be had.
     """
     if name.startswith('hf-hub:'):
-        weights = _pull(_Repo.parse(name, None, token, cache_dir), verify=True, allow_pickle=False).weights
+        snapshot = _pull(_Repo.parse(name, None, token, cache_dir), verify=True, allow_pickle=False)
+        if not snapshot.verified:
+            raise ChecksumError(f"Could not verify '{name}': neither its {CONFIG} nor the cache has a checksum.")
+        weights = snapshot.weights
     else:
         folder = Path(name.removeprefix('local-dir:'))
         for file in (CONFIG, WEIGHTS):
@@ -99,7 +107,9 @@ def verify(name: str, *, token: str | None = None, cache_dir: str | os.PathLike 
                 f"Could not verify '{folder}': its {CONFIG} records no SHA-256 of {WEIGHTS}. Publishing records it, "
                 f"into the Hub's copy and into the folder that a dry run leaves.")
         if sha256(weights) != expected:
-            raise ChecksumError(f'{_mismatch(str(folder), WEIGHTS, sha256(weights), expected)} Get the folder anew.')
+            raise ChecksumError(
+                f"{WEIGHTS} of '{folder}' is not what was published: its SHA-256 is {sha256(weights)}, on record is "
+                f"{expected}. Get the folder anew.")
     return sha256(weights)
 
 
@@ -144,6 +154,7 @@ class _Snapshot:
     folder: Path
     config: dict[str, Any]
     weights: Path
+    verified: bool
 
     @property
     def commit(self) -> str:
@@ -151,9 +162,7 @@ class _Snapshot:
 
 
 def _pull(repo: _Repo, verify: bool, allow_pickle: bool) -> _Snapshot:
-    config_file = repo.download(CONFIG, 'A checkpoint for timm has one; is it a model of another library?')
-    if verify:
-        _verify_download(config_file, repo)
+    config_file = _download_config(repo, verify)
     try:
         config = read_config(config_file, repo.name)
     except HubError:
@@ -175,11 +184,26 @@ def _pull(repo: _Repo, verify: bool, allow_pickle: bool) -> _Snapshot:
         if not allow_pickle:
             raise
         weights = repo.download(PICKLED_WEIGHTS, 'Ask the owner of the repo for weights.', commit)
-    if verify:
-        _verify_weights(weights, config, repo)
+    verified = verify and _verify_weights(weights, config, repo)
     if weights.suffix == '.safetensors':
         _check_safetensors(weights, repo)
-    return _Snapshot(config_file.parent, config, weights)
+    return _Snapshot(config_file.parent, config, weights, verified)
+
+
+def _download_config(repo: _Repo, verify: bool) -> Path:
+    missing = 'A checkpoint for timm has one; is it a model of another library?'
+    path = repo.download(CONFIG, missing)
+    if verify and _is_intact(path) is False:
+        # Damaged on the way or, from a mirror with ETags of its own, not: what comes a second time is what is there.
+        content = path.read_bytes()
+        _discard(path)
+        path = repo.download(CONFIG, missing)
+        if _is_intact(path) is False and path.read_bytes() != content:
+            _discard(path)
+            raise ChecksumError(
+                f"{CONFIG} of '{repo.name}' is damaged on its way here, each time differently. It was removed from the "
+                f"cache; load again over another connection.")
+    return path
 
 
 def _check_requirements(config: dict[str, Any], name: str) -> None:
@@ -224,42 +248,32 @@ def _check_classes(config: dict[str, Any], name: str) -> None:
             f"{', '.join(f'{k} is {v}' for k, v in told.items())}. Its owner has to publish it again.")
 
 
-def _verify_weights(path: Path, config: dict[str, Any], repo: _Repo) -> None:
+def _verify_weights(path: Path, config: dict[str, Any], repo: _Repo) -> bool:
+    """Whether there is something to verify the weights with. Weights that differ from it are an error."""
     expected = recorded(config, 'sha256').get(path.name)
-    if expected is None:
-        if not _verify_download(path, repo):
-            raise ChecksumError(
-                f"Could not verify {path.name} of '{repo.name}': neither its {CONFIG} nor the cache has a checksum. To "
-                f"load it all the same: verify=False.")
-    elif (actual := sha256(path)) != expected:
-        intact = _verify_download(path, repo)  # raises if the download is to blame, not the repo
-        _discard(path)
-        whose = 'The Hub holds the very same file, so it was changed after it was published' if intact else \
-            'Either the download was damaged or the file was changed after it was published'
-        raise ChecksumError(
-            f'{_mismatch(repo.name, path.name, actual, expected)} {whose}. It was removed from the cache; load again '
-            f'or, if that does not help, load an earlier revision or ask the owner of the repo.')
+    if expected and sha256(path) == expected:
+        return True
+    intact = _is_intact(path)
+    if not expected and intact is not False:
+        return bool(intact)
+    problem = 'but what the Hub holds: it was changed there' if intact else 'but damaged on the way'
+    actual = sha256(path)
+    _discard(path)
+    raise ChecksumError(
+        f"{path.name} of '{repo.name}' is not what was published {problem}. Its SHA-256 is {actual}, on record is "
+        f"{expected or 'another'}. It was removed from the cache. Load again or, if that does not help, load an earlier "
+        f"revision or ask the owner of the repo.")
 
 
-def _verify_download(path: Path, repo: _Repo) -> bool:
-    """Compare a file in the cache with its ETag. Returns whether there is one.
+def _is_intact(path: Path) -> bool | None:
+    """Compare a file in the cache with its ETag; None if there is none to compare with.
 
     The client checks the size of what it downloads and no more. It names each file of its cache by the ETag, which is
     the SHA-256 of large files, and git's SHA-1 of the others.
     """
     etag = os.path.basename(os.readlink(path)) if path.is_symlink() else ''
-    if len(etag) == 64:
-        actual = sha256(path)
-    elif len(etag) == 40:
-        actual = git_sha1(path)
-    else:
-        return False
-    if actual != etag:
-        _discard(path)
-        raise ChecksumError(
-            f'{_mismatch(repo.name, path.name, actual, etag)} The download was damaged. It was removed from the cache; '
-            f'load again.')
-    return True
+    hash_of = {40: git_sha1, 64: sha256}.get(len(etag))
+    return hash_of(path) == etag if hash_of else None
 
 
 def _check_safetensors(path: Path, repo: _Repo) -> None:
@@ -271,10 +285,6 @@ def _check_safetensors(path: Path, repo: _Repo) -> None:
         raise HubError(
             f"{path.name} of '{repo.name}' is truncated or damaged: {summarize(e)}. It was removed from the cache; "
             f"load again or, if that does not help, ask the owner of the repo.") from e
-
-
-def _mismatch(name: str, file: str, actual: str, expected: str) -> str:
-    return f"{file} of '{name}' is not what was published: its hash is {actual}, on record is {expected}."
 
 
 def _discard(path: Path) -> None:
