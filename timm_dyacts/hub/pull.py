@@ -261,8 +261,8 @@ def _verify_weights(path: Path, config: dict[str, Any], repo: _Repo) -> bool:
     _discard(path)
     raise ChecksumError(
         f"{path.name} of '{repo.name}' is not what was published {problem}. Its SHA-256 is {actual}, on record is "
-        f"{expected or 'another'}. It was removed from the cache. Load again or, if that does not help, load an earlier "
-        f"revision or ask the owner of the repo.")
+        f"{expected or 'another'}. It was removed from the cache. Load again or, if that does not help, load an "
+        f"earlier revision or ask the owner of the repo.")
 
 
 def _is_intact(path: Path) -> bool | None:
