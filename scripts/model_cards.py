@@ -73,14 +73,21 @@ def all_names() -> list[str]:
 def render_cards(sizes: dict[str, Size]) -> dict[str, str]:
     """The content of model_cards/ by file name."""
     cards = {f'{family}.md': render_card(family, variants, sizes) for family, variants in families().items()}
-    lines = [
-        f'- [{family}]({family}.md): {len(variants)} variants of {len({v.base for v in variants})} architectures'
+    rows = [
+        f'| [{family}]({family}.md) | {len({v.base for v in variants})} | {len(variants)} |'
         for family, variants in families().items()
     ]
-    cards['README.md'] = (
-        '# Model cards of the zoo\n\nBy the module of timm that has the base. Rendered by `python '
-        'scripts/model_cards.py`; the cards of\npublished checkpoints are rendered as they are published.\n\n'
-        + '\n'.join(lines) + '\n')
+    cards['README.md'] = '\n'.join([
+        '# Model cards of the zoo',
+        '',
+        'One for each module of timm that has bases of variants, rendered by `python scripts/model_cards.py`. The card '
+        'of a published checkpoint is rendered as it is published.',
+        '',
+        '| family | architectures | variants |',
+        '| --- | ---: | ---: |',
+        *rows,
+        '',
+    ])
     return cards
 
 
@@ -153,7 +160,7 @@ def check(cards: dict[str, str], sizes: dict[str, Size]) -> list[str]:
     for name in SAMPLE:
         measured = measure(name)
         if measured != sizes[name]:
-            problems.append(f'{SIZES.name} has {sizes[name]} for {name}, measured is {measured}')
+            problems.append(f'{SIZES.name} has {sizes[name]!r} for {name}, measured is {measured!r}')
     return problems
 
 
