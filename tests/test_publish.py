@@ -168,6 +168,9 @@ class TestOverwrite:
         with pytest.raises(ClientError) as error:
             publish(client, run, repo.repo_id)
         assert f"'{repo.repo_id}'" in message(error)
+        with pytest.raises(ClientError):
+            publish(client, run, repo.repo_id, revision='trial')
+        assert repo.refs.keys() == {'refs/heads/main'}, 'no branch either'
         assert reason in message(error) and '--overwrite' in message(error) and 'Nothing was sent' in message(error)
         assert repo.find() == before
         publish(client, run, repo.repo_id, overwrite=True)
@@ -251,6 +254,7 @@ class TestBadRun:
     @pytest.mark.parametrize('arguments, words', [
         (dict(weights='worst'), 'must be one of best, ema, last'),
         (dict(repo_id='name'), "must be 'user/name'"),
+        (dict(revision='0123abcd' * 5), 'must be a branch'),
         (dict(repo_id='a/b/c'), "'a/b/c'"),
     ])
     def test_arguments(self, run, arguments, words):

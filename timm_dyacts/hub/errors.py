@@ -92,6 +92,8 @@ def _remedy(error: Exception, repo_id: str, missing: str) -> str:
         return 'The Hub limits how often one may ask. Wait some minutes and do it again; with a token one may ask more.'
     if status is not None and status >= 500:
         return 'The Hub has a problem of its own (https://status.huggingface.co). Do it again later.'
+    if status is not None:
+        return 'The Hub does not take the request as it is; see its words above.'
     return (
         'If there is no network, or it broke off, do it again later. A mirror of the Hub is used if its address stands '
         'in the environment variable HF_ENDPOINT.')

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,8 @@ def publish(
         raise ValueError(f"repo_id (--repo-id) must be 'user/name', got {repo_id!r}.")
     if weights not in _CHECKPOINTS:
         raise ValueError(f'weights (--weights) must be one of {", ".join(_CHECKPOINTS)}, got {weights!r}.')
+    if revision and re.fullmatch(r'[0-9a-f]{40}', revision):
+        raise ValueError(f'revision (--revision) must be a branch, got the commit {revision!r}.')
     token = check_token(token) or get_token()
     run_folder = Path(run_folder)
     if dry_run:
@@ -285,7 +287,7 @@ class _Target:
 
     def __init__(self, repo_id: str, revision: str | None, token: str):
         self.repo_id = repo_id
-        self.revision = revision
+        self.revision = None if revision == 'main' else revision
         self.token = token
         self.api = HfApi(token=token, library_name='timm_dyacts', library_version=__version__)
 
@@ -298,10 +300,14 @@ class _Target:
             overwrite: bool,
     ) -> tuple[str, str]:
         """Send the files of a folder in one commit. Returns its sha, and its page or that of its pull request."""
-        head = self._prepare(private)
+        main = self._open(private)
+        head = self._find_branch() or main
         theirs = self._read_published(head)
         if not (create_pr or overwrite):
             self._check_ours(head, theirs, folder)
+        if head is main and self.revision:
+            with self._preparing():
+                self.api.create_branch(self.repo_id, branch=self.revision, revision=main.sha, exist_ok=True)
         names = {path.name for path in folder.iterdir()}
         stale = (recorded(theirs, 'sha256').keys() | {PICKLED_WEIGHTS}) & _names(head) - names
         sha, url = self._commit(folder, message, stale, head, create_pr)
@@ -348,31 +354,39 @@ class _Target:
                     f'opened all the same: {self.api.endpoint}/{self.repo_id}/discussions') from None
             return self._find_commit(folder, head, error)
 
-    def _prepare(self, private: bool) -> ModelInfo:
-        """The tip of the branch; repo and branch are created where there are none."""
+    def _preparing(self) -> AbstractContextManager[None]:
         doing = f"Could not prepare '{self.repo_id}' for publishing (nothing was sent)"
-        with explained(doing, self.repo_id, self.token):
+        return explained(doing, self.repo_id, self.token)
+
+    def _open(self, private: bool) -> ModelInfo:
+        """The tip of the default branch; the repo is created if there is none."""
+        with self._preparing():
             try:
-                info = self.api.model_info(self.repo_id)
+                info = self.api.model_info(self.repo_id, files_metadata=True)
             except RepositoryNotFoundError:
                 self.api.create_repo(self.repo_id, private=private, exist_ok=True)
-                info = self.api.model_info(self.repo_id)
+                info = self.api.model_info(self.repo_id, files_metadata=True)
         if private and info.private is False:
             raise HubError(
                 f"Could not publish '{self.repo_id}': private (--private) was asked for, and the repo is there and "
                 f'public. Nothing was sent. Choose another name, or make it private in its settings.')
-        with explained(doing, self.repo_id, self.token):
+        return info
+
+    def _find_branch(self) -> ModelInfo | None:
+        """The tip of the branch to publish to, if it is another than the default and there is one."""
+        if self.revision is None:
+            return None
+        with self._preparing():
             try:
                 return self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True)
             except RevisionNotFoundError:
-                self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
-                return self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True)
+                return None
 
     def _read_published(self, head: ModelInfo) -> dict[str, Any]:
         """The config that is there, with the hash of the card that is there; empty if there is none."""
         with tempfile.TemporaryDirectory(prefix='timm_dyacts-') as beside:
             for name in {CONFIG, CARD} & _names(head):
-                with explained(f"Could not look at '{self.repo_id}' (nothing was sent)", self.repo_id, self.token):
+                with self._preparing():
                     hf_hub_download(self.repo_id, name, revision=head.sha, token=self.token, local_dir=beside)
             try:
                 config = read_config(Path(beside, CONFIG), self.repo_id)
