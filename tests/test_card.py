@@ -95,6 +95,7 @@ def test_the_source(model, source, base_model, words):
     (dict(warm_start='approximate'), 'The warm start was approximate', 'exact'),
     (dict(warm_start=None), 'The training started from the weights', 'warm start'),
     (dict(pretrained=False, source=None, license=None), 'The training started from random weights', 'warm start'),
+    (dict(pretrained=False, source='w.pth'), 'The training started from the weights of a file `w.pth`', 'random'),
     (dict(kd_model='timm/resnet50.a1_in1k'), 'teacher of its distillation was timm/resnet50.a1_in1k', 'random'),
 ])
 def test_the_warm_start(model, start, words, absent):
@@ -120,6 +121,24 @@ def test_results_say_what_was_measured_where_and_when(model):
     for fact in ('2026-11-20', 'best epoch', 'digits', 'validation', '360', '98.61 %', '99.72 %', '0.0456',
                  '3 x 32 x 32', 'bicubic', 'torch 2.15.0', 'timm_dyacts 0.1.0'):
         assert fact in results
+
+
+@pytest.mark.parametrize('name, shown, known', [
+    ('hfds/uoft-cs/cifar10', 'hfds/uoft-cs/cifar10', 'uoft-cs/cifar10'),
+    ('torch/cifar10', 'torch/cifar10', 'cifar10'),
+    ('/home/me/my flowers/', 'my flowers', 'my-flowers'),
+    ('./flowers', 'flowers', 'flowers'),
+])
+def test_the_data_set(model, name, shown, known):
+    text = render(model, results=dict(RESULTS, dataset=name))
+    dataset = metadata(text)['model-index'][0]['results'][0]['dataset']
+    assert (dataset['name'], dataset['type']) == (shown, known) and metadata(text)['datasets'] == [known]
+    assert f'| {shown} | validation |' in text and '/home/me' not in text
+
+
+def test_pictures_are_shown(model):
+    text = render(model, files=['args.yaml', 'confusion.png', 'curves.png'])
+    assert '![confusion](confusion.png)' in text and '![curves](curves.png)' in text
 
 
 def test_the_best_epoch_of_a_split_flatters_that_split(model):

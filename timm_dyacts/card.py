@@ -275,6 +275,7 @@ def render_model_card(
         start=start,
         source=source,
         results=results,
+        dataset=_dataset_name(results) if results else None,
         recipe={k: args[k] for k in _RECIPE if args.get(k)} if args else {},
         files=files,
         image_mode='RGB' if cfg['input_size'][0] == 3 else 'L',
@@ -324,20 +325,21 @@ def _metadata(
     base = dict(base_model=source.repo_id, base_model_relation='finetune') if source and source.repo_id else {}
     measured = {}
     if results is not None:
-        dataset = _dataset_id(results['dataset'])
+        dataset = _dataset_name(results)
+        dataset_id = re.sub(r'[^\w./-]+', '-', re.sub(r'^(torch|hfds|hfids|tfds|wds)/', '', dataset)).strip('-')
         metrics = [('Top-1 accuracy', results['top1'])]
         if model.num_classes > 5:
             metrics.append(('Top-5 accuracy', results['top5']))
         measured = dict(
-            datasets=[dataset],
+            datasets=[dataset_id],
             metrics=['accuracy'],
             model_name=repo_id.split('/')[-1],
             eval_results=[
                 EvalResult(
                     task_type='image-classification',
                     task_name='Image Classification',
-                    dataset_type=dataset,
-                    dataset_name=str(results['dataset']),
+                    dataset_type=dataset_id,
+                    dataset_name=dataset,
                     dataset_split=results['split'],
                     metric_type='accuracy',
                     metric_name=name,
@@ -357,7 +359,7 @@ def _metadata(
     )
 
 
-def _dataset_id(name: str) -> str:
-    """A data set as the Hub would call it: timm's prefix goes, and what no id may hold."""
-    name = re.sub(r'^(torch|hfds|hfids|tfds|wds)/', '', str(name))
-    return re.sub(r'[^\w./-]+', '-', name).strip('-') or 'unknown'
+def _dataset_name(results: dict[str, Any]) -> str:
+    """The data set's name. Of a folder that is the last part: where it lies is nobody's business."""
+    name = str(results['dataset'])
+    return os.path.basename(os.path.normpath(name)) if os.path.isabs(name) or name.startswith('.') else name
