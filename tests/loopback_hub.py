@@ -251,7 +251,7 @@ class Fault:
         corrupt: Flip one bit of the body in transit, of the request's if it has one, else of the answer's.
         answer_headers: Headers in place of those of an answer that is given as always.
         no_resume: Ignore that only the rest of a file is asked for.
-        then: Called once the request is answered.
+        then: Called when the request has had its effect, before the answer leaves.
 
     Attributes:
         hits: How many requests were harmed: a test that injects a fault checks that it was met.
@@ -810,6 +810,8 @@ class _Handler(BaseHTTPRequestHandler):
             _flip_bit(sent) if fault.corrupt else sent,
         )
         response = hub.answer(request, fault)
+        if fault.then is not None:
+            fault.then()
         body = _flip_bit(response.body) if fault.corrupt and not sent else response.body
         self.send_response(response.status)
         for name, value in {'Content-Length': str(len(body)), **response.headers, **fault.answer_headers}.items():
@@ -819,8 +821,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:fault.cut_after])
         if fault.cut_after is not None:
             self.close_connection = True
-        if fault.then is not None:
-            fault.then()
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from loopback_hub import Fault, LoopbackHub, run_python
+from loopback_hub import Client, ClientError, Fault, LoopbackHub, run_python
 from safetensors.torch import load_file, save
 
 WEIGHTS = bytes(range(256)) * 400
@@ -344,6 +344,24 @@ def test_slow_answer(hub):
     assert slow.hits == 1
 
 
+def test_only_whole_files(hub):
+    hub.inject(Fault('/storage/*', no_resume=True))
+    response, body = get_weights(hub, {'Range': 'bytes=70000-'})
+    assert (response.status, body) == (200, WEIGHTS)
+
+
+def test_other_headers(hub):
+    hub.inject(Fault('/storage/*', answer_headers={'ETag': '"other"'}))
+    response, body = get_weights(hub)
+    assert (response.headers['ETag'], body) == ('"other"', WEIGHTS)
+
+
+def test_what_happens_next(hub):
+    hub.inject(Fault('/storage/*', then=hub.reset))
+    assert get_weights(hub)[1] == WEIGHTS
+    assert hub.repos == {} and hub.requests == []
+
+
 def test_rate_limit_is_waited_out(hub, tmp_path):
     hub.add_repo('user/model', FILES)
     limit = hub.inject(Fault('/storage/*', status=429, headers={'Retry-After': '0'}))
@@ -419,6 +437,19 @@ def test_client_in_a_loop_comes_to_an_end(tmp_path):
         hub.add_repo('user/model', FILES)
         values = evaluate(["api.model_info('user/model').id"] * 5, hub.env(tmp_path))
     assert values == ['user/model'] * 3 + ['HfHubHTTPError'] * 2
+
+
+def test_a_client_that_stays(hub, tmp_path):
+    with Client(hub.env(tmp_path), 'import sys; total = 40', tmp_path / 'log') as client:
+        assert client('total + 2') == 42
+        with pytest.raises(ClientError, match='ZeroDivisionError'):
+            client('total / 0')
+        with pytest.raises(ClientError, match='not JSON serializable'):
+            client('sys')
+        assert client("print('heard', file=sys.stderr)") is None
+        assert client.log.read_text() == 'heard\n'
+        with pytest.raises(AssertionError, match='The client has ended(?s:.)*heard'):
+            client('sys.exit()')
 
 
 def test_failed_program_shows_what_it_printed(hub, tmp_path):

@@ -147,7 +147,7 @@ class Size:
     input_size: tuple[int, int, int]
 
     def __str__(self) -> str:
-        """Millions of parameters / billions of multiply-adds, for tables."""
+        """Millions of parameters / GMACs, for tables."""
         return f'{self.params / 1e6:.2f} / {self.macs / 1e9:.2f}'
 
 
