@@ -1,7 +1,10 @@
 """Pulling: what comes from the Hub is what was published, or there is a clear error and nothing half-written."""
 import json
 import re
+import runpy
 import shutil
+import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -266,6 +269,15 @@ def test_a_repo_of_others_is_checked_against_the_hub(server, client, files, repo
     assert client(f'hub.load({repo_id!r}).num_classes') == 10
 
 
+def test_nothing_to_verify_with(server, client, files, repo_id):
+    server.add_repo(repo_id, with_config(files, timm_dyacts={}))
+    server.inject(Fault('*/model.safetensors', answer_headers={'X-Linked-ETag': '"v1"'}, times=None))
+    assert client(f'hub.load({repo_id!r}).num_classes') == 10
+    assert f"There is no checksum to verify the weights of '{repo_id}' with" in client.log.read_text()
+    with pytest.raises(ClientError, match='neither its config.json nor the cache has a checksum'):
+        client(f"hub.verify('hf-hub:{repo_id}')")
+
+
 def test_pickled_weights_only_when_asked_for(server, client, files, model, repo_id, tmp_path):
     torch.save(model.state_dict(), tmp_path / 'pytorch_model.bin')
     pickled = without('model.safetensors')(files) | read_folder(tmp_path)
@@ -290,6 +302,16 @@ def test_verify(server, client, files, folder, repo_id, tmp_path):
         hub.verify(str(tmp_path))
     with pytest.raises(hub.HubError, match='it has no config.json'):
         hub.verify(str(tmp_path / 'absent'))
+
+
+def test_validate_verifies_first(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with open(tmp_path / 'model.safetensors', 'ab') as f:
+        f.write(b'x')
+    script = Path(__file__).parents[1] / 'scripts' / 'validate.py'
+    monkeypatch.setattr(sys, 'argv', ['validate.py', '--verify', '--model', str(tmp_path)])
+    with pytest.raises(SystemExit, match='validate.py: error: model.safetensors of .* is not what was published'):
+        runpy.run_path(str(script), run_name='__main__')
 
 
 @pytest.mark.parametrize('token', ['hf_two words', 'hf_two\nlines', 'hf_ü'])
