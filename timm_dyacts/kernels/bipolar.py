@@ -22,6 +22,7 @@ from .windows import (
     plane_offsets,
     site_offsets,
     size_of,
+    unroll,
     window_element,
 )
 
@@ -172,7 +173,7 @@ def _step(weight: Tensor | None) -> int:
 @triton.jit
 def _max_pool_kernel(
         x_ptr, y_ptr, winner_ptr, channels, size, out_size, blocks, x_strides, y_strides,
-        HALVES: tl.constexpr, WINDOW: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
+        HALVES: tl.constexpr, WINDOW: tl.constexpr, PADDED: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
 ):
     n, row, c, w = locate_sites(blocks, BLOCK)
     mask = existing(row, c, w, channels, out_size)
@@ -182,10 +183,11 @@ def _max_pool_kernel(
     winner = tl.full(BLOCK, -1, tl.int32)
     for e in tl.range(0, WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2], loop_unroll_factor=UNROLL):
         at, inside = window_element(e, row, w, size, out_size, x_strides, WINDOW)
-        value = tl.load(x_ptr + at, mask & inside, 0.0).to(tl.float32)
+        valid = mask & inside if PADDED else mask
+        value = tl.load(x_ptr + at, valid, 0.0).to(tl.float32)
         value = tl.where(mirrored, -value, value)
         # As in PyTorch, the first of equal elements wins, and NaN wins over everything.
-        wins = inside & ((value > best) | (value != value) | (winner < 0))
+        wins = valid & ((value > best) | (value != value) | (winner < 0))
         best = tl.where(wins, value, best)
         winner = tl.where(wins, e, winner)
     site = plane_offsets(n, c, y_strides) + site_offsets(row, w, out_size, y_strides)
@@ -206,8 +208,8 @@ def _max_pool_backward_kernel(
     for i in tl.range(0, OVERLAP[0] * OVERLAP[1] * OVERLAP[2], loop_unroll_factor=UNROLL):
         e, out_row, out_w, holds = candidate(i, row, w, size, out_size, WINDOW, OVERLAP)
         winner = tl.load(winner_ptr + site_offsets(out_row, out_w, out_size, winner_strides), mask & holds, -1)
-        wins = mask & holds & (winner == e)
-        dx += tl.load(dy_ptr + site_offsets(out_row, out_w, out_size, dy_strides), wins, 0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + site_offsets(out_row, out_w, out_size, dy_strides), mask & holds, 0.0).to(tl.float32)
+        dx += tl.where(holds & (winner == e), dy, 0.0)
     site = plane_offsets(n, c, dx_strides) + site_offsets(row, w, size, dx_strides)
     tl.store(dx_ptr + site, dx.to(dx_ptr.dtype.element_ty), mask)
 
@@ -223,7 +225,7 @@ def max_pool(x: Tensor, window: Window, ceil_mode: bool, halves: bool) -> tuple[
     launch(
         _max_pool_kernel, tiling.programs,
         planes, y, winner, x.shape[1], size, out_size, tiling.blocks, planes.stride(), y.stride(),
-        halves, tuple(window), window.unroll, tiling.block,
+        halves, tuple(window), window.hangs_over(size, out_size), unroll(window.elements), tiling.block,
     )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():]), winner
 
@@ -237,6 +239,7 @@ def max_pool_backward(dy: Tensor, winner: Tensor, x_shape: torch.Size, window: W
     launch(
         _max_pool_backward_kernel, tiling.programs,
         grads, winner, dx, x_shape[1], size, size_of(dy.shape), tiling.blocks,
-        grads.stride(), winner.stride(), dx.stride(), tuple(window), window.overlap, window.unroll, tiling.block,
+        grads.stride(), winner.stride(), dx.stride(),
+        tuple(window), window.overlap, unroll(math.prod(window.overlap)), tiling.block,
     )
     return dx.reshape(x_shape)

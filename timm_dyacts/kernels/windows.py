@@ -26,6 +26,7 @@ __all__ = [
     'plane_offsets',
     'site_offsets',
     'size_of',
+    'unroll',
     'window_element',
 ]
 
@@ -62,15 +63,17 @@ class Window(NamedTuple):
         return math.prod(self.kernel_size)
 
     @property
-    def unroll(self) -> int:
-        """How often a loop over the elements is unrolled: all of it up to 3 x 3."""
-        return self.elements if self.elements <= 9 else 1
-
-    @property
     def overlap(self) -> Sizes:
         """The number of windows, along each dimension, that an element may belong to."""
         spans = [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
         return tuple(-(-span // s) for span, s in zip(spans, self.stride, strict=True))
+
+    def hangs_over(self, size: Sizes, out_size: Sizes) -> bool:
+        """Whether any window reaches into the padding or over the end."""
+        return any(
+            p > 0 or (out - 1) * s + d * (k - 1) >= n
+            for n, out, k, s, p, d in zip(size, out_size, *self, strict=True)
+        )
 
     def covers(self, size: Sizes, out_size: Sizes) -> bool:
         """Whether windows that do not overlap hold all elements."""
@@ -109,6 +112,11 @@ class SiteTiling(NamedTuple):
     @property
     def programs(self) -> int:
         return self.batch * math.prod(self.blocks)
+
+
+def unroll(count: int) -> int:
+    """How often a loop is unrolled: wholly, if it is over up to 3 x 3 elements."""
+    return count if count <= 9 else 1
 
 
 def size_of(shape: Sequence[int]) -> Sizes:
