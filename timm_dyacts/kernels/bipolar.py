@@ -10,23 +10,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import alignment, channels_inner, launch, locate, offsets, readable, strides, tiling_of
-from .windows import (
+from .sites import (
     SiteTiling,
-    Window,
     candidate,
     empty_planes,
     existing,
-    five_dims,
     locate_sites,
     plane_offsets,
     site_offsets,
-    size_of,
     unroll,
     window_element,
 )
+from .tiles import alignment, channels_inner, launch, locate, offsets, readable, strides, tiling_of
+from .window import Window, five_dims, size_of
 
-__all__ = ['activation', 'activation_backward', 'max_pool', 'max_pool_backward']
+__all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
+
+# The scale and alpha of SELU
+_SELU = (1.0507009873554804934193349852946, 1.6732632423543772848170429916717)
 
 
 @triton.jit
@@ -48,17 +49,17 @@ def _expm1(u):
 
 
 @triton.jit
-def _slope(weight_ptr, weight_stride, alpha, c, channels):
-    """The slope of the negative part: that of the channel if there are weights, else `alpha`."""
+def _slope(weight_ptr, weight_stride, parameter, c, channels):
+    """The slope of the negative part: that of the channel if there are weights."""
     if weight_ptr is None:
-        return alpha
+        return parameter
     else:
         return tl.load(weight_ptr + c * weight_stride, c < channels, 0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
 def _activation_kernel(
-        x_ptr, y_ptr, weight_ptr, size, blocks, x_strides, y_strides, weight_stride, scale, alpha, bound,
+        x_ptr, y_ptr, weight_ptr, size, blocks, x_strides, y_strides, weight_stride, scale, parameter,
         KIND: tl.constexpr, HALVES: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
@@ -71,11 +72,11 @@ def _activation_kernel(
     # Comparisons are written so that NaN falls through.
     if KIND == 'relu':
         y = tl.where(u <= 0, 0.0, u)
-        y = tl.where(y > bound, bound, y)
-    elif KIND == 'elu':
-        y = scale * tl.where(u <= 0, alpha * _expm1(u), u)
+        y = tl.where(y > parameter, parameter, y)
+    elif KIND == 'elu' or KIND == 'selu':
+        y = scale * tl.where(u <= 0, parameter * _expm1(u), u)
     else:
-        y = tl.where(u > 0, u, u * _slope(weight_ptr, weight_stride, alpha, c, size[0]))
+        y = tl.where(u > 0, u, u * _slope(weight_ptr, weight_stride, parameter, c, size[0]))
     y = tl.where(mirrored, -y, y).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + offsets(n, c, p, y_strides, ALIGN, CHANNELS_INNER), y, mask)
 
@@ -83,7 +84,7 @@ def _activation_kernel(
 @triton.jit
 def _activation_backward_kernel(
         dy_ptr, saved_ptr, dx_ptr, weight_ptr, dweight_ptr, size, blocks, dy_strides, saved_strides, dx_strides,
-        weight_stride, scale, alpha, bound,
+        weight_stride, scale, parameter,
         KIND: tl.constexpr, HALVES: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
@@ -92,13 +93,13 @@ def _activation_backward_kernel(
     dy = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     saved = tl.load(saved_ptr + offsets(n, c, p, saved_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     if KIND == 'relu':
-        dx = tl.where((saved == 0) | ((tl.abs(saved) >= bound) & (bound < float('inf'))), 0.0, dy)
+        dx = tl.where((saved == 0) | ((tl.abs(saved) >= parameter) & (parameter < float('inf'))), 0.0, dy)
     else:
         u = tl.where(_mirrored(c, size[0], HALVES)[:, None], -saved, saved)
-        if KIND == 'elu':
-            dx = dy * scale * tl.where(u <= 0, alpha * tl.exp(u), 1.0)
+        if KIND == 'elu' or KIND == 'selu':
+            dx = dy * scale * tl.where(u <= 0, parameter * tl.exp(u), 1.0)
         else:
-            dx = tl.where(u > 0, dy, dy * _slope(weight_ptr, weight_stride, alpha, c, size[0]))
+            dx = tl.where(u > 0, dy, dy * _slope(weight_ptr, weight_stride, parameter, c, size[0]))
             if weight_ptr is not None:
                 # The two signs of the channel cancel: s * dy * (s * x).
                 dweight = tl.sum(tl.where(u > 0, 0.0, dy * saved), 1)
@@ -107,24 +108,15 @@ def _activation_backward_kernel(
     tl.store(dx_ptr + offsets(n, c, p, dx_strides, ALIGN, CHANNELS_INNER), dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def activation(
-        x: Tensor,
-        kind: str,
-        halves: bool,
-        scale: float = 1.0,
-        alpha: float = 0.0,
-        bound: float = math.inf,
-        weight: Tensor | None = None,
-        inplace: bool = False,
-) -> Tensor:
+def activation(x: Tensor, weight: Tensor | None, kind: str, parameter: float, layout: str, inplace: bool) -> Tensor:
     """The bipolar form of an activation.
 
     Args:
         x: Shape (N, C, *spatial).
-        kind: "relu" up to `bound`; "elu", ``scale * (x if x > 0 else alpha * (exp(x) - 1))``; "leaky", with the slope
-            `alpha`, or the slopes `weight` if given.
-        halves: Whether the second half of the channels is mirrored, not every second one.
-        weight: Shape (1,) or (C,).
+        weight: Slopes of "prelu", of shape (1,) or (C,).
+        kind: "relu" up to `parameter`; "elu" and "leaky_relu" with it; "selu"; or "prelu".
+        parameter: A number, see there.
+        layout: "interleaved" or "halves".
         inplace: Write the result over `x`.
     """
     source = readable(x)
@@ -132,8 +124,9 @@ def activation(
     tiling = tiling_of(source)
     launch(
         _activation_kernel, tiling.programs,
-        source, y, weight, tiling.size, tiling.blocks, strides(source), strides(y), _step(weight), scale, alpha, bound,
-        kind, halves, alignment(tiling, source, y), tiling.channels_inner, tiling.block_c, tiling.block_p,
+        source, y, weight, tiling.size, tiling.blocks, strides(source), strides(y), _step(weight),
+        *_numbers(kind, parameter), kind, layout == 'halves', alignment(tiling, source, y), tiling.channels_inner,
+        tiling.block_c, tiling.block_p,
     )
     return x.copy_(y) if inplace and y is not x else y
 
@@ -141,14 +134,13 @@ def activation(
 def activation_backward(
         dy: Tensor,
         saved: Tensor,
+        weight: Tensor | None,
         kind: str,
-        halves: bool,
-        scale: float = 1.0,
-        alpha: float = 0.0,
-        bound: float = math.inf,
-        weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the input and of `weight`; `saved` is the output for "relu" and else the input."""
+        parameter: float,
+        layout: str,
+        inplace: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the input and of `weight`; `saved` is the output of "relu" and the input of the others."""
     dy, saved = readable(dy), readable(saved)
     dx = torch.empty_like(saved)
     tiling = tiling_of(saved)
@@ -158,12 +150,22 @@ def activation_backward(
     launch(
         _activation_backward_kernel, tiling.programs,
         dy, saved, dx, weight, dweight, tiling.size, tiling.blocks, strides(dy), strides(saved), strides(dx),
-        _step(weight), scale, alpha, bound,
-        kind, halves, alignment(tiling, dy, saved, dx), tiling.channels_inner, tiling.block_c, tiling.block_p,
+        _step(weight), *_numbers(kind, parameter), kind, layout == 'halves', alignment(tiling, dy, saved, dx),
+        tiling.channels_inner, tiling.block_c, tiling.block_p,
     )
     if weight is not None:
         dweight = dweight.sum((0, 1)).sum_to_size(weight.shape).to(weight.dtype)
-    return dx, dweight
+    return dx, dweight, None, None, None, None
+
+
+# On CPUs, ReLU is the only member with passes of its own.
+brelu = activation
+brelu_backward = activation_backward
+
+
+def _numbers(kind: str, parameter: float) -> tuple[float, float]:
+    """The factor of the positive part, and the parameter."""
+    return _SELU if kind == 'selu' else (1.0, parameter)
 
 
 def _step(weight: Tensor | None) -> int:
@@ -214,7 +216,7 @@ def _max_pool_backward_kernel(
     tl.store(dx_ptr + site, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def max_pool(x: Tensor, window: Window, ceil_mode: bool, halves: bool) -> tuple[Tensor, Tensor]:
+def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
     """Bipolar max pooling of (N, C, *spatial), and which element of each window has won, of shape (N, C, D, H, W)."""
     planes = five_dims(x)
     size = size_of(x.shape)
@@ -225,21 +227,21 @@ def max_pool(x: Tensor, window: Window, ceil_mode: bool, halves: bool) -> tuple[
     launch(
         _max_pool_kernel, tiling.programs,
         planes, y, winner, x.shape[1], size, out_size, tiling.blocks, planes.stride(), y.stride(),
-        halves, tuple(window), window.hangs_over(size, out_size), unroll(window.elements), tiling.block,
+        layout == 'halves', tuple(window), window.hangs_over(size, out_size), unroll(window.elements), tiling.block,
     )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():]), winner
 
 
-def max_pool_backward(dy: Tensor, winner: Tensor, x_shape: torch.Size, window: Window) -> Tensor:
-    """Gradient of the input."""
+def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window: Window) -> Tensor:
+    """Gradient of the input, whose spatial dimensions are `size`."""
     grads = five_dims(dy)
-    size = size_of(x_shape)
-    dx = empty_planes(winner, size, dy.dtype)
-    tiling = SiteTiling.of(*x_shape[:2], size, channels_inner(winner))
+    shape = (*dy.shape[:2], *size)
+    dx = empty_planes(winner, size_of(shape), dy.dtype)
+    tiling = SiteTiling.of(*shape[:2], size_of(shape), channels_inner(winner))
     launch(
         _max_pool_backward_kernel, tiling.programs,
-        grads, winner, dx, x_shape[1], size, size_of(dy.shape), tiling.blocks,
+        grads, winner, dx, shape[1], size_of(shape), size_of(dy.shape), tiling.blocks,
         grads.stride(), winner.stride(), dx.stride(),
         tuple(window), window.overlap, unroll(math.prod(window.overlap)), tiling.block,
     )
-    return dx.reshape(x_shape)
+    return dx.reshape(shape)

@@ -213,7 +213,7 @@ def apply_backward(
         theta: Tensor,
         pi: Tensor | None,
         max_value: float | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, None]:
     """Gradients of `x`, `theta` and `pi`."""
     dy, x = readable(dy), readable(x)
     pi = None if pi is None else readable(pi)
@@ -228,12 +228,12 @@ def apply_backward(
         _bound(max_value), theta.shape[2] // 2, alignment(runs.tiling, dy, x, dx), *runs.constants,
     )
     dtheta = dtheta.sum(1).sum_to_size(theta.shape).to(theta.dtype)
-    return dx, dtheta, None if pi is None else dpi.to(pi.dtype)
+    return dx, dtheta, None if pi is None else dpi.to(pi.dtype), None
 
 
-def statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The mean of each plane, (N, C), and with a `weight` of shape (1, C) its product with x, (N, 1, *spatial)."""
-    x = readable(x)
+def statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x; the mean of each plane, (N, C); with a `weight` of shape (1, C) its product with x, (N, 1, *spatial)."""
+    source, x = x, readable(x)
     runs = _Runs.of(x, over_channels=weight is not None)
     sums = runs.partial_sums(x)
     logits = None
@@ -244,7 +244,7 @@ def statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]
         x, None if weight is None else weight.contiguous(), sums, logits, runs.tiling.size, runs.blocks, strides(x),
         alignment(runs.tiling, x), *runs.constants,
     )
-    return sums.sum(1) / runs.tiling.positions, logits
+    return source, sums.sum(1) / runs.tiling.positions, logits
 
 
 def statistics_backward(

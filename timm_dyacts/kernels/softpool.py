@@ -16,22 +16,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import channels_inner, launch
-from .windows import (
+from .sites import (
     SiteTiling,
-    Sizes,
-    Window,
     candidate,
     empty_planes,
     existing,
-    five_dims,
     locate_sites,
     plane_offsets,
     site_offsets,
-    size_of,
     unroll,
     window_element,
 )
+from .tiles import channels_inner, launch
+from .window import Sizes, Window, five_dims, size_of
 
 __all__ = ['softpool', 'softpool_backward']
 
@@ -195,7 +192,7 @@ def _overlapping_backward_kernel(
     tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float) -> Tensor:
+def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
     """SoftPool of (N, C, *spatial)."""
     out_size = window.out_size(size_of(x.shape), ceil_mode)
     y = empty_planes(x, out_size)
@@ -203,7 +200,14 @@ def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float) -> Tensor:
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
 
 
-def softpool_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> Tensor:
+def softpool_backward(
+        dy: Tensor,
+        x: Tensor,
+        window: Window,
+        ceil_mode: bool,
+        beta: float,
+        detach_weights: bool,
+) -> tuple[Tensor, None, None, None, None]:
     """Gradient of the input."""
     grads, planes = five_dims(dy), five_dims(x)
     size, out_size = size_of(x.shape), size_of(dy.shape)
@@ -228,7 +232,7 @@ def softpool_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach
             grads.stride(), planes.stride(), sums[0].stride(), sums.stride(0), dx.stride(), *_scales(window, beta),
             detach_weights, tuple(window), window.overlap, unroll(math.prod(window.overlap)), tiling.block,
         )
-    return dx.reshape(x.shape)
+    return dx.reshape(x.shape), None, None, None, None
 
 
 def _launch_forward(

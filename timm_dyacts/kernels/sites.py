@@ -1,11 +1,10 @@
-"""What the Triton kernels of pooling share: tiles of sites, windows around them, and where their elements lie.
+"""What the Triton kernels of pooling share: tiles of sites, and where the elements of the windows around them lie.
 
-Pooling sees a tensor as (N, C, D, H, W) with a stride for each dimension: whatever lies in memory is read in place.
 A tile has rows (D and H in one), channels and columns; of the last two, the one that is contiguous in memory is long.
-The window is a constant of the compiled kernel: loops over its elements have known bounds, divisions become shifts.
+Each dimension has its own stride: whatever lies in memory is read in place. The window is a constant of the compiled
+kernel: loops over its elements have known bounds, divisions become shifts.
 """
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,83 +13,19 @@ import triton.language as tl
 from torch import Tensor
 
 from .tiles import channels_inner
+from .window import Sizes
 
 __all__ = [
     'SiteTiling',
-    'Window',
     'candidate',
     'empty_planes',
     'existing',
-    'five_dims',
     'locate_sites',
     'plane_offsets',
     'site_offsets',
-    'size_of',
     'unroll',
     'window_element',
 ]
-
-Sizes = tuple[int, int, int]
-
-
-class Window(NamedTuple):
-    """A pooling window in depth, height and width."""
-
-    kernel_size: Sizes
-    stride: Sizes
-    padding: Sizes
-    dilation: Sizes
-
-    @classmethod
-    def of(
-            cls,
-            kernel_size: Sequence[int],
-            stride: Sequence[int],
-            padding: Sequence[int],
-            dilation: Sequence[int],
-    ) -> 'Window':
-        """Fills in the dimensions that are missing in front."""
-        missing = 3 - len(kernel_size)
-        return cls(
-            (1,) * missing + tuple(kernel_size),
-            (1,) * missing + tuple(stride),
-            (0,) * missing + tuple(padding),
-            (1,) * missing + tuple(dilation),
-        )
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.kernel_size)
-
-    @property
-    def overlap(self) -> Sizes:
-        """The number of windows, along each dimension, that an element may belong to."""
-        spans = [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        return tuple(-(-span // s) for span, s in zip(spans, self.stride, strict=True))
-
-    def hangs_over(self, size: Sizes, out_size: Sizes) -> bool:
-        """Whether any window reaches into the padding or over the end."""
-        return any(
-            p > 0 or (out - 1) * s + d * (k - 1) >= n
-            for n, out, k, s, p, d in zip(size, out_size, *self, strict=True)
-        )
-
-    def covers(self, size: Sizes, out_size: Sizes) -> bool:
-        """Whether windows that do not overlap hold all elements."""
-        return all(
-            k == s and (d == 1 or k == 1) and out * s - p >= n
-            for n, out, k, s, p, d in zip(size, out_size, *self, strict=True)
-        )
-
-    def out_size(self, size: Sizes, ceil_mode: bool) -> Sizes:
-        """The number of windows in each dimension, as max pooling counts them."""
-        out = []
-        for n, k, s, p, d in zip(size, *self, strict=True):
-            slack = n + 2 * p - d * (k - 1) - 1
-            count = (slack + (s - 1 if ceil_mode else 0)) // s + 1
-            # No window starts in the padding on the right.
-            out.append(count - 1 if ceil_mode and (count - 1) * s >= n + p else count)
-        return tuple(out)
 
 
 class SiteTiling(NamedTuple):
@@ -117,18 +52,6 @@ class SiteTiling(NamedTuple):
 def unroll(count: int) -> int:
     """How often a loop is unrolled: wholly, if it is over up to 3 x 3 elements."""
     return count if count <= 9 else 1
-
-
-def size_of(shape: Sequence[int]) -> Sizes:
-    """Depth, height and width of a shape (N, C, *spatial)."""
-    return (1,) * (5 - len(shape)) + tuple(shape[2:])
-
-
-def five_dims(x: Tensor) -> Tensor:
-    """(N, C, *spatial) as (N, C, D, H, W)."""
-    for _ in range(5 - x.dim()):
-        x = x.unsqueeze(2)
-    return x
 
 
 def empty_planes(x: Tensor, size: Sizes, dtype: torch.dtype | None = None, count: int = 1) -> Tensor:
