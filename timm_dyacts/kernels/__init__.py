@@ -38,22 +38,34 @@ def find_pass(module: str, name: str, *operands: Any) -> Callable | None:
     if torch._C._functorch.peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
         return None
     tensors = [t for t in operands if isinstance(t, Tensor)]
-    if not all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
-        return None
-    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    if not all(_is_plain(t) for t in tensors):
         return None
     devices = {t.device for t in tensors}
     if len(devices) > 1:
         return None
     device_type = devices.pop().type
     if device_type == 'cpu':
-        return getattr(importlib.import_module('.cpu', __name__), name, None)
-    if device_type == 'cuda' and not _broken and all(t.dtype in _TRITON_DTYPES for t in tensors):
+        return _find_on_cpu(module, name)
+    if device_type == 'cuda' and all(t.dtype in _TRITON_DTYPES for t in tensors):
         return _find_kernel(module, name)
     return None
 
 
+def _is_plain(t: Tensor) -> bool:
+    return (
+        type(t) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_legacy_batchedtensor(t)  # the gradients of `is_grads_batched`
+        and forward_ad.unpack_dual(t).tangent is None
+    )
+
+
+def _find_on_cpu(module: str, name: str) -> Callable | None:
+    return getattr(importlib.import_module('.cpu', __name__), name, None)
+
+
 def _find_kernel(module: str, name: str) -> Callable | None:
+    if _broken:
+        return None
     try:
         return getattr(importlib.import_module(f'.{module}', __name__), name)
     except ImportError as e:
@@ -63,11 +75,10 @@ def _find_kernel(module: str, name: str) -> Callable | None:
 
 def _give_up(error: Exception) -> None:
     global _broken
-    if not _broken:
-        warnings.warn(
-            f'timm_dyacts runs without its fused kernels, more slowly, as Triton does not work here: {error!r}',
-            RuntimeWarning, stacklevel=3)
     _broken = True
+    warnings.warn(
+        f'timm_dyacts runs without its fused kernels, and more slowly: Triton does not work here ({error!r})',
+        RuntimeWarning, stacklevel=3)
 
 
 def run(fused: Callable, definition: Callable, *args: Any) -> Any:
@@ -77,7 +88,7 @@ def run(fused: Callable, definition: Callable, *args: Any) -> Any:
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as e:
-        if all(t.device.type == 'cpu' for t in args if isinstance(t, Tensor)):
+        if fused.__module__ == f'{__name__}.cpu':
             raise
         _give_up(e)
         return definition(*args)

@@ -14,14 +14,14 @@ from .sites import (
     SiteTiling,
     candidate,
     empty_planes,
-    existing,
+    existing_sites,
     locate_sites,
     plane_offsets,
     site_offsets,
     unroll,
     window_element,
 )
-from .tiles import alignment, channels_inner, launch, locate, offsets, readable, strides, tiling_of
+from .tiles import alignment, channels_inner, existing, launch, locate, offsets, readable, strides, tiling_of
 from .window import Window, five_dims, size_of
 
 __all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
@@ -64,7 +64,7 @@ def _activation_kernel(
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
     n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
-    mask = (c < size[0])[:, None] & (p < size[1])[None, :]
+    mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
     mirrored = _mirrored(c, size[0], HALVES)[:, None]
     x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0)
     u = x.to(tl.float32)
@@ -89,7 +89,7 @@ def _activation_backward_kernel(
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
     n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
-    mask = (c < size[0])[:, None] & (p < size[1])[None, :]
+    mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
     dy = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     saved = tl.load(saved_ptr + offsets(n, c, p, saved_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     if KIND == 'relu':
@@ -178,7 +178,7 @@ def _max_pool_kernel(
         HALVES: tl.constexpr, WINDOW: tl.constexpr, PADDED: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
 ):
     n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing(row, c, w, channels, out_size)
+    mask = existing_sites(row, c, w, channels, out_size)
     mirrored = _mirrored(c, channels, HALVES)[None, :, None]
     x_ptr += plane_offsets(n, c, x_strides)
     best = tl.full(BLOCK, float('-inf'), tl.float32)
@@ -203,7 +203,7 @@ def _max_pool_backward_kernel(
         WINDOW: tl.constexpr, OVERLAP: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
 ):
     n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing(row, c, w, channels, size)
+    mask = existing_sites(row, c, w, channels, size)
     dy_ptr += plane_offsets(n, c, dy_strides)
     winner_ptr += plane_offsets(n, c, winner_strides)
     dx = tl.zeros(BLOCK, tl.float32)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Tiling, alignment, channels_inner, launch, locate, offsets, readable, strides, tiling_of
+from .tiles import Tiling, alignment, channels_inner, existing, launch, locate, offsets, readable, strides, tiling_of
 
 __all__ = ['apply', 'apply_backward', 'statistics', 'statistics_backward']
 
@@ -52,7 +52,7 @@ def _apply_kernel(
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
     n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
-    mask = (c < size[0])[:, None] & (p < size[1])[None, :]
+    mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
     x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     y, _, _ = _pieces(x, theta_ptr, theta_strides, n, c, size[0], K)
     y = tl.where(y > max_value, max_value, y)
@@ -97,7 +97,7 @@ def _apply_backward_kernel(
         sums = _zeros(2 * K, BLOCK_C, BLOCK_P)
         for step_p in range(STEPS_P):
             p = first_p + step_p * BLOCK_P
-            mask = (c < size[0])[:, None] & (p < size[1])[None, :]
+            mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
             x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
             g = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
             y, winner, slope = _pieces(x, theta_ptr, theta_strides, n, c, size[0], K)
@@ -129,7 +129,7 @@ def _statistics_kernel(
         sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
         for step_p in range(STEPS_P):
             p = first_p + step_p * BLOCK_P
-            mask = (c < size[0])[:, None] & (p < size[1])[None, :]
+            mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
             x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
             sums += x
             if weight_ptr is not None:
@@ -147,7 +147,7 @@ def _statistics_backward_kernel(
         ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
     n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
-    mask = (c < size[0])[:, None] & (p < size[1])[None, :]
+    mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
     dx = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     dx += tl.load(dmean_ptr + n.to(tl.int64) * size[0] + c, c < size[0], 0.0)[:, None] / size[1]
     if weight_ptr is not None:

@@ -19,7 +19,7 @@ __all__ = [
     'SiteTiling',
     'candidate',
     'empty_planes',
-    'existing',
+    'existing_sites',
     'locate_sites',
     'plane_offsets',
     'site_offsets',
@@ -74,7 +74,7 @@ def locate_sites(blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def existing(row, c, w, channels, size):
+def existing_sites(row, c, w, channels, size):
     """Which sites of a tile exist."""
     return (row < size[0] * size[1])[:, None, None] & (c < channels)[None, :, None] & (w < size[2])[None, None, :]
 

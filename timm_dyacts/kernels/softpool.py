@@ -20,7 +20,7 @@ from .sites import (
     SiteTiling,
     candidate,
     empty_planes,
-    existing,
+    existing_sites,
     locate_sites,
     plane_offsets,
     site_offsets,
@@ -118,7 +118,7 @@ def _forward_kernel(
 ):
     """Writes the output, or what the gradient needs to know of each window."""
     n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing(row, c, w, channels, out_size)
+    mask = existing_sites(row, c, w, channels, out_size)
     x_ptr += plane_offsets(n, c, x_strides)
     elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, scale, WINDOW, PADDED, HELD)
     top, total, mean = _window_sums(
@@ -142,7 +142,7 @@ def _disjoint_backward_kernel(
 ):
     """Gradients of the elements of windows that share none."""
     n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing(row, c, w, channels, out_size)
+    mask = existing_sites(row, c, w, channels, out_size)
     x_ptr += plane_offsets(n, c, x_strides)
     dx_ptr += plane_offsets(n, c, dx_strides)
     dy_ptr += plane_offsets(n, c, dy_strides) + site_offsets(row, w, out_size, dy_strides)
@@ -174,7 +174,7 @@ def _overlapping_backward_kernel(
 ):
     """Gradients of the elements, each gathered from all windows that it is in."""
     n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing(row, c, w, channels, size)
+    mask = existing_sites(row, c, w, channels, size)
     dy_ptr += plane_offsets(n, c, dy_strides)
     sums_ptr += plane_offsets(n, c, sums_strides)
     x_ptr += plane_offsets(n, c, x_strides) + site_offsets(row, w, size, x_strides)

@@ -14,7 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ['Tiling', 'alignment', 'channels_inner', 'launch', 'locate', 'offsets', 'readable', 'strides', 'tiling_of']
+__all__ = [
+    'Tiling',
+    'alignment',
+    'channels_inner',
+    'existing',
+    'launch',
+    'locate',
+    'offsets',
+    'readable',
+    'strides',
+    'tiling_of',
+]
 
 
 class Tiling(NamedTuple):
@@ -73,12 +84,12 @@ def readable(x: Tensor) -> Tensor:
 
 
 def alignment(tiling: Tiling, *tensors: Tensor) -> int:
-    """The largest power of 2 up to 16 that divides the strides between the vectors of a tile.
+    """The largest power of 2 up to 16 that divides the length of the vectors of a tile and the strides between them.
 
     Triton finds out about divisors of 16 by itself; planes of 14 x 14 have the divisor 4, all that fp32 needs.
     """
-    outer = 2 if tiling.channels_inner else 1
-    return math.gcd(16, *(strides(t)[dim] for t in tensors for dim in (0, outer)))
+    outer, length = (2, tiling.channels) if tiling.channels_inner else (1, tiling.positions)
+    return math.gcd(16, length, *(strides(t)[dim] for t in tensors for dim in (0, outer)))
 
 
 def launch(kernel, programs: int, *args, **meta) -> None:
@@ -103,13 +114,26 @@ def locate(
 
 
 @triton.jit
+def _aligned(length, ALIGN: tl.constexpr):
+    """A length that is a multiple of `ALIGN`, in a form that shows it to the compiler."""
+    return length // ALIGN * ALIGN
+
+
+@triton.jit
+def existing(c, p, size, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
+    """Which elements of a tile exist, of a sample of `size` = (C, P)."""
+    if CHANNELS_INNER:
+        return (c < _aligned(size[0], ALIGN))[:, None] & (p < size[1])[None, :]
+    else:
+        return (c < size[0])[:, None] & (p < _aligned(size[1], ALIGN))[None, :]
+
+
+@triton.jit
 def offsets(n, c, p, strides, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
     """The offsets of a tile of shape (channels, positions)."""
-    start = tl.multiple_of(n.to(tl.int64) * strides[0], ALIGN)
-    rows = c.to(tl.int64) * strides[1]
-    columns = p.to(tl.int64) * strides[2]
+    start = n.to(tl.int64) * _aligned(strides[0], ALIGN)
     if CHANNELS_INNER:
-        columns = tl.multiple_of(columns, ALIGN)
+        rows, columns = c.to(tl.int64) * strides[1], p.to(tl.int64) * _aligned(strides[2], ALIGN)
     else:
-        rows = tl.multiple_of(rows, ALIGN)
+        rows, columns = c.to(tl.int64) * _aligned(strides[1], ALIGN), p.to(tl.int64) * strides[2]
     return start + rows[:, None] + columns[None, :]

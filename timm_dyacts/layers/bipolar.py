@@ -331,8 +331,9 @@ def _max_pool_backward_definition(dy: Tensor, winner: Tensor, size: tuple[int, i
         )
         rows = rows[:, None] + winner // width * dilation[0]
         indices = rows * size[1] + columns + winner % width * dilation[1]
+    planes = (*dy.shape[:2], -1)
     dx = dy.new_zeros(*dy.shape[:2], size[0] * size[1])
-    return dx.scatter_add(2, indices.flatten(2), dy.flatten(2)).unflatten(2, size)
+    return dx.scatter_add(2, indices.reshape(planes), dy.reshape(planes)).reshape(*dy.shape[:2], *size)
 
 
 @torch.fx.wrap
