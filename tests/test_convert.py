@@ -214,6 +214,21 @@ def test_a_failed_check_is_taken_back(monkeypatch):
     assert all(torch.equal(state[k], v) for k, v in net.state_dict().items())
 
 
+def test_amplified_rounding_is_not_taken_for_an_error():
+    """A norm that takes a large mean away leaves the rounding of what was large; folded, the mean is gone before."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)).eval()
+    with torch.no_grad():
+        net[0].bias.fill_(1e6)
+        net[1].running_mean.fill_(1e6)
+    converted = convert(copy.deepcopy(net), norm='none')
+    report = converted.conversion
+    assert report.function == 'exact'
+    assert report.max_diff > 1e-3 * report.scale
+    assert 'the difference is rounding' in str(report)
+    assert max_diff(output(converted, probe(8)), output(copy.deepcopy(net).double(), probe(8).double())) < 1e-5
+
+
 def test_functional_calls_are_reported():
     class Functional(nn.Module):
         def forward(self, x):

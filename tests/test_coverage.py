@@ -75,7 +75,7 @@ def table(tmp_path_factory):
 def test_a_killed_run_resumes_to_the_full_table(table, script):
     with open(table, newline='') as f:
         rows = [(row['architecture'], row['operation']) for row in csv.DictReader(f)]
-    assert sorted(rows) == sorted((a, o) for a in ('test_resnet', 'test_vit') for o in script['OPERATIONS'])
+    assert sorted(rows) == sorted((a, o) for a in ('test_resnet', 'test_vit') for o in script['DEFAULT_OPERATIONS'])
 
 
 def test_rows_tell_what_came_of_each_case(table):
@@ -118,43 +118,63 @@ def test_the_death_of_a_worker_costs_one_case(tmp_path, script):
     os.kill(worker, signal.SIGKILL)
     finish(process)
     rows = read(path).values()
-    assert len(rows) == 2 * len(script['OPERATIONS'])
+    assert len(rows) == 2 * len(script['DEFAULT_OPERATIONS'])
     lost, = (row for row in rows if row['result'] == 'error')
     assert lost['reason'] == 'the process died (exit code -9)'
 
 
 def test_summary_adds_up(script):
-    """Of the architectures with an activation, 3 of 5 convert, 2 exactly; of the 2 ReLU CNNs 1 exactly.
+    """Of the architectures with an activation, 4 of 6 convert, 2 exactly; of the 2 ReLU CNNs 1 exactly.
 
-    One that no row tells about in full ('f') counts as containing what is asked for.
+    One that no row tells about in full ('f') counts as containing what is asked for, and one without a comparison ('g')
+    does not count in the median.
     """
-    def row(architecture, contains, relu_cnn, result, operation='brelu'):
+    def row(architecture, contains, relu_cnn, result, operation='brelu', difference=''):
         return dict.fromkeys(script['COLUMNS'], '') | dict(
-            architecture=architecture, operation=operation, contains=contains, relu_cnn=relu_cnn, result=result)
+            architecture=architecture,
+            operation=operation,
+            contains=contains,
+            relu_cnn=relu_cnn,
+            result=result,
+            difference=difference,
+        )
 
     text = script['summary']([
-        row('a', '1', '1', 'exact'),
-        row('b', '1', '1', 'approximate'),
-        row('c', '1', '0', 'exact'),
+        row('a', '1', '1', 'exact', difference='0'),
+        row('b', '1', '1', 'approximate', difference='0.25'),
+        row('c', '1', '0', 'exact', difference='1e-06'),
         row('d', '1', '0', 'refused'),
         row('e', '0', '0', 'absent'),
         row('f', '', '', 'timeout'),
+        row('g', '1', '0', 'approximate'),
         row('a', '1', '1', 'exact', operation='nobn'),
     ])
-    lines = {line.split()[1]: line for line in text.splitlines()}
-    assert lines['`brelu`'] == '| `brelu` | 5 | 3 (60.0%) | 2 (40.0%) | 1 of 2 (50.0%) | 1 | 1 |'
-    assert lines['`nobn`'] == '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) | 0 | 0 |'
-    assert lines['`softpool`'] == '| `softpool` | 0 | 0 | 0 | 0 of 0 | 0 | 0 |'
+    header, _, brelu, nobn = text.splitlines()
+    assert header.count('|') == brelu.count('|') == nobn.count('|')
+    assert brelu == '| `brelu` | 6 | 4 (66.7%) | 2 (33.3%) | 1 of 2 (50.0%) | 0.25 | 1 | 1 |'
+    assert nobn == '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) |  | 0 | 0 |'
 
 
 def test_summary_of_a_table(table, call_script, capsys):
     call_script('--summary', '--output', str(table))
+    rows = read(table)
+    moved = {operation: float(rows['test_vit', operation]['difference']) for operation in ('dyrelu_b', 'brelu')}
+    moved['softpool'] = float(rows['test_resnet', 'softpool']['difference'])
     assert capsys.readouterr().out.splitlines()[2:] == [
-        '| `dyrelu_b` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | 0 | 0 |',
-        '| `brelu` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | 0 | 0 |',
-        '| `softpool` | 1 | 1 (100.0%) | 0 (0.0%) | 0 of 1 (0.0%) | 0 | 0 |',
-        '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) | 0 | 0 |',
+        f'| `dyrelu_b` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | {moved["dyrelu_b"]} | 0 | 0 |',
+        f'| `brelu` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | {moved["brelu"]} | 0 | 0 |',
+        f'| `softpool` | 1 | 1 (100.0%) | 0 (0.0%) | 0 of 1 (0.0%) | {moved["softpool"]} | 0 | 0 |',
+        '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) |  | 0 | 0 |',
     ]
+
+
+def test_a_fitted_start_moves_the_outputs_less(tmp_path):
+    path = tmp_path / 'coverage.csv'
+    starts = 'dyrelu_b', 'dyrelu_b_fit', 'dyrelu_b_fit_k3'
+    finish(start(path, '--filter', 'test_efficientnet', '--operations', *starts))
+    rows = read(path)
+    moved = [float(rows['test_efficientnet', operation]['difference']) for operation in starts]
+    assert moved == sorted(moved, reverse=True)
 
 
 @pytest.mark.parametrize('options, message', [

@@ -246,15 +246,42 @@ def test_channels_last(name, model, x):
         or not theirs.is_contiguous(memory_format=torch.channels_last)
 
 
+@torch.no_grad()
+def with_exact_operators(model):
+    """A copy whose operators compute in double precision and round once, at the end."""
+    def exact(module):
+        double = copy.deepcopy(module).double()
+
+        def forward(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return double(x.double()).to(x.dtype)
+        return forward
+
+    model = copy.deepcopy(model)
+    for module in [m for m in model.modules() if type(m).__module__.startswith('timm_dyacts.')]:
+        module.forward = exact(module)
+    return model
+
+
+def rms(x):
+    return x.double().square().mean().sqrt()
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bf16', 'fp16'])
 @pytest.mark.parametrize('how', ['autocast', 'weights'])
 def test_half_precision(name, model, x, how, dtype):
+    """The operators add little to the error that the convolutions, which differ between CPUs, make by themselves."""
     expected = output(model, x)
+    if how == 'weights':
+        model, x = model.to(dtype), x.to(dtype)
     with torch.autocast('cpu', dtype, enabled=how == 'autocast'):
-        actual = output(*((model, x) if how == 'autocast' else (model.to(dtype), x.to(dtype))))
+        actual = output(model, x)
+        best = output(with_exact_operators(model), x)
     assert actual.dtype == dtype
     assert actual.isfinite().all()
-    assert_close(actual.float(), expected, 0.1 if dtype == torch.bfloat16 else 0.02)
+    error, unavoidable = rms(actual - expected), rms(best - expected)
+    assert 0 < unavoidable < rms(expected)
+    assert error < 4 * unavoidable
 
 
 # Compilers

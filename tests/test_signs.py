@@ -71,6 +71,7 @@ JOINS = dict(
     sum_from_zero=lambda net, x, a, b: sum([a, b], 0.0),
     layer_scale=lambda net, x, a, b: x + a * net.extra['norm'].weight.view(1, -1, 1, 1),
     average=lambda net, x, a, b: F.avg_pool2d(a, 3, 2, 1) + F.adaptive_avg_pool2d(b, a.shape[-1] // 2),
+    pool_of_channels_last=lambda net, x, a, b: b + F.adaptive_avg_pool2d(a.to(memory_format=torch.channels_last), 1),
     upsample=lambda net, x, a, b: a + F.interpolate(F.avg_pool2d(b, 2), scale_factor=2, mode='bilinear'),
     zero_pad=lambda net, x, a, b: net.extra['mix'](torch.cat([a, b], 1) + F.pad(x, (0, 0, 0, 0, 0, 8))),
     zeros=lambda net, x, a, b: net.extra['mix'](torch.cat([a + b, torch.zeros_like(a)], 1) + torch.cat([x, b], 1)),
