@@ -72,9 +72,10 @@ def _dyrelu_definition(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: f
     k = theta.shape[2] // 2
     shape = [theta.shape[0], theta.shape[1]] + [1] * (x.dim() - 2)
     coefs = [coef.reshape(shape) for coef in theta.unbind(2)]
-    y = torch.addcmul(coefs[k], coefs[0], x)
+    # Products and sums, as in the passes on CPUs: the results are the same to the last bit.
+    y = x * coefs[0] + coefs[k]
     for i in range(1, k):
-        piece = torch.addcmul(coefs[k + i], coefs[i], x)
+        piece = x * coefs[i] + coefs[k + i]
         # Not `maximum`, which shares the gradient between pieces that tie. NaN stays.
         y = torch.where((y > piece) | y.isnan(), y, piece)
     if max_value is not None:
