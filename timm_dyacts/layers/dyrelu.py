@@ -77,7 +77,7 @@ def _dyrelu_definition(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: f
     for i in range(1, k):
         piece = x * coefs[i] + coefs[k + i]
         # Not `maximum`, which shares the gradient between pieces that tie. NaN stays.
-        y = torch.where((y > piece) | y.isnan(), y, piece)
+        y = torch.where((y > piece) | (y != y), y, piece)
     if max_value is not None:
         # The function that ReLU6 calls, so that the gradient at the bound itself is the same too.
         y = F.hardtanh(y, -math.inf, max_value)
