@@ -6,6 +6,14 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
+def pytest_configure():
+    """Triton kernels run on the CPU, step by step, if there is no GPU. Triton has to know before it is imported."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault('TRITON_INTERPRET', '1')
+
+
 def pytest_addoption(parser):
     parser.addoption('--zoo', choices=('sample', 'all'), default='sample',
                      help='variants that tests/test_models.py goes through (default: %(default)s)')

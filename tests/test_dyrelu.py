@@ -128,17 +128,26 @@ class TestStart:
         x = values(2, 8, 5, 5, dtype=torch.float32)
         torch.testing.assert_close(DyReLUC(8, paper_scale=True)(x), x.relu() / 3)
 
+    @pytest.mark.parametrize('compiled', [False, True], ids=['eager', 'compiled'])
+    @pytest.mark.parametrize('static', STATIC)
     @pytest.mark.parametrize('mode', MODES)
-    def test_gradient_of_the_input_is_that_of_relu(self, mode):
-        x = values(2, 8, 5, 5, dtype=torch.float32).requires_grad_()
-        grad, = torch.autograd.grad(DyReLU(8, mode)(x).sum(), x)
-        expected, = torch.autograd.grad(x.relu().sum(), x)
+    def test_gradient_is_that_of_the_static_activation(self, mode, static, compiled):
+        """At the kinks too: 0, and the bound of ReLU6."""
+        kwargs, f = STATIC[static]
+        x = values(2, 8, 5, 5, dtype=torch.float32)
+        x[:, :, 0], x[:, :, 1], x[:, :, 2] = 0.0, -0.0, 6.0
+        x.requires_grad_()
+        module = DyReLU(8, mode, **kwargs)
+        y = (torch.compile(module, backend='aot_eager') if compiled else module)(x)
+        grad, = torch.autograd.grad(y.sum(), x)
+        expected, = torch.autograd.grad(f(x).sum(), x)
         assert torch.equal(grad, expected)
 
-    def test_gradient_at_the_bound_is_that_of_relu6(self):
-        x = torch.full((1, 2, 3), 6.0, requires_grad=True)
-        grad, = torch.autograd.grad(DyReLUB(2, max_value=6)(x).sum(), x)
-        assert not grad.any()
+    def test_the_last_of_pieces_that_tie_has_the_gradient(self):
+        x, theta = torch.ones(1, 1, 1), torch.tensor([[[1.0, 2.0, 0.5, 0.0, -1.0, 0.5]]]).requires_grad_()
+        for function in (dyrelu, torch.compile(dyrelu, backend='aot_eager')):
+            grad, = torch.autograd.grad(function(x, theta).sum(), theta)
+            assert grad.tolist() == [[[0, 0, 1, 0, 0, 1]]]
 
     @pytest.mark.parametrize('mode', MODES)
     def test_every_parameter_gets_a_gradient_and_moves(self, mode):

@@ -7,12 +7,15 @@ plain ones.
 Paper: `Shifting Mean Activation Towards Zero with Bipolar Activation Functions` (Eidnes & Nøkland, 2018)
     - https://arxiv.org/abs/1709.04054
 """
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import kernels
+from ..kernels.window import Window
 from ._checks import (
     check_channels,
     check_choice,
@@ -125,6 +128,91 @@ def bipolar(
     return _flip_back(fn(_flip(x, layout, inplace, channel_dim)), layout, inplace, channel_dim)
 
 
+def _activation_definition(
+        x: Tensor,
+        weight: Tensor | None,
+        kind: str,
+        parameter: float,
+        layout: str,
+        inplace: bool,
+) -> Tensor:
+    """The members of the family in plain operations."""
+    u = _flip(x, layout, inplace, 1)
+    if kind == 'relu':
+        y = F.relu(u, inplace=True) if parameter == math.inf else F.hardtanh(u, 0.0, parameter, inplace=True)
+    elif kind == 'elu':
+        y = F.elu(u, parameter)
+    elif kind == 'selu':
+        y = F.selu(u)
+    elif weight is None:
+        y = F.leaky_relu(u, parameter)
+    else:
+        y = F.prelu(u, weight)
+    return _flip_back(y, layout, inplace, 1)
+
+
+class _ActivationFunction(torch.autograd.Function):
+    """Keeps the output of a ReLU for the backward pass, as PyTorch does, and the input of the others."""
+
+    @staticmethod
+    def forward(
+            ctx,
+            fused: Callable,
+            x: Tensor,
+            weight: Tensor | None,
+            kind: str,
+            parameter: float,
+            layout: str,
+            inplace: bool,
+    ) -> Tensor:
+        y = kernels.run(fused, _activation_definition, x, weight, kind, parameter, layout, inplace)
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(y if kind == 'relu' else x, weight)
+        ctx.args = kind, parameter, layout, False
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        # ReLU has the same gradient at its output as at its input.
+        args = (*ctx.saved_tensors, *ctx.args)
+        name = 'brelu_backward' if ctx.args[0] == 'relu' else 'activation_backward'
+        fused = kernels.find_pass('bipolar', name, dy, *args)
+        return None, *kernels.differentiate(fused, _activation_definition, args, (dy,), ctx.needs_input_grad[1:])
+
+
+def _activate(
+        x: Tensor,
+        weight: Tensor | None,
+        kind: str,
+        parameter: float,
+        layout: str,
+        inplace: bool,
+        channel_dim: int,
+) -> Tensor:
+    """Kinds: "relu" up to `parameter`, "elu" and "leaky_relu" with that `parameter`, "selu", "prelu" with `weight`."""
+    if not torch.jit.is_scripting():
+        _check_operands(x, weight, layout, channel_dim)
+    planes = x if channel_dim == 1 else x.movedim(channel_dim, 1)
+    # Others than ReLU need their input for the backward pass.
+    inplace = inplace and (kind == 'relu' or not torch.is_grad_enabled())
+    if not torch.jit.is_scripting():
+        fused = kernels.find_pass('bipolar', 'brelu' if kind == 'relu' else 'activation', x, weight)
+        if fused is not None:
+            y = _ActivationFunction.apply(fused, planes, weight, kind, parameter, layout, inplace)
+            return y if channel_dim == 1 else y.movedim(1, channel_dim)
+    y = _activation_definition(planes, weight, kind, parameter, layout, inplace)
+    return y if channel_dim == 1 else y.movedim(1, channel_dim)
+
+
+@unless_tracing
+def _check_operands(x: Tensor, weight: Tensor | None, layout: str, channel_dim: int) -> None:
+    check_input(x, (2, 3, 4, 5))
+    check_choice('layout', layout, _LAYOUTS)
+    if weight is not None and weight.numel() != 1:
+        check_channels(x.movedim(channel_dim, 1), weight.numel())
+
+
 @torch.fx.wrap
 def brelu(
         x: Tensor,
@@ -138,9 +226,7 @@ def brelu(
     Args:
         max_value: Bound of the magnitude; 6 gives the bipolar form of ReLU6.
     """
-    y = _flip(x, layout, inplace, channel_dim)
-    y = F.relu(y, inplace=True) if max_value is None else F.hardtanh(y, 0.0, max_value, inplace=True)
-    return _flip_back(y, layout, inplace, channel_dim)
+    return _activate(x, None, 'relu', math.inf if max_value is None else max_value, layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
@@ -152,13 +238,13 @@ def belu(
         channel_dim: int = 1,
 ) -> Tensor:
     """Bipolar form of `F.elu`. See `bipolar`."""
-    return _flip_back(F.elu(_flip(x, layout, inplace, channel_dim), alpha), layout, inplace, channel_dim)
+    return _activate(x, None, 'elu', alpha, layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
 def bselu(x: Tensor, layout: str = 'interleaved', inplace: bool = False, channel_dim: int = 1) -> Tensor:
     """Bipolar form of `F.selu`. See `bipolar`."""
-    return _flip_back(F.selu(_flip(x, layout, inplace, channel_dim)), layout, inplace, channel_dim)
+    return _activate(x, None, 'selu', 0.0, layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
@@ -170,15 +256,7 @@ def bleaky_relu(
         channel_dim: int = 1,
 ) -> Tensor:
     """Bipolar form of `F.leaky_relu`. See `bipolar`."""
-    y = F.leaky_relu(_flip(x, layout, inplace, channel_dim), negative_slope)
-    return _flip_back(y, layout, inplace, channel_dim)
-
-
-@unless_tracing
-def _check_slopes(x: Tensor, weight: Tensor, channel_dim: int) -> None:
-    check_input(x, (2, 3, 4, 5))
-    if weight.numel() != 1:
-        check_channels(x.movedim(channel_dim, 1), weight.numel())
+    return _activate(x, None, 'leaky_relu', negative_slope, layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
@@ -194,11 +272,68 @@ def bprelu(
     Args:
         weight: Slopes of the negative part, of shape (1,) or (C,).
     """
-    if not torch.jit.is_scripting():
-        _check_slopes(x, weight, channel_dim)
-    # F.prelu knows dimension 1 only
-    y = F.prelu(_flip(x, layout, inplace, channel_dim).movedim(channel_dim, 1), weight).movedim(1, channel_dim)
-    return _flip_back(y, layout, inplace, channel_dim)
+    return _activate(x, weight, 'prelu', 0.0, layout, inplace, channel_dim)
+
+
+def _max_pool_definition(
+        x: Tensor,
+        kernel_size: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        ceil_mode: bool,
+        layout: str,
+) -> Tensor:
+    """Bipolar max pooling of (N, C, H, W) in plain operations."""
+    y = F.max_pool2d(_flip(x, layout, False, 1), kernel_size, stride, padding, dilation, ceil_mode)
+    return _flip(y, layout, False, 1)
+
+
+class _MaxPoolFunction(torch.autograd.Function):
+    """Keeps one byte per window for the backward pass: the number of the element that has won."""
+
+    @staticmethod
+    def forward(ctx, fused: Callable, x: Tensor, window: Window, ceil_mode: bool, layout: str) -> Tensor:
+        y, winner = kernels.run(fused, _max_pool_with_indices, x, window, ceil_mode, layout)
+        ctx.save_for_backward(winner)
+        ctx.window, ctx.size = window, tuple(x.shape[2:])
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        winner, = ctx.saved_tensors
+        args = dy, winner, ctx.size, ctx.window
+        fused = kernels.find_pass('bipolar', 'max_pool_backward', dy)
+        if fused is None or torch.is_grad_enabled() or winner.dtype == torch.int64:
+            dx = _max_pool_backward_definition(*args)
+        else:
+            dx = kernels.run(fused, _max_pool_backward_definition, *args)
+        return None, dx, None, None, None
+
+
+def _max_pool_with_indices(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
+    """The pass in plain operations: with PyTorch's indices in place of numbers within the window."""
+    kernel_size, stride, padding, dilation = (dims[1:] for dims in window)
+    y, indices = F.max_pool2d(
+        _flip(x, layout, False, 1), kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+    return _flip(y, layout, False, 1), indices
+
+
+def _max_pool_backward_definition(dy: Tensor, winner: Tensor, size: tuple[int, int], window: Window) -> Tensor:
+    """The gradient of the input in differentiable operations."""
+    indices = winner
+    if winner.dtype != torch.int64:
+        (_, _, width), (_, *stride), (_, *padding), (_, *dilation) = window
+        winner = winner.reshape(dy.shape).long()
+        rows, columns = (
+            torch.arange(count, device=dy.device) * s - p
+            for count, s, p in zip(dy.shape[2:], stride, padding, strict=True)
+        )
+        rows = rows[:, None] + winner // width * dilation[0]
+        indices = rows * size[1] + columns + winner % width * dilation[1]
+    planes = (*dy.shape[:2], -1)
+    dx = dy.new_zeros(*dy.shape[:2], size[0] * size[1])
+    return dx.scatter_add(2, indices.reshape(planes), dy.reshape(planes)).reshape(*dy.shape[:2], *size)
 
 
 @torch.fx.wrap
@@ -213,9 +348,15 @@ def _bipolar_max_pool2d(
 ) -> Tensor:
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
+        check_choice('layout', layout, _LAYOUTS)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
-    pooled = F.max_pool2d(_flip(batch, layout, False, 1), kernel_size, stride, padding, dilation, ceil_mode)
-    y = _flip(pooled, layout, False, 1)
+    if not torch.jit.is_scripting():
+        fused = kernels.find_pass('bipolar', 'max_pool', x)
+        if fused is not None:
+            window = Window.of(kernel_size, stride, padding, dilation)
+            y = _MaxPoolFunction.apply(fused, batch, window, ceil_mode, layout)
+            return y if x.dim() == 4 else y.squeeze(0)
+    y = _max_pool_definition(batch, kernel_size, stride, padding, dilation, ceil_mode, layout)
     return y if x.dim() == 4 else y.squeeze(0)
 
 

@@ -3,7 +3,7 @@
 Paper: `Dynamic ReLU` (Chen et al., 2020) - https://arxiv.org/abs/2003.10027
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
+from .. import kernels
 from ._checks import (
     check_channels,
     check_choice,
@@ -42,7 +43,7 @@ def _check_operands(x: Tensor, theta: Tensor, pi: Tensor | None) -> None:
 def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float | None = None) -> Tensor:
     """Applies given piecewise linear functions: ``y = pi * min(max_k(a_k * x + b_k), max_value)``.
 
-    Pieces that tie share the gradient.
+    Of pieces that tie, the last has the gradient: ``max(x, 0)`` has that of ReLU, zero at zero.
 
     Args:
         x: Input of shape (N, C, *spatial), with 0 to 3 spatial dimensions.
@@ -60,18 +61,91 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float 
     """
     if not torch.jit.is_scripting():
         _check_operands(x, theta, pi)
+        fused = kernels.find_pass('dyrelu', 'apply', x, theta, pi)
+        if fused is not None:
+            return _DyReLUFunction.apply(fused, x, theta, pi, max_value)
+    return _dyrelu_definition(x, theta, pi, max_value)
+
+
+def _dyrelu_definition(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
+    """`dyrelu` in plain operations."""
     k = theta.shape[2] // 2
     shape = [theta.shape[0], theta.shape[1]] + [1] * (x.dim() - 2)
     coefs = [coef.reshape(shape) for coef in theta.unbind(2)]
-    y = torch.addcmul(coefs[k], coefs[0], x)
+    # Products and sums, as in the passes on CPUs: the results are the same to the last bit.
+    y = x * coefs[0] + coefs[k]
     for i in range(1, k):
-        y = torch.maximum(y, torch.addcmul(coefs[k + i], coefs[i], x))
+        piece = x * coefs[i] + coefs[k + i]
+        # Not `maximum`, which shares the gradient between pieces that tie. NaN stays.
+        y = torch.where((y > piece) | (y != y), y, piece)
     if max_value is not None:
         # The function that ReLU6 calls, so that the gradient at the bound itself is the same too.
         y = F.hardtanh(y, -math.inf, max_value)
     if pi is not None:
         y = y * pi
     return y.to(x.dtype)
+
+
+class _DyReLUFunction(torch.autograd.Function):
+    """Keeps the operands and nothing else for the backward pass, which finds the largest pieces anew."""
+
+    @staticmethod
+    def forward(ctx, fused: Callable, *args) -> Tensor:
+        *operands, ctx.max_value = args
+        ctx.save_for_backward(*operands)
+        return kernels.run(fused, _dyrelu_definition, *args)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        args = (*ctx.saved_tensors, ctx.max_value)
+        fused = kernels.find_pass('dyrelu', 'apply_backward', dy, *args)
+        return None, *kernels.differentiate(fused, _dyrelu_definition, args, (dy,), ctx.needs_input_grad[1:])
+
+
+@torch.fx.wrap
+def _statistics(x: Tensor, fc1_weight: Tensor, spatial_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the coefficients need to know of the input, in one pass over it.
+
+    Returns:
+        x itself, to be used from here on, so that its gradients meet where those of the others are formed; the mean of
+        each plane, (N, C); with a spatial weight of shape (1, C), its product with x, (N, 1, *spatial). The last two
+        in fp32 for half-precision inputs.
+    """
+    if not torch.jit.is_scripting():
+        check_input(x, _DIMS)
+        check_channels(x, fc1_weight.shape[1])
+        fused = kernels.find_pass('dyrelu', 'statistics', x, spatial_weight)
+        if fused is not None:
+            return _StatisticsFunction.apply(fused, x, spatial_weight)
+    return _statistics_definition(x, spatial_weight)
+
+
+def _statistics_definition(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`_statistics` in plain operations."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean = x.unsqueeze(-1).flatten(2).mean(2, dtype=dtype)
+    logits: Tensor | None = None
+    if weight is not None:
+        # Product and sum, not a convolution: autograd keeps x in its own dtype, autocast and TF32 keep out, and
+        # torch.compile makes one pass of it.
+        product = x * weight.to(dtype).reshape([1, weight.shape[1]] + [1] * (x.dim() - 2))
+        logits = product.sum(1, keepdim=True)
+    return x, mean, logits
+
+
+class _StatisticsFunction(torch.autograd.Function):
+    """Adds all that comes back to the input in one pass."""
+
+    @staticmethod
+    def forward(ctx, fused: Callable, x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        ctx.save_for_backward(x, weight)
+        return kernels.run(fused, _statistics_definition, x, weight)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        args = ctx.saved_tensors
+        fused = kernels.find_pass('dyrelu', 'statistics_backward', *grads, *args)
+        return None, *kernels.differentiate(fused, _statistics_definition, args, grads, ctx.needs_input_grad[1:])
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -91,7 +165,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.fx.wrap
 def _coefficients(
-        x: Tensor,
+        mean: Tensor,
         fc1_weight: Tensor,
         fc1_bias: Tensor,
         fc2_weight: Tensor,
@@ -101,40 +175,28 @@ def _coefficients(
         lambda_a: float,
         lambda_b: float,
 ) -> Tensor:
-    """The hyper function: (N, C, *spatial) -> (N, C or 1, 2K), in fp32 for half-precision inputs."""
-    if not torch.jit.is_scripting():
-        check_input(x, _DIMS)
-        check_channels(x, fc1_weight.shape[1])
+    """The hyper function: (N, C) -> (N, C or 1, 2K)."""
     k = len(alpha)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    pooled = x.unsqueeze(-1).flatten(2).mean(2, dtype=dtype)
-    z = _linear(_linear(pooled, fc1_weight, fc1_bias).relu(), fc2_weight, fc2_bias)
+    z = _linear(_linear(mean, fc1_weight, fc1_bias).relu(), fc2_weight, fc2_bias)
     # 2 * sigmoid(z) - 1 = tanh(z / 2)
-    residuals = torch.tanh(z / 2).reshape(x.shape[0], fc2_bias.shape[0] // (2 * k), 2 * k).unbind(2)
+    residuals = torch.tanh(z / 2).reshape(mean.shape[0], fc2_bias.shape[0] // (2 * k), 2 * k).unbind(2)
     # The constants enter as scalars: a tensor made of them here would be a synchronising copy to the device.
     slopes = [alpha[i] + lambda_a * residuals[i] for i in range(k)]
     intercepts = [beta[i] + lambda_b * residuals[k + i] for i in range(k)]
-    return torch.stack(slopes + intercepts, 2)
+    # In memory the channels are last, for kernels that read those of many at once.
+    return torch.stack(slopes + intercepts, 1).transpose(1, 2)
 
 
 @torch.fx.wrap
-def _attention(x: Tensor, weight: Tensor, bias: Tensor, tau: float, paper_scale: bool) -> Tensor:
-    """The spatial weight of DyReLU-C: (N, C, *spatial) -> (N, 1, *spatial), in fp32 for half-precision inputs."""
-    if not torch.jit.is_scripting():
-        check_input(x, _DIMS)
-        check_channels(x, weight.shape[1])
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    # Product and sum, not a convolution: autograd keeps x in its own dtype, autocast and TF32 keep out, and
-    # torch.compile makes one pass of it.
-    product = x * weight.to(dtype).reshape([1, weight.shape[1]] + [1] * (x.dim() - 2))
-    z = product.sum(1, keepdim=True) + bias.to(dtype)
+def _attention(logits: Tensor, bias: Tensor, tau: float, paper_scale: bool) -> Tensor:
+    """The spatial weight of DyReLU-C from its logits without bias, (N, 1, *spatial)."""
+    z = (logits + bias.to(logits.dtype)).flatten(1) / tau
     # exp / mean(exp) is HW * softmax, and exactly 1 where the attention is uniform.
-    logits = z.flatten(1) / tau
-    e = torch.exp(logits - logits.detach().amax(1, keepdim=True))
+    e = torch.exp(z - z.detach().amax(1, keepdim=True))
     pi = torch.clamp(e / e.mean(1, keepdim=True), max=3.0)
     if paper_scale:
         pi = pi / 3
-    return pi.reshape(z.shape)
+    return pi.reshape(logits.shape)
 
 
 class DyReLU(nn.Module):
@@ -278,8 +340,12 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, C, 2K), or (N, 1, 2K) in mode "a": K slopes, then K intercepts. At least fp32.
         """
+        _, mean, _ = _statistics(x, self.fc1_weight, None)
+        return self._coefficients_from(mean)
+
+    def _coefficients_from(self, mean: Tensor) -> Tensor:
         return _coefficients(
-            x,
+            mean,
             self.fc1_weight,
             self.fc1_bias,
             self.fc2_weight,
@@ -299,14 +365,19 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, 1, *spatial), at least fp32; None in modes "a" and "b".
         """
-        if self.spatial_weight is None:
+        _, _, logits = _statistics(x, self.fc1_weight, self.spatial_weight)
+        return self._attention_from(logits)
+
+    def _attention_from(self, logits: Tensor | None) -> Tensor | None:
+        if self.spatial_bias is None or logits is None:
             return None
-        return _attention(x, self.spatial_weight, self.spatial_bias, self.tau, self.paper_scale)
+        return _attention(logits, self.spatial_bias, self.tau, self.paper_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_dim != 1:
             x = x.movedim(-1, 1)
-        y = dyrelu(x, self.coefficients(x), self.attention(x), self.max_value)
+        x, mean, logits = _statistics(x, self.fc1_weight, self.spatial_weight)
+        y = dyrelu(x, self._coefficients_from(mean), self._attention_from(logits), self.max_value)
         return y if self.channel_dim == 1 else y.movedim(1, -1)
 
     def extra_repr(self) -> str:

@@ -3,12 +3,14 @@
 Paper: `Refining activation downsampling with SoftPool` (Stergiou et al., 2021) - https://arxiv.org/abs/2101.00440
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import kernels
+from ..kernels.window import Window, five_dims, reach, sharpness
 from ._checks import check_finite, check_input, check_window_fits, expand_window
 
 __all__ = [
@@ -29,11 +31,6 @@ __all__ = [
 # - It computes with halves of x, since the difference of two elements may overflow and that of their halves cannot.
 
 
-def _sharpness(beta: float) -> float:
-    """`beta` for halves of x. Bounded, since infinity times a difference of zero is NaN."""
-    return max(-1e38, min(2 * beta, 1e38))
-
-
 def _max_pool(
         x: Tensor,
         kernel_size: list[int],
@@ -49,28 +46,25 @@ def _max_pool(
     return torch.max_pool3d(x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-def _reach(
-        size: int,
-        out_size: int,
-        kernel_size: int,
-        stride: int,
-        padding: int,
-        dilation: int,
-) -> list[tuple[int, int, int, int]]:
-    """Finds, along one dimension, where the elements of the windows lie in the input and not in the padding.
+class _SoftPoolFunction(torch.autograd.Function):
+    """Keeps the input and nothing else for the backward pass, which forms the weights anew."""
 
-    Returns:
-        For each element of a window: the range of windows whose element is in the input, and the range of positions
-        that it takes there, in steps of `stride`.
-    """
-    reach: list[tuple[int, int, int, int]] = []
-    for element in range(kernel_size):
-        shift = element * dilation - padding
-        first = max(0, -(shift // stride))
-        last = min(out_size - 1, (size - 1 - shift) // stride)
-        if first <= last:
-            reach.append((first, last + 1, first * stride + shift, last * stride + shift + 1))
-    return reach
+    @staticmethod
+    def forward(ctx, fused: Callable, x: Tensor, *args) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.args = args
+        return kernels.run(fused, _define, x, *args)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, = ctx.saved_tensors
+        fused = kernels.find_pass('softpool', 'softpool_backward', dy, x)
+        return None, *kernels.differentiate(fused, _define, (x, *ctx.args), (dy,), ctx.needs_input_grad[1:])
+
+
+def _define(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
+    y = _softpool_definition(five_dims(x), *window, ceil_mode, beta, detach_weights)
+    return y.reshape(*x.shape[:2], *y.shape[7 - x.dim():])
 
 
 # FX keeps the functions marked by `wrap` as single nodes: a symbolic input has no shape for their checks to read.
@@ -88,6 +82,26 @@ def _softpool(
     """SoftPool over as many spatial dimensions as `kernel_size` has."""
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
+        fused = kernels.find_pass('softpool', 'softpool', x)
+        if fused is not None:
+            batch = x if x.dim() == len(kernel_size) + 2 else x.unsqueeze(0)
+            window = Window.of(kernel_size, stride, padding, dilation)
+            y = _SoftPoolFunction.apply(fused, batch, window, ceil_mode, beta, detach_weights)
+            return y if batch is x else y.squeeze(0)
+    return _softpool_definition(x, kernel_size, stride, padding, dilation, ceil_mode, beta, detach_weights)
+
+
+def _softpool_definition(
+        x: Tensor,
+        kernel_size: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        ceil_mode: bool,
+        beta: float,
+        detach_weights: bool,
+) -> Tensor:
+    """SoftPool in plain operations."""
     half = 0.5 * x.to(torch.promote_types(x.dtype, torch.float32))
     if beta < 0:
         top = -_max_pool(-half.detach(), kernel_size, stride, padding, dilation, ceil_mode)
@@ -108,12 +122,12 @@ def _softpool(
 
     total = torch.zeros_like(top)
     moment = torch.zeros_like(top)
-    for z0, z1, z_from, z_to in _reach(size[0], out_size[0], k[0], s[0], p[0], d[0]):
-        for y0, y1, y_from, y_to in _reach(size[1], out_size[1], k[1], s[1], p[1], d[1]):
-            for x0, x1, x_from, x_to in _reach(size[2], out_size[2], k[2], s[2], p[2], d[2]):
+    for z0, z1, z_from, z_to in reach(size[0], out_size[0], k[0], s[0], p[0], d[0]):
+        for y0, y1, y_from, y_to in reach(size[1], out_size[1], k[1], s[1], p[1], d[1]):
+            for x0, x1, x_from, x_to in reach(size[2], out_size[2], k[2], s[2], p[2], d[2]):
                 elements = half[..., z_from:z_to:s[0], y_from:y_to:s[1], x_from:x_to:s[2]]
                 shifted = elements - top[..., z0:z1, y0:y1, x0:x1]
-                weights = torch.exp(shifted * _sharpness(beta))
+                weights = torch.exp(shifted * sharpness(beta))
                 if detach_weights:
                     weights = weights.detach()
                 weighted = weights * shifted
@@ -218,7 +232,7 @@ def global_softpool2d(x: Tensor, beta: float = 1.0, keepdim: bool = True, detach
     half = 0.5 * x.flatten(-2).to(torch.promote_types(x.dtype, torch.float32))
     top = half.detach().amin(-1, keepdim=True) if beta < 0 else half.detach().amax(-1, keepdim=True)
     shifted = half - top
-    weights = torch.softmax(shifted * _sharpness(beta), -1)
+    weights = torch.softmax(shifted * sharpness(beta), -1)
     if detach_weights:
         weights = weights.detach()
     out = 2 * (top + (weights * shifted).sum(-1, keepdim=True))

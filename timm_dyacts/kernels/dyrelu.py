@@ -1,0 +1,283 @@
+"""Dynamic ReLU: two reads and one write forward, four of them and one backward, for all of its modes.
+
+Forward, one pass takes all that the coefficients need from the input (the mean of each plane and, in mode "c", the
+logit of each position), the other applies the functions. Backward, one pass forms the gradients of the coefficients
+and the part of the gradient of the input that passes through the functions, the other adds what comes back through
+the mean and the logits.
+
+Sums over positions are left as one partial sum for each run of tiles and added up afterwards: no atomics, the results
+are reproducible. A sum over channels stays within one program, which then goes through all channels of its positions.
+"""
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .tiles import Tiling, alignment, channels_inner, existing, launch, locate, offsets, readable, strides, tiling_of
+
+__all__ = ['apply', 'apply_backward', 'statistics', 'statistics_backward']
+
+# The most tiles that one program goes through before it sums over their positions.
+_RUN = 8
+# Programs that keep a GPU busy; with fewer, runs are shorter.
+_ENOUGH = 1024
+
+
+@triton.jit
+def _pieces(x, theta_ptr, theta_strides, n, c, channels, K: tl.constexpr):
+    """The largest of the K linear functions, its number and its slope. Of those that tie, the last."""
+    theta_ptr += n.to(tl.int64) * theta_strides[0] + c * theta_strides[1]
+    y = tl.zeros(x.shape, tl.float32)
+    slope = tl.zeros(x.shape, tl.float32)
+    winner = tl.full(x.shape, -1, tl.int32)
+    for k in tl.static_range(K):
+        a = tl.load(theta_ptr + k * theta_strides[2], c < channels, 0.0).to(tl.float32)[:, None]
+        b = tl.load(theta_ptr + (K + k) * theta_strides[2], c < channels, 0.0).to(tl.float32)[:, None]
+        value = a * x + b
+        # Written so that NaN stays.
+        stays = (winner >= 0) & ((y > value) | (y != y))
+        y = tl.where(stays, y, value)
+        slope = tl.where(stays, slope, a)
+        winner = tl.where(stays, winner, k)
+    return y, winner, slope
+
+
+@triton.jit
+def _apply_kernel(
+        x_ptr, theta_ptr, pi_ptr, y_ptr, size, blocks, x_strides, theta_strides, pi_strides, y_strides, max_value,
+        K: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):
+    n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
+    mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
+    x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
+    y, _, _ = _pieces(x, theta_ptr, theta_strides, n, c, size[0], K)
+    y = tl.where(y > max_value, max_value, y)
+    if pi_ptr is not None:
+        pi_ptr += n.to(tl.int64) * pi_strides[0] + p.to(tl.int64) * pi_strides[2]
+        y *= tl.load(pi_ptr, p < size[1], 0.0).to(tl.float32)[None, :]
+    tl.store(y_ptr + offsets(n, c, p, y_strides, ALIGN, CHANNELS_INNER), y.to(y_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + (tl.zeros([BLOCK_C, BLOCK_P], tl.float32),)
+    return sums
+
+
+@triton.jit
+def _add_theta(sums, g, x, winner, K: tl.constexpr):
+    """Adds the gradients of the slopes and intercepts of a tile, still apart for each position."""
+    slopes = ()
+    intercepts = ()
+    for k in tl.static_range(K):
+        won = tl.where(winner == k, g, 0.0)
+        slopes = slopes + (sums[k] + won * x,)
+        intercepts = intercepts + (sums[K + k] + won,)
+    return slopes + intercepts
+
+
+@triton.jit
+def _apply_backward_kernel(
+        dy_ptr, x_ptr, theta_ptr, pi_ptr, dx_ptr, dtheta_ptr, dpi_ptr, size, blocks,
+        dy_strides, x_strides, theta_strides, pi_strides, dx_strides, max_value,
+        K: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STEPS_C: tl.constexpr, STEPS_P: tl.constexpr,
+):
+    n, first_c, first_p = locate(blocks, BLOCK_C, BLOCK_P, STEPS_C, STEPS_P)
+    row = n.to(tl.int64) * blocks[1] + tl.program_id(0) % blocks[1]
+    dpi = tl.zeros([BLOCK_P], tl.float32)
+    for step_c in range(STEPS_C):
+        c = first_c + step_c * BLOCK_C
+        sums = _zeros(2 * K, BLOCK_C, BLOCK_P)
+        for step_p in range(STEPS_P):
+            p = first_p + step_p * BLOCK_P
+            mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
+            x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
+            g = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
+            y, winner, slope = _pieces(x, theta_ptr, theta_strides, n, c, size[0], K)
+            if pi_ptr is not None:
+                dpi += tl.sum(tl.where(mask, g * tl.where(y > max_value, max_value, y), 0.0), 0)
+                pi_at = n.to(tl.int64) * pi_strides[0] + p.to(tl.int64) * pi_strides[2]
+                g *= tl.load(pi_ptr + pi_at, p < size[1], 0.0).to(tl.float32)[None, :]
+            g = tl.where((y >= max_value) & (max_value < float('inf')), 0.0, g)
+            sums = _add_theta(sums, g, x, winner, K)
+            dx = (g * slope).to(dx_ptr.dtype.element_ty)
+            tl.store(dx_ptr + offsets(n, c, p, dx_strides, ALIGN, CHANNELS_INNER), dx, mask)
+        for i in tl.static_range(2 * K):
+            tl.store(dtheta_ptr + (row * size[0] + c) * (2 * K) + i, tl.sum(sums[i], 1), c < size[0])
+    if pi_ptr is not None:
+        tl.store(dpi_ptr + n.to(tl.int64) * size[1] + first_p, dpi, first_p < size[1])
+
+
+@triton.jit
+def _statistics_kernel(
+        x_ptr, weight_ptr, sums_ptr, logits_ptr, size, blocks, x_strides,
+        ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STEPS_C: tl.constexpr, STEPS_P: tl.constexpr,
+):
+    n, first_c, first_p = locate(blocks, BLOCK_C, BLOCK_P, STEPS_C, STEPS_P)
+    row = n.to(tl.int64) * blocks[1] + tl.program_id(0) % blocks[1]
+    logits = tl.zeros([BLOCK_P], tl.float32)
+    for step_c in range(STEPS_C):
+        c = first_c + step_c * BLOCK_C
+        sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+        for step_p in range(STEPS_P):
+            p = first_p + step_p * BLOCK_P
+            mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
+            x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
+            sums += x
+            if weight_ptr is not None:
+                weight = tl.load(weight_ptr + c, c < size[0], 0.0).to(tl.float32)
+                logits += tl.sum(x * weight[:, None], 0)
+        tl.store(sums_ptr + row * size[0] + c, tl.sum(sums, 1), c < size[0])
+    if weight_ptr is not None:
+        tl.store(logits_ptr + n.to(tl.int64) * size[1] + first_p, logits, first_p < size[1])
+
+
+@triton.jit
+def _statistics_backward_kernel(
+        dy_ptr, dmean_ptr, dlogits_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr, size, blocks,
+        dy_strides, x_strides, dx_strides,
+        ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):
+    n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
+    mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
+    dx = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
+    dx += tl.load(dmean_ptr + n.to(tl.int64) * size[0] + c, c < size[0], 0.0)[:, None] / size[1]
+    if weight_ptr is not None:
+        dlogits = tl.load(dlogits_ptr + n.to(tl.int64) * size[1] + p, p < size[1], 0.0)[None, :]
+        dx += dlogits * tl.load(weight_ptr + c, c < size[0], 0.0).to(tl.float32)[:, None]
+        x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
+        row = n.to(tl.int64) * blocks[1] + tl.program_id(0) % blocks[1]
+        tl.store(dweight_ptr + row * size[0] + c, tl.sum(dlogits * x, 1), c < size[0])
+    tl.store(dx_ptr + offsets(n, c, p, dx_strides, ALIGN, CHANNELS_INNER), dx.to(dx_ptr.dtype.element_ty), mask)
+
+
+class _Runs(NamedTuple):
+    """How many tiles one program goes through, along the channels and along the positions."""
+
+    tiling: Tiling
+    steps: tuple[int, int]
+
+    @classmethod
+    def of(cls, x: Tensor, over_channels: bool) -> '_Runs':
+        if over_channels:
+            tiling = tiling_of(x, elements=4096, positions=4096 if channels_inner(x) else 256)
+            return cls(tiling, (tiling.blocks[0], 1))
+        tiling = tiling_of(x)
+        return cls(tiling, (1, max(1, min(_RUN, tiling.blocks[1], tiling.programs // _ENOUGH))))
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        return tuple(triton.cdiv(blocks, steps) for blocks, steps in zip(self.tiling.blocks, self.steps, strict=True))
+
+    @property
+    def programs(self) -> int:
+        return self.tiling.batch * math.prod(self.blocks)
+
+    @property
+    def constants(self) -> tuple[bool, int, int, int, int]:
+        tiling = self.tiling
+        return tiling.channels_inner, tiling.block_c, tiling.block_p, *self.steps
+
+    def partial_sums(self, x: Tensor, *shape: int) -> Tensor:
+        """Room for one partial sum per run: (N, runs, C, *shape)."""
+        shape = (self.tiling.batch, self.blocks[1], self.tiling.channels, *shape)
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def apply(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
+    """``pi * min(max_k(a_k * x + b_k), max_value)``; shapes as in `layers.dyrelu`."""
+    x = readable(x)
+    pi = None if pi is None else readable(pi)
+    y = torch.empty_like(x)
+    tiling = tiling_of(x)
+    launch(
+        _apply_kernel, tiling.programs,
+        x, theta, pi, y, tiling.size, tiling.blocks,
+        strides(x), _theta_strides(theta), None if pi is None else strides(pi), strides(y), _bound(max_value),
+        theta.shape[2] // 2, alignment(tiling, x, y), tiling.channels_inner, tiling.block_c, tiling.block_p,
+    )
+    return y
+
+
+def apply_backward(
+        dy: Tensor,
+        x: Tensor,
+        theta: Tensor,
+        pi: Tensor | None,
+        max_value: float | None,
+) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    """Gradients of `x`, `theta` and `pi`."""
+    dy, x = readable(dy), readable(x)
+    pi = None if pi is None else readable(pi)
+    dx = torch.empty_like(x)
+    runs = _Runs.of(x, over_channels=pi is not None)
+    dtheta = runs.partial_sums(x, theta.shape[2])
+    dpi = None if pi is None else torch.empty(pi.shape, dtype=torch.float32, device=x.device)
+    launch(
+        _apply_backward_kernel, runs.programs,
+        dy, x, theta, pi, dx, dtheta, dpi, runs.tiling.size, runs.blocks,
+        strides(dy), strides(x), _theta_strides(theta), None if pi is None else strides(pi), strides(dx),
+        _bound(max_value), theta.shape[2] // 2, alignment(runs.tiling, dy, x, dx), *runs.constants,
+    )
+    dtheta = dtheta.sum(1).sum_to_size(theta.shape).to(theta.dtype)
+    return dx, dtheta, None if pi is None else dpi.to(pi.dtype), None
+
+
+def statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x; the mean of each plane, (N, C); with a `weight` of shape (1, C) its product with x, (N, 1, *spatial)."""
+    source, x = x, readable(x)
+    runs = _Runs.of(x, over_channels=weight is not None)
+    sums = runs.partial_sums(x)
+    logits = None
+    if weight is not None:
+        logits = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=torch.float32, device=x.device)
+    launch(
+        _statistics_kernel, runs.programs,
+        x, None if weight is None else weight.contiguous(), sums, logits, runs.tiling.size, runs.blocks, strides(x),
+        alignment(runs.tiling, x), *runs.constants,
+    )
+    return source, sums.sum(1) / runs.tiling.positions, logits
+
+
+def statistics_backward(
+        dy: Tensor,
+        dmean: Tensor,
+        dlogits: Tensor | None,
+        x: Tensor,
+        weight: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `x` and `weight`, added to the gradient `dy` that x has from elsewhere."""
+    dy, x = readable(dy), readable(x)
+    dx = torch.empty_like(x)
+    tiling = tiling_of(x)
+    dweight = None
+    if weight is not None:
+        shape = (tiling.batch, tiling.blocks[1], tiling.channels)
+        dweight = torch.empty(shape, dtype=torch.float32, device=x.device)
+    launch(
+        _statistics_backward_kernel, tiling.programs,
+        dy, dmean.contiguous(), None if weight is None else dlogits.contiguous(), x,
+        None if weight is None else weight.contiguous(), dx, dweight, tiling.size, tiling.blocks,
+        strides(dy), strides(x), strides(dx),
+        alignment(tiling, dy, x, dx), tiling.channels_inner, tiling.block_c, tiling.block_p,
+    )
+    if weight is not None:
+        dweight = dweight.sum((0, 1)).reshape(weight.shape).to(weight.dtype)
+    return dx, dweight
+
+
+def _theta_strides(theta: Tensor) -> tuple[int, int, int]:
+    """Strides that give all channels the same coefficients where they share them."""
+    return theta.stride(0), theta.stride(1) if theta.shape[1] > 1 else 0, theta.stride(2)
+
+
+def _bound(max_value: float | None) -> float:
+    return math.inf if max_value is None else max_value

@@ -1,0 +1,139 @@
+"""What the Triton kernels share: how a tensor is cut into tiles, and how a kernel is launched.
+
+Activations see a tensor as (N, C, P), the positions P being all spatial dimensions in one, with one stride each. That
+covers contiguous and channels_last tensors and most slices of them, which are read where they lie. A tile has channels
+and positions; whichever of the two is contiguous in memory gets the longer side, so that neighbouring threads read
+neighbouring addresses in vectors of 16 bytes. Coefficients of a channel are loaded once per tile, and no thread divides
+to find its channel. Offsets are 64 bits wide: tensors may hold more than 2^31 elements.
+"""
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = [
+    'Tiling',
+    'alignment',
+    'channels_inner',
+    'existing',
+    'launch',
+    'locate',
+    'offsets',
+    'readable',
+    'strides',
+    'tiling_of',
+]
+
+
+class Tiling(NamedTuple):
+    """Sizes of a tensor of shape (N, C, *spatial) and of the tiles that it is cut into."""
+
+    batch: int
+    channels: int
+    positions: int
+    channels_inner: bool
+    block_c: int
+    block_p: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.channels, self.positions
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Tiles along the channels and along the positions of a sample."""
+        return triton.cdiv(self.channels, self.block_c), triton.cdiv(self.positions, self.block_p)
+
+    @property
+    def programs(self) -> int:
+        return self.batch * self.blocks[0] * self.blocks[1]
+
+
+def channels_inner(x: Tensor) -> bool:
+    """Whether the channels of a tensor of shape (N, C, *spatial) are contiguous in memory."""
+    return x.stride(1) == 1 and x.shape[1] > 1
+
+
+def tiling_of(x: Tensor, elements: int = 2048, positions: int = 2048) -> Tiling:
+    """Cuts a tensor into tiles of up to `elements` elements and `positions` positions."""
+    n, c = x.shape[:2]
+    p = math.prod(x.shape[2:])
+    if channels_inner(x):
+        block_c = min(triton.next_power_of_2(c), 128)
+        block_p = min(triton.next_power_of_2(p), positions, elements // block_c)
+    else:
+        block_p = min(triton.next_power_of_2(p), positions, elements)
+        block_c = min(triton.next_power_of_2(c), elements // block_p)
+    return Tiling(n, c, p, channels_inner(x), block_c, block_p)
+
+
+def strides(x: Tensor) -> tuple[int, int, int] | None:
+    """Strides of batch, channel and position; None if no single stride steps through all positions."""
+    dims = [(size, stride) for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size > 1]
+    if any(outer != size * inner for (_, outer), (size, inner) in zip(dims, dims[1:], strict=False)):
+        return None
+    return x.stride(0), x.stride(1), dims[-1][1] if dims else 1
+
+
+def readable(x: Tensor) -> Tensor:
+    """The tensor itself, or a contiguous copy where its positions have no common stride."""
+    return x.contiguous() if strides(x) is None else x
+
+
+def alignment(tiling: Tiling, *tensors: Tensor) -> int:
+    """The largest power of 2 up to 16 that divides the length of the vectors of a tile and the strides between them.
+
+    Triton finds out about divisors of 16 by itself; planes of 14 x 14 have the divisor 4, all that fp32 needs.
+    """
+    outer, length = (2, tiling.channels) if tiling.channels_inner else (1, tiling.positions)
+    return math.gcd(16, length, *(strides(t)[dim] for t in tensors for dim in (0, outer)))
+
+
+def launch(kernel, programs: int, *args, **meta) -> None:
+    """Launches a kernel on the device of its first argument, which need not be the current one."""
+    if programs:
+        with torch.cuda.device_of(args[0]):
+            # Products and sums may be fused, as compilers for CPUs and inductor do.
+            kernel[(programs,)](*args, **meta, enable_fp_fusion=True)
+
+
+@triton.jit
+def locate(
+        blocks,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STEPS_C: tl.constexpr = 1, STEPS_P: tl.constexpr = 1,
+):
+    """The sample, channels and positions of this program's (first) tile, of `blocks` = (along C, along P) a sample."""
+    pid = tl.program_id(0)
+    n = pid // (blocks[0] * blocks[1])
+    c = pid // blocks[1] % blocks[0] * (STEPS_C * BLOCK_C) + tl.arange(0, BLOCK_C)
+    p = pid % blocks[1] * (STEPS_P * BLOCK_P) + tl.arange(0, BLOCK_P)
+    return n, c, p
+
+
+@triton.jit
+def _aligned(length, ALIGN: tl.constexpr):
+    """A length that is a multiple of `ALIGN`, in a form that shows it to the compiler."""
+    return length // ALIGN * ALIGN
+
+
+@triton.jit
+def existing(c, p, size, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
+    """Which elements of a tile exist, of a sample of `size` = (C, P)."""
+    if CHANNELS_INNER:
+        return (c < _aligned(size[0], ALIGN))[:, None] & (p < size[1])[None, :]
+    else:
+        return (c < size[0])[:, None] & (p < _aligned(size[1], ALIGN))[None, :]
+
+
+@triton.jit
+def offsets(n, c, p, strides, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
+    """The offsets of a tile of shape (channels, positions)."""
+    start = n.to(tl.int64) * _aligned(strides[0], ALIGN)
+    if CHANNELS_INNER:
+        rows, columns = c.to(tl.int64) * strides[1], p.to(tl.int64) * _aligned(strides[2], ALIGN)
+    else:
+        rows, columns = c.to(tl.int64) * _aligned(strides[1], ALIGN), p.to(tl.int64) * strides[2]
+    return start + rows[:, None] + columns[None, :]

@@ -1,0 +1,111 @@
+"""What all forms of pooling share, in plain Python. Pooling sees every tensor as (N, C, D, H, W)."""
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ['Sizes', 'Window', 'five_dims', 'reach', 'sharpness', 'size_of']
+
+Sizes = tuple[int, int, int]
+
+
+class Window(NamedTuple):
+    """A pooling window in depth, height and width."""
+
+    kernel_size: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
+
+    @classmethod
+    def of(
+            cls,
+            kernel_size: Sequence[int],
+            stride: Sequence[int],
+            padding: Sequence[int],
+            dilation: Sequence[int],
+    ) -> 'Window':
+        """Fills in the dimensions that are missing in front."""
+        missing = 3 - len(kernel_size)
+        return cls(
+            (1,) * missing + tuple(kernel_size),
+            (1,) * missing + tuple(stride),
+            (0,) * missing + tuple(padding),
+            (1,) * missing + tuple(dilation),
+        )
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.kernel_size)
+
+    @property
+    def overlap(self) -> Sizes:
+        """The number of windows, along each dimension, that an element may belong to."""
+        spans = [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        return tuple(-(-span // s) for span, s in zip(spans, self.stride, strict=True))
+
+    def hangs_over(self, size: Sizes, out_size: Sizes) -> bool:
+        """Whether any window reaches into the padding or over the end."""
+        return any(
+            p > 0 or (out - 1) * s + d * (k - 1) >= n
+            for n, out, k, s, p, d in zip(size, out_size, *self, strict=True)
+        )
+
+    def covers(self, size: Sizes, out_size: Sizes) -> bool:
+        """Whether windows that do not overlap hold all elements."""
+        return all(
+            k == s and (d == 1 or k == 1) and out * s - p >= n
+            for n, out, k, s, p, d in zip(size, out_size, *self, strict=True)
+        )
+
+    def out_size(self, size: Sizes, ceil_mode: bool) -> Sizes:
+        """The number of windows in each dimension, as max pooling counts them."""
+        out = []
+        for n, k, s, p, d in zip(size, *self, strict=True):
+            slack = n + 2 * p - d * (k - 1) - 1
+            count = (slack + (s - 1 if ceil_mode else 0)) // s + 1
+            # No window starts in the padding on the right.
+            out.append(count - 1 if ceil_mode and (count - 1) * s >= n + p else count)
+        return tuple(out)
+
+
+def size_of(shape: Sequence[int]) -> Sizes:
+    """Depth, height and width of a shape (N, C, *spatial)."""
+    return (1,) * (5 - len(shape)) + tuple(shape[2:])
+
+
+def five_dims(x: Tensor) -> Tensor:
+    """(N, C, *spatial) as (N, C, D, H, W)."""
+    for _ in range(5 - x.dim()):
+        x = x.unsqueeze(2)
+    return x
+
+
+def reach(
+        size: int,
+        out_size: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        dilation: int,
+) -> list[tuple[int, int, int, int]]:
+    """Finds, along one dimension, where the elements of the windows lie in the input and not in the padding.
+
+    Returns:
+        For each element of a window: the range of windows whose element is in the input, and the range of positions
+        that it takes there, in steps of `stride`.
+    """
+    reach: list[tuple[int, int, int, int]] = []
+    for element in range(kernel_size):
+        shift = element * dilation - padding
+        first = max(0, -(shift // stride))
+        last = min(out_size - 1, (size - 1 - shift) // stride)
+        if first <= last:
+            reach.append((first, last + 1, first * stride + shift, last * stride + shift + 1))
+    return reach
+
+
+def sharpness(beta: float) -> float:
+    """The `beta` of SoftPool for halves of x. Bounded, since infinity times a difference of zero is NaN."""
+    return max(-1e38, min(2 * beta, 1e38))
