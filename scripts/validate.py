@@ -10,12 +10,11 @@ import sys
 
 import timm_dyacts  # noqa: F401  registers the variants
 from timm_dyacts.training import validate
-from timm_dyacts.training.options import add_device_options, add_input_options
+from timm_dyacts.training.options import ArgumentParser, add_device_options, add_input_options, add_loader_options
 
 
 def create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument('-m', '--model', required=True, metavar='NAME', help='what to evaluate')
     parser.add_argument('--checkpoint', metavar='FILE', help='load these weights in place of the pretrained ones')
     parser.add_argument('--split', metavar='NAME', help='split to evaluate on (default: of the run, or validation)')
@@ -24,6 +23,7 @@ def create_parser() -> argparse.ArgumentParser:
                         help='use the training image size even where the model recommends another one for testing')
     add_input_options(parser)
     add_device_options(parser)
+    add_loader_options(parser)
     return parser
 
 
