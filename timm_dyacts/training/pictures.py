@@ -74,7 +74,7 @@ def plot_confusion(matrix: Tensor, names: Sequence[str], path: str, title: str =
     fig = Figure(figsize=(size + 1.2, size), dpi=110, layout='constrained')
     fig.suptitle(title, fontsize=11)
     ax = fig.subplots()
-    image = ax.imshow(percent, cmap='Blues', vmin=0, vmax=100, interpolation='nearest')
+    image = ax.imshow(percent.numpy(), cmap='Blues', vmin=0, vmax=100, interpolation='nearest')
     ax.set_xlabel('Predicted class')
     ax.set_ylabel('True class')
     if count <= _MAX_TICKS:
@@ -106,12 +106,11 @@ def plot_mistakes(mistakes: Sequence[Mistake], names: Sequence[str], path: str, 
     rows = -(-len(mistakes) // columns)
     fig = Figure(figsize=(max(1.7 * columns, 4), 2.15 * rows + 0.4), dpi=110, layout='constrained')
     fig.suptitle(title, fontsize=11)
-    axes = fig.subplots(rows, columns, squeeze=False).flat
+    axes = fig.subplots(rows, columns, squeeze=False).flatten()
     for ax in axes:
         ax.axis('off')
     for ax, mistake in zip(axes, mistakes, strict=False):
-        image = mistake.image.movedim(0, -1)
-        ax.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap='gray', vmin=0, vmax=1)
+        _show(ax, mistake.image)
         ax.set_title(
             f'{_short(names[mistake.label])}, taken for\n{_short(names[mistake.predicted])} '
             f'({100 * mistake.confidence:.0f} %)', fontsize=8)
@@ -130,12 +129,12 @@ def plot_dyrelu(layers: Sequence[DyReLUStats], path: str, title: str = '') -> No
     from matplotlib.ticker import MaxNLocator
 
     k = len(layers[0].start) // 2
-    x = torch.arange(len(layers)).double()
+    x = torch.arange(len(layers)).double().numpy()
     fig = Figure(figsize=(max(7.5, 2.5 + 0.36 * len(layers)), 8.2), dpi=110, layout='constrained')
     fig.suptitle(title, fontsize=11)
     axes = fig.subplots(3, 1, sharex=True)
-    quantiles = torch.stack([layer.quantiles((0.05, 0.25, 0.5, 0.75, 0.95)) for layer in layers])
-    start = torch.stack([layer.start for layer in layers])
+    quantiles = torch.stack([layer.quantiles((0.05, 0.25, 0.5, 0.75, 0.95)) for layer in layers]).numpy()
+    start = torch.stack([layer.start for layer in layers]).numpy()
     for ax, offset, name in ((axes[0], 0, 'slope a'), (axes[1], k, 'intercept b')):
         for piece in range(k):
             low, lower, middle, upper, high = quantiles[:, offset + piece].T
@@ -150,7 +149,7 @@ def plot_dyrelu(layers: Sequence[DyReLUStats], path: str, title: str = '') -> No
     axes[0].legend(frameon=False, fontsize=8, ncols=k + 1, loc='lower right', bbox_to_anchor=(1, 1))
     spread = torch.stack([layer.over_images for layer in layers])
     for offset, name, marker in ((0, 'slopes', 'o'), (k, 'intercepts', 's')):
-        values = spread[:, offset:offset + k].square().mean(1).sqrt()
+        values = spread[:, offset:offset + k].square().mean(1).sqrt().numpy()
         axes[2].plot(x, values, marker=marker, markersize=4.5, linewidth=1.2, label=name)
     axes[2].set_ylabel('varies over images (std)')
     axes[2].set_ylim(bottom=0)
@@ -180,8 +179,7 @@ def plot_softpool(image: Tensor, maps: dict[str, Tensor], path: str, title: str 
     axes = fig.subplots(channels, len(maps) + 1, squeeze=False)
     for ax in axes.flat:
         ax.axis('off')
-    picture = image.movedim(0, -1)
-    axes[0, 0].imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap='gray', vmin=0, vmax=1)
+    _show(axes[0, 0], image)
     axes[0, 0].set_title('image', fontsize=9)
     for column, (heading, values) in enumerate(maps.items(), start=1):
         axes[0, column].set_title(heading, fontsize=9)
@@ -189,8 +187,14 @@ def plot_softpool(image: Tensor, maps: dict[str, Tensor], path: str, title: str 
             # One scale per channel, so that the columns can be compared.
             low = min(m[row].min().item() for m in maps.values())
             high = max(m[row].max().item() for m in maps.values())
-            axes[row, column].imshow(values[row], cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
+            axes[row, column].imshow(values[row].numpy(), cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
     fig.savefig(path)
+
+
+def _show(ax, image: Tensor) -> None:
+    """Draw an image (3 or 1, H, W)."""
+    pixels = image.movedim(0, -1).numpy()
+    ax.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap='gray', vmin=0, vmax=1)
 
 
 def _short(name: str) -> str:

@@ -90,7 +90,7 @@ def write_report(
         features, image = example
         plot_softpool(
             image, _pool_in_three_ways(pool, features), os.path.join(folder, 'softpool.png'),
-            f'{pool_name}: the channels of {features.shape[1]} that vary most')
+            f'{pool_name}: those of its {features.shape[1]} channels that vary most')
 
 
 def _restore(image: Tensor, data_config: dict[str, Any]) -> Tensor:
