@@ -149,7 +149,8 @@ def main() -> None:
     try:
         result = train(args)
     except TrainingInterrupted as e:
-        print(f'train.py: {e}', file=sys.stderr)
+        if e.is_primary:
+            print(f'train.py: {e}', file=sys.stderr)
         sys.exit(128 + e.signum)
     except (ImportError, NonFiniteLossError, OSError, ValueError) as e:
         sys.exit(f'train.py: error: {e}')

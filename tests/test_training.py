@@ -325,18 +325,6 @@ def test_non_finite_run_keeps_the_epochs_before(train_on_colors, tmp_path, monke
     assert timm.create_model(f'local-dir:{tmp_path / "diverged"}', pretrained=True).num_classes == 3
 
 
-def test_interrupted_run_ends_with_what_it_has(train_on_colors, monkeypatch):
-    def interrupt(task, loader, optimizer, epoch, **kwargs):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return train_one_epoch(task, loader, optimizer, epoch, **kwargs)
-
-    monkeypatch.setattr('timm_dyacts.training.run.train_one_epoch', interrupt)
-    result = train_on_colors('--epochs', '3')
-    assert result.best_epoch == 0
-    assert Path(result.folder, 'curves.png').is_file()
-
-
 # Whole runs
 
 

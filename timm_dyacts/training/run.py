@@ -3,6 +3,7 @@ import copy
 import os
 import shlex
 import signal
+import sys
 from argparse import Namespace
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -100,7 +101,11 @@ def train(args: Namespace) -> RunResult:
     interval = CheckpointInterval.parse(args.checkpoint_interval)
     world = World.join(resolve_device(args.device))
     with StopSignal(world) as stop:
-        result = _Run(args, world, interval, stop).train()
+        try:
+            result = _Run(args, world, interval, stop).train()
+        except TrainingInterrupted:
+            world.leave()  # all processes are here
+            raise
     world.leave()
     return result
 
@@ -299,6 +304,7 @@ class _Run:
             self.bar.write(
                 f'epoch {row["epoch"]:>3}  train loss {row["train_loss"]:.4f}  eval loss {row["eval_loss"]:.4f}  '
                 f'top1 {row["eval_top1"]:6.2f}  top5 {row["eval_top5"]:6.2f}{ema}  lr {row["lr"]:.2e}')
+            sys.stdout.flush()  # whoever pipes the output wants to see an epoch when it is done
             self._report_unreadable()
         else:
             progress.rows.append(row)
@@ -323,7 +329,7 @@ class _Run:
         command = f'--resume {shlex.quote(self.folder)}'
         raise TrainingInterrupted(
             f'Stopped by {signal.Signals(signum).name} at epoch {self.progress.epoch} after {self.progress.samples} '
-            f'images. Go on with: python scripts/train.py {command}', signum)
+            f'images. Go on with: python scripts/train.py {command}', signum, self.world.is_primary)
 
     def _evaluate(self) -> tuple[OrderedDict, OrderedDict]:
         """Evaluate the model and its moving average; empty for an average that there is not."""

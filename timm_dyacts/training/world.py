@@ -16,11 +16,13 @@ class TrainingInterrupted(RuntimeError):
 
     Attributes:
         signum: The signal.
+        is_primary: Whether this process is the one that writes and prints.
     """
 
-    def __init__(self, message: str, signum: int) -> None:
+    def __init__(self, message: str, signum: int, is_primary: bool = True) -> None:
         super().__init__(message)
         self.signum = signum
+        self.is_primary = is_primary
 
 
 @dataclass(frozen=True)
