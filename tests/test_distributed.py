@@ -130,7 +130,8 @@ def _check_accumulation(rank, store):
     syncs = []
     task.trainable_module.register_comm_hook(None, lambda _, bucket: _average(bucket, syncs))
     generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(2, 6, 4, 3, 2, 2, generator=generator), torch.randint(3, (2, 6, 4), generator=generator)
+    images = torch.randn(2, 6, 4, 3, 2, 2, generator=generator)
+    labels = torch.randint(3, (2, 6, 4), generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = list(zip(images[rank], labels[rank], strict=True))
     metrics = train_one_epoch(task, data, optimizer, 0, grad_accum_steps=4, world=world)

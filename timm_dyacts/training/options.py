@@ -9,7 +9,14 @@ from typing import Any, NoReturn
 import yaml
 from timm.utils import ParseKwargs
 
-__all__ = ['ArgumentParser', 'add_device_options', 'add_input_options', 'add_loader_options', 'parse_train_args']
+__all__ = [
+    'ArgumentParser',
+    'add_device_options',
+    'add_input_options',
+    'add_loader_options',
+    'add_preprocessing_options',
+    'parse_train_args',
+]
 
 # What suits the digits better than the defaults: small pictures, short training, and no flip, as a flipped digit is
 # another shape.
@@ -51,6 +58,11 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
                             "(default: the image folder --data-dir, or the digits)")
     group.add_argument('--dataset-download', action='store_true', help='download the data set where it supports that')
     group.add_argument('--class-map', metavar='FILE', help='class name to label mapping of an image folder')
+    add_preprocessing_options(group)
+
+
+def add_preprocessing_options(group: argparse._ArgumentGroup) -> None:
+    """Options of what a model is given."""
     group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: those of the data)')
     group.add_argument('--in-chans', type=int, metavar='N', help='image channels (default: 3)')
     group.add_argument('--img-size', type=int, metavar='N', help='image height and width (default: of the model)')

@@ -1,4 +1,7 @@
 """The evaluation that scripts/validate.py drives."""
+import csv
+import io
+import json
 import logging
 import os
 from argparse import Namespace
@@ -19,9 +22,10 @@ from .build import (
     resolve_input,
 )
 from .loop import evaluate
+from .state import write_durably
 from .world import World
 
-__all__ = ['validate']
+__all__ = ['validate', 'validate_models', 'write_results']
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ def validate(args: Namespace) -> OrderedDict:
     dataset = build_dataset(args, args.split, data_config['input_size'][0], batch_size=args.batch_size)
     names = class_names(dataset)
     check_num_classes(model.num_classes, names)
+    args.num_classes = model.num_classes
     label_names = model.pretrained_cfg.get('label_names')
     if names and label_names and names != list(label_names):
         _logger.warning(
@@ -62,6 +67,45 @@ def validate(args: Namespace) -> OrderedDict:
         crop_pct=data_config['crop_pct'],
         interpolation=data_config['interpolation'],
     )
+
+
+def validate_models(args: Namespace) -> tuple[list[OrderedDict], dict[str, str]]:
+    """Evaluate the models of ``--model``, one after the other, each on its own terms.
+
+    With ``--results-file`` the records are written after each model. One that fails does not stop the others.
+
+    Returns:
+        The records, highest top1 first, and the error messages by model.
+    """
+    if args.checkpoint and len(args.model) > 1:
+        raise ValueError(f'--checkpoint holds the weights of one model, and --model names {len(args.model)}.')
+    records, errors = [], {}
+    for name in args.model:
+        try:
+            records.append(validate(Namespace(**dict(vars(args), model=name))))
+        except (ImportError, OSError, ValueError) as e:
+            if len(args.model) == 1:
+                raise
+            errors[name] = str(e)
+            _logger.error('%s: %s', name, e)
+            continue
+        records.sort(key=lambda record: -record['top1'])
+        if args.results_file:
+            write_results(args.results_file, records, args.results_format)
+    return records, errors
+
+
+def write_results(path: str, records: list[OrderedDict], file_format: str = 'csv') -> None:
+    """Write records as 'csv' or 'json', in one piece."""
+    text = io.StringIO()
+    if file_format == 'json':
+        json.dump(records, text, indent=4)
+    else:
+        writer = csv.DictWriter(text, fieldnames=records[0], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(records)
+    write_durably(path + '.tmp', lambda file: file.write(text.getvalue().encode()))
+    os.replace(path + '.tmp', path)
 
 
 def _inherit_dataset(args: Namespace) -> None:
