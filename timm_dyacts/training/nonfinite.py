@@ -43,9 +43,10 @@ def find_nonfinite(
     bad_gradients = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     if bad_gradients:
         return f'It first appeared in the gradient of {bad_gradients[-1]}, in the backward pass of the step before.'
-    name = first_nonfinite_tensor(model)
-    if name is not None:
-        return f'{name} is not finite any more.'
+    # The buffers tell nothing: the pass that gave the bad loss has spoilt the statistics of BatchNorm.
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f'{name} is not finite any more.'
     module = _first_module(model, images, autocast)
     return f'It first appeared in the output of {module}.' if module else 'All modules are finite: it is in the loss.'
 

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data import class_names
+from ..data.resumable import BatchDataset
 from .build import (
     build_amp,
     build_dataset,
@@ -293,19 +294,25 @@ class _Run:
     def _finish_epoch(self, row: dict[str, float]) -> None:
         """Write the checkpoints of an epoch and its row, and then the state, which vouches for them."""
         progress, args = self.progress, self.args
+        unreadable = self._gather_unreadable()
         if self.world.is_primary:
+            num_images = len(self.dataset_eval)
+            if 'validation' in unreadable:
+                num_images -= int(unreadable['validation'].sum())
             self.log.add(row)
             self._save(self.model, 'last')
             if best_row(progress.rows, f'eval_{args.eval_metric}') is row:
-                self._save(self.model, '', self._results(row, 'eval'))
+                self._save(self.model, '', self._results(row, 'eval', num_images))
             if args.model_ema and best_row(progress.rows, f'ema_{args.eval_metric}') is row:
-                self._save(self.task.get_trainable_module(ema=True).module, 'ema', self._results(row, 'ema'))
+                ema_model = self.task.get_trainable_module(ema=True).module
+                self._save(ema_model, 'ema', self._results(row, 'ema', num_images))
             ema = f'  ema top1 {row["ema_top1"]:6.2f}' if args.model_ema else ''
             self.bar.write(
                 f'epoch {row["epoch"]:>3}  train loss {row["train_loss"]:.4f}  eval loss {row["eval_loss"]:.4f}  '
                 f'top1 {row["eval_top1"]:6.2f}  top5 {row["eval_top5"]:6.2f}{ema}  lr {row["lr"]:.2e}')
             sys.stdout.flush()  # whoever pipes the output wants to see an epoch when it is done
-            self._report_unreadable()
+            if row['epoch'] == 0:
+                self._report_unreadable(unreadable)
         else:
             progress.rows.append(row)
         progress.epoch, progress.samples, progress.meter = progress.epoch + 1, 0, EpochMeter()
@@ -392,22 +399,31 @@ class _Run:
             results=results,
         )
 
-    def _results(self, row: dict[str, float], kind: str) -> dict[str, Any]:
+    def _results(self, row: dict[str, float], kind: str, num_images: int) -> dict[str, Any]:
         """What ``results.json`` says of the weights of an epoch; ``kind`` is 'eval' or 'ema'."""
         metrics = {name: row[f'{kind}_{name}'] for name in ('top1', 'top5', 'loss')}
-        about = describe_run(self.args, self.data_config, len(self.dataset_eval), self.start)
+        about = describe_run(self.args, self.data_config, num_images, self.start)
         return dict(metrics, epoch=int(row['epoch']), **about)
 
-    def _report_unreadable(self) -> None:
-        """Say once how many images cannot be read."""
+    def _gather_unreadable(self) -> dict[str, torch.Tensor]:
+        """Which images could not be read so far, by all processes. Empty for data sets that are streams."""
+        masks = {}
         for kind, loader in (('training', self.loader.loader), ('validation', self.loader_eval)):
-            unreadable = getattr(loader.loader.dataset, 'unreadable', None)
-            if self.progress.epoch > 0 or unreadable is None or not unreadable.any():
+            if isinstance(loader.loader.dataset, BatchDataset):
+                gathered = self.world.gather(loader.loader.dataset.unreadable)
+                if gathered is not None:
+                    masks[kind] = torch.stack(gathered).any(0)
+        return masks
+
+    def _report_unreadable(self, masks: dict[str, torch.Tensor]) -> None:
+        for kind, mask in masks.items():
+            indices = mask.nonzero().flatten().tolist()
+            if not indices:
                 continue
-            indices = unreadable.nonzero().flatten().tolist()
+            loader = self.loader.loader if kind == 'training' else self.loader_eval
             names = ', '.join(loader.loader.dataset.name(index) for index in indices[:3])
             more = ', ...' if len(indices) > 3 else ''
-            self.bar.write(f'{len(indices)} of {len(unreadable)} {kind} images cannot be read: {names}{more}')
+            self.bar.write(f'{len(indices)} of {len(mask)} {kind} images cannot be read: {names}{more}')
 
 
 def _create_datasets(args: Namespace) -> tuple[Dataset, Dataset, list[str] | None]:
