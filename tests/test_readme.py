@@ -72,8 +72,6 @@ def test_the_tour(workspace, tmp_path):
 def test_the_training_commands(workspace):
     [section] = [block for block in blocks('bash') if '--resume auto' in block]
     train, validate = section.splitlines()
-    tour_train = blocks('bash')[2].splitlines()[0]
-    run(f'{tour_train} --resume auto', workspace)  # as the reader of the tour has done
     run(train, workspace)
     run(validate, workspace)
     assert len((workspace / 'results.csv').read_text().splitlines()) == 3

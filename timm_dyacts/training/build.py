@@ -50,6 +50,7 @@ __all__ = [
     'resolve_device',
     'resolve_input',
     'resolve_model_name',
+    'set_numerics',
 ]
 
 
@@ -59,6 +60,16 @@ def resolve_device(name: str | None) -> torch.device:
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'--device {name} needs a GPU, and PyTorch {torch.__version__} sees none; use --device cpu.')
     return device
+
+
+def set_numerics(device: torch.device, deterministic: bool) -> None:
+    """Let a GPU be fast, as timm's train.py does, or make it compute the same bits in each run."""
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+    elif device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
 
 
 def resolve_model_name(name: str, option: str = '--model') -> str:

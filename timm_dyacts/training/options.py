@@ -91,6 +91,8 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--amp', action='store_true', help='mixed precision')
     group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'),
                        help='lower precision of --amp (default: %(default)s)')
+    group.add_argument('--deterministic', action='store_true',
+                       help='on a GPU too, the same bits in each run; slower there')
     group.add_argument('--channels-last', action='store_true', help='channels_last memory layout')
     group.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
                        help='compile the model (default backend: inductor)')

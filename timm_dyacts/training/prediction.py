@@ -13,7 +13,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from torch import nn
 from torch.utils.data import Dataset
 
-from .build import build_amp, build_eval_loader, build_model, resolve_device, resolve_input
+from .build import build_amp, build_eval_loader, build_model, resolve_device, resolve_input, set_numerics
 from .world import World
 
 __all__ = ['FORMATS', 'find_images', 'predict']
@@ -77,6 +77,7 @@ def predict(args: Namespace) -> list[dict[str, Any]]:
     args.dataset = ''
     args.in_chans = args.input_size[0] if args.input_size else args.in_chans
     device = resolve_device(args.device)
+    set_numerics(device, args.deterministic)
     model = build_model(args, pretrained=not args.checkpoint, checkpoint_path=args.checkpoint)
     data_config = resolve_input(args, model, use_test_size=True)
     args.num_classes = None  # the labels are numbers of files

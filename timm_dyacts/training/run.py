@@ -37,6 +37,7 @@ from .build import (
     resolve_device,
     resolve_input,
     resolve_model_name,
+    set_numerics,
 )
 from .checkpoint import dataset_title, describe_run, describe_start, save_checkpoint, set_pretrained_cfg
 from .curves import plot_curves, require_matplotlib
@@ -101,6 +102,7 @@ def train(args: Namespace) -> RunResult:
         raise ValueError(f'--init {args.init} would overwrite the weights that the run is to start from.')
     interval = CheckpointInterval.parse(args.checkpoint_interval)
     world = World.join(resolve_device(args.device))
+    set_numerics(world.device, args.deterministic)
     with StopSignal(world) as stop:
         try:
             result = _Run(args, world, interval, stop).train()

@@ -20,6 +20,7 @@ from .build import (
     count_parameters,
     resolve_device,
     resolve_input,
+    set_numerics,
 )
 from .loop import evaluate
 from .state import write_durably
@@ -40,6 +41,7 @@ def validate(args: Namespace) -> OrderedDict:
     if args.input_size:
         args.in_chans = args.input_size[0]
     device = resolve_device(args.device)
+    set_numerics(device, args.deterministic)
     model = build_model(args, pretrained=not args.checkpoint, checkpoint_path=args.checkpoint)
     data_config = resolve_input(args, model, use_test_size=not args.use_train_size)
     dataset = build_dataset(args, args.split, data_config['input_size'][0], batch_size=args.batch_size)
