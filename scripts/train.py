@@ -152,6 +152,8 @@ def main() -> None:
         if e.is_primary:
             print(f'train.py: {e}', file=sys.stderr)
         sys.exit(128 + e.signum)
+    except KeyboardInterrupt:
+        sys.exit(130)  # the second Ctrl-C: whoever presses it wants no words
     except (ImportError, NonFiniteLossError, OSError, ValueError) as e:
         sys.exit(f'train.py: error: {e}')
     if result.is_primary:

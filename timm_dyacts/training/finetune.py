@@ -11,10 +11,9 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs, param_groups_layer
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..init import LSUVReport, lsuv_
 from ..layers import BPReLU, DyReLU
 
-__all__ = ['build_optimizer', 'freeze', 'initialize_lsuv', 'operator_parameters', 'unfreeze']
+__all__ = ['build_optimizer', 'freeze', 'operator_parameters', 'unfreeze']
 
 
 def operator_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -101,8 +100,3 @@ def unfreeze(model: nn.Module) -> None:
     """Train all of a model again, in place."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-
-
-def initialize_lsuv(model: nn.Module, images: torch.Tensor) -> LSUVReport:
-    """Initialise a model, in place, by LSUV on a batch (N, C, H, W) of training images."""
-    return lsuv_(model, images)

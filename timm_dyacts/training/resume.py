@@ -33,6 +33,7 @@ def find_state(args: Namespace) -> tuple[str | None, str | None]:
 
     Raises:
         FileNotFoundError: ``--resume`` names something without a state.
+        ValueError: The folder of the run holds another one.
     """
     if args.resume is None:
         return None, None
@@ -40,7 +41,10 @@ def find_state(args: Namespace) -> tuple[str | None, str | None]:
         folder = os.path.join(args.output, args.experiment) if args.experiment else _newest_like(args)
         if folder is None or not os.path.isdir(folder):
             return None, None
-        return folder, _state_in(folder)
+        path = _state_in(folder)
+        if path is None:
+            _check_own(folder, args)
+        return folder, path
     if os.path.isfile(args.resume):
         return os.path.dirname(os.path.dirname(os.path.abspath(args.resume))), args.resume
     path = _state_in(args.resume)
@@ -53,6 +57,19 @@ def find_state(args: Namespace) -> tuple[str | None, str | None]:
 
 def _state_in(folder: str) -> str | None:
     return next((path for path in state_paths(folder) if os.path.isfile(path)), None)
+
+
+def _check_own(folder: str, args: Namespace) -> None:
+    """Raise ValueError if a folder without a state, about to be used again, holds a run with other options."""
+    path = os.path.join(folder, 'args.yaml')
+    if not os.path.isfile(path):
+        return
+    with open(path) as f:
+        different = differing_options(args, yaml.safe_load(f))
+    if different:
+        raise ValueError(
+            f'--resume auto: {folder} has no state, and holds a run with other options: {", ".join(different)}. '
+            f'Choose another --experiment.')
 
 
 def _newest_like(args: Namespace) -> str | None:

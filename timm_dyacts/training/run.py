@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..data import class_names
 from ..data.resumable import BatchDataset
+from ..init import lsuv_
 from .build import (
     build_amp,
     build_dataset,
@@ -41,7 +42,7 @@ from .build import (
 )
 from .checkpoint import dataset_title, describe_run, describe_start, save_checkpoint, set_pretrained_cfg
 from .curves import plot_curves, require_matplotlib
-from .finetune import build_optimizer, freeze, initialize_lsuv, unfreeze
+from .finetune import build_optimizer, freeze, unfreeze
 from .log import RunLog, best_row, check_loggers
 from .loop import evaluate, train_one_epoch
 from .nonfinite import NonFiniteLossError, first_nonfinite_tensor
@@ -126,49 +127,20 @@ class _Run:
         # Each process does not read the file for itself: the machines need not share a file system.
         state = world.broadcast(load_state(state_path) if state_path else None)
 
-        random_seed(args.seed)
-        self.dataset_train, self.dataset_eval, names = _create_datasets(args)
-        model = _create_model(args)
-        self.start = describe_start(args, model)
-        self.data_config = resolve_input(args, model)
-        set_pretrained_cfg(model, self.data_config, from_pretrained=self.start['pretrained'])
-        self.label_names = names if names and len(names) == args.num_classes else None
-        if args.grad_checkpointing:
-            model.set_grad_checkpointing(True)
-        if args.sync_bn and world.size > 1:
-            if world.device.type == 'cpu':
-                raise ValueError('--sync-bn needs GPUs: PyTorch synchronises BatchNorm on them alone.')
-            model = convert_sync_batchnorm(model)
-        memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
-        self.model = model.to(device=world.device, memory_format=memory_format)
-
-        self.loader = build_train_loader(self.dataset_train, args, self.data_config, world)
-        batch_size = args.validation_batch_size or args.batch_size
-        self.loader_eval = build_eval_loader(self.dataset_eval, args, self.data_config, world, batch_size)
+        random_seed(args.seed)  # the same in all processes, for the same initial weights
+        names = self._build_data_and_model()
         if args.init == 'lsuv' and state is None:
             self.loader.set_position(0)
-            initialize_lsuv(model, next(iter(self.loader))[0])
+            lsuv_(self.model, next(iter(self.loader))[0])
         random_seed(args.seed, world.rank)
-
-        self.optimizer = build_optimizer(args, model)
-        schedule = dict(scheduler_kwargs(args), step_on_epochs=False)
-        updates = -(-len(self.loader) // args.grad_accum_steps)
-        self.scheduler, self.num_epochs = create_scheduler_v2(self.optimizer, **schedule, updates_per_epoch=updates)
-        self.autocast, self.loss_scaler = build_amp(args, world.device)
-        self.task = build_task(args, model, world.device)
-        if args.model_ema:
-            self.task.setup_ema(
-                decay=args.model_ema_decay,
-                use_warmup=args.model_ema_warmup,
-                device=torch.device('cpu') if args.model_ema_force_cpu else None,
-            )
+        self._build_training()
 
         self.data = dict(num_images=len(self.dataset_train), classes=names)
         self.progress = Progress()
         if state is not None:
             check_resumable(state, args, self.data, world.size)
             self.progress = restore_state(state, self._resumable(), world)
-        self.frozen = freeze(model, args.freeze) if not self._is_unfrozen() else []
+        self.frozen = freeze(self.model, args.freeze) if not self._is_unfrozen() else []
         if args.torchcompile:
             self.task.compile(backend=args.torchcompile)
         self._wrap()
@@ -178,6 +150,48 @@ class _Run:
             self.state_file = StateFile(self.folder, is_good)
             self.log = RunLog(args, self.folder, self.progress.rows)
             self._print_start(resumed=state is not None)
+
+    def _build_data_and_model(self) -> list[str] | None:
+        """Build data sets, model and loaders. Returns the class names."""
+        args, world = self.args, self.world
+        self.dataset_train, self.dataset_eval, names = _create_datasets(args)
+        self.label_names = names if names and len(names) == args.num_classes else None
+        model = _create_model(args)
+        self.start = describe_start(args, model)
+        self.data_config = resolve_input(args, model)
+        set_pretrained_cfg(model, self.data_config, from_pretrained=self.start['pretrained'])
+        if args.grad_checkpointing:
+            model.set_grad_checkpointing(True)
+        if args.sync_bn and world.size > 1:
+            if world.device.type == 'cpu':
+                raise ValueError('--sync-bn needs GPUs: PyTorch synchronises BatchNorm on them alone.')
+            model = convert_sync_batchnorm(model)
+        memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+        self.model = model.to(device=world.device, memory_format=memory_format)
+        self.loader = build_train_loader(self.dataset_train, args, self.data_config, world)
+        self.loader_eval = self._build_eval_loader(world)
+        return names
+
+    def _build_eval_loader(self, world: World):
+        batch_size = self.args.validation_batch_size or self.args.batch_size
+        return build_eval_loader(self.dataset_eval, self.args, self.data_config, world, batch_size)
+
+    def _build_training(self) -> None:
+        """Build optimizer, schedule, task and moving average."""
+        args = self.args
+        self.updates_per_epoch = -(-len(self.loader) // args.grad_accum_steps)
+        self.optimizer = build_optimizer(args, self.model)
+        schedule = dict(scheduler_kwargs(args), step_on_epochs=False)
+        self.scheduler, self.num_epochs = create_scheduler_v2(
+            self.optimizer, **schedule, updates_per_epoch=self.updates_per_epoch)
+        self.autocast, self.loss_scaler = build_amp(args, self.world.device)
+        self.task = build_task(args, self.model, self.world.device)
+        if args.model_ema:
+            self.task.setup_ema(
+                decay=args.model_ema_decay,
+                use_warmup=args.model_ema_warmup,
+                device=torch.device('cpu') if args.model_ema_force_cpu else None,
+            )
 
     def _resumable(self) -> dict[str, Any]:
         parts = dict(model=self.model, optimizer=self.optimizer)
@@ -251,11 +265,8 @@ class _Run:
 
     def _report(self) -> None:
         """Draw what the best checkpoint does on the validation set."""
-        args = self.args
         self.model.load_state_dict(load_file(os.path.join(self.folder, 'model.safetensors')))
-        batch_size = args.validation_batch_size or args.batch_size
-        world = World(self.world.device)
-        loader = build_eval_loader(self.dataset_eval, args, self.data_config, world, batch_size)
+        loader = self._build_eval_loader(World(self.world.device))  # all images, in this process
         write_report(self.model, loader, self.folder, self.data_config, self.label_names, self.autocast)
 
     def _run_epoch(self) -> None:
@@ -323,8 +334,7 @@ class _Run:
 
     def _after_update(self, steps: int, read_losses) -> None:
         """Save the state where it is due or a signal asks for it."""
-        updates_per_epoch = -(-len(self.loader) // self.args.grad_accum_steps)
-        updates = self.progress.epoch * updates_per_epoch + -(-steps // self.args.grad_accum_steps)
+        updates = self.progress.epoch * self.updates_per_epoch + -(-steps // self.args.grad_accum_steps)
         signum = self.stop.agreed()
         if self.loader.resumes_within_epoch and (signum or self.interval.is_due(updates)):
             read_losses()
