@@ -147,6 +147,7 @@ def test_best_row():
     rows = [dict(epoch=i, eval_top1=top1, eval_loss=loss) for i, (top1, loss) in enumerate([(1, 3), (5, 2), (5, 1)])]
     assert best_row(rows, 'eval_top1')['epoch'] == 1, 'the first of equals'
     assert best_row(rows, 'eval_loss')['epoch'] == 2
+    assert best_row([dict(eval_loss=float('nan')), dict(eval_loss=7)], 'eval_loss')['eval_loss'] == 7
 
 
 def test_summary_is_written_in_one_piece(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from timm_dyacts.data.resumable import (
     EvalBatches,
     ResumableLoader,
     SeededErasing,
+    StreamLoader,
     TrainBatches,
     isolated_rng,
 )
@@ -132,6 +133,21 @@ def test_position_in_an_epoch():
     assert first_step(32, 8, world_size=2) == 2
     assert first_step(24, 8, world_size=2) == 2, 'the rest of a step that has been begun is left out'
     assert first_step(96, 8) == 12 == 100 // 8
+
+
+def test_a_stream_resumes_between_epochs_only():
+    class Stream(list):
+        epoch = None
+        dataset = property(lambda self: self)
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    stream = Stream([1, 2, 3])
+    loader = StreamLoader(stream, samples_per_step=8)
+    assert not loader.resumes_within_epoch
+    assert (loader.set_position(2), list(loader), stream.epoch) == (0, [1, 2, 3], 2)
+    assert (loader.set_position(2, samples=24), list(loader)) == (3, []), 'trained, and to be evaluated'
 
 
 class Broken(torch.utils.data.Dataset):

@@ -376,6 +376,12 @@ def test_eval_metric_chooses_the_best(train_on_colors, metric, monkeypatch):
     ['--channels-last'],
     ['--torchcompile', 'eager'],
     ['--workers', '1'],
+    ['--grad-accum-steps', '2', '--clip-grad', '1', '--clip-mode', 'agc'],
+    ['--grad-checkpointing', '--clip-grad', '0.1', '--clip-mode', 'value'],
+    ['--model-ema', '--model-ema-force-cpu', '--model-ema-warmup', '--sync-bn', '--dist-bn', 'broadcast'],
+    ['--sched', 'wsd', '--mixup', '0.2', '--mixup-mode', 'elem', '--mixup-prob', '0.5'],
+    ['--sched', 'constant', '--reprob', '0.9', '--remode', 'const', '--recount', '2'],
+    ['--train-interpolation', 'bilinear', '--unfreeze-epoch', '1', '--freeze', 'backbone'],
     ['--drop', '0.2', '--drop-path', '0.1', '-vb', '5'],
     ['--in-chans', '1'],
     ['--dataset', 'torch/image_folder'],
@@ -398,6 +404,15 @@ def test_every_option_trains_and_reloads(train_on_colors, options):
     with torch.no_grad():
         assert model.eval()(images).isfinite().all()
     assert model.pretrained_cfg.get('label_names') == (None if '--num-classes' in options else list(COLORS))
+
+
+def test_deterministic(train_on_colors):
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        train_on_colors('--deterministic')
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def test_pretrained_path_starts_from_the_file(train_on_colors, tmp_path):

@@ -1,6 +1,7 @@
 """The log of a run: summary.csv, and TensorBoard and Weights & Biases where asked for."""
 import csv
 import io
+import math
 import os
 from argparse import Namespace
 from importlib import import_module
@@ -41,9 +42,9 @@ def write_summary(rows: list[dict[str, float]], folder: str) -> None:
 
 
 def best_row(rows: list[dict[str, float]], metric: str) -> dict[str, float]:
-    """The row with the best value in a column, the first of equals. Losses are best when small."""
+    """The row with the best value in a column, the first of equals. Losses are best when small, NaN is the worst."""
     sign = -1 if metric.endswith('loss') else 1
-    return max(rows, key=lambda row: sign * row[metric])
+    return max(rows, key=lambda row: -math.inf if math.isnan(row[metric]) else sign * row[metric])
 
 
 class RunLog:

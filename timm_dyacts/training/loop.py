@@ -138,7 +138,7 @@ def _read(pending: list[tuple[torch.Tensor, torch.Tensor, int]], meter: EpochMet
     """Add the pending losses to the sums. Stops before the first that is not finite, and returns the last one read."""
     if not pending:
         return 0.0
-    values = torch.stack([torch.stack([loss.double(), hits.double()]) for loss, hits, _ in pending]).cpu()
+    values = torch.stack([torch.stack([loss.float(), hits.float()]) for loss, hits, _ in pending]).cpu().double()
     counts = torch.tensor([[count] for *_, count in pending], dtype=torch.float64)
     values[:, :1] *= counts
     sums = world.sum(torch.cat([values, counts], dim=1))
