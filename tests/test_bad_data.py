@@ -26,7 +26,7 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def run(photos, tmp_path):
+def run(photos, tmp_path, without_pictures):
     create_parser = runpy.run_path(str(Path(__file__).parents[1] / 'scripts' / 'train.py'))['create_parser']
 
     def call(*options):

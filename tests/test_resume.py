@@ -34,7 +34,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def run(photos, tmp_path):
+def run(photos, tmp_path, without_pictures):
     """Train a small model with dropout for two epochs of three steps; options of scripts/train.py come on top."""
     create_parser = runpy.run_path(str(ROOT / 'scripts' / 'train.py'))['create_parser']
 

@@ -45,9 +45,10 @@ def color_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def train_on_colors(color_folder, tmp_path):
+def train_on_colors(color_folder, tmp_path, monkeypatch):
     """Train timm's smallest ResNet on the colours; options of scripts/train.py come on top."""
     create_parser = runpy.run_path(str(Path(__file__).parents[1] / 'scripts' / 'train.py'))['create_parser']
+    monkeypatch.setattr('timm_dyacts.training.run.write_report', lambda *args: None)  # see test_report.py
 
     def run(*options):
         argv = [
@@ -379,7 +380,8 @@ def test_eval_metric_chooses_the_best(train_on_colors, metric, monkeypatch):
     ['--grad-accum-steps', '2', '--clip-grad', '1', '--clip-mode', 'agc'],
     ['--grad-checkpointing', '--clip-grad', '0.1', '--clip-mode', 'value'],
     ['--model-ema', '--model-ema-force-cpu', '--model-ema-warmup', '--sync-bn', '--dist-bn', 'broadcast'],
-    ['--sched', 'wsd', '--mixup', '0.2', '--mixup-mode', 'elem', '--mixup-prob', '0.5'],
+    ['--sched', 'wsd', '--decay-epochs', '0.5', '--warmup-epochs', '0'],
+    ['--mixup', '0.2', '--mixup-mode', 'elem', '--mixup-prob', '0.5'],
     ['--sched', 'constant', '--reprob', '0.9', '--remode', 'const', '--recount', '2'],
     ['--train-interpolation', 'bilinear', '--unfreeze-epoch', '1', '--freeze', 'backbone'],
     ['--drop', '0.2', '--drop-path', '0.1', '-vb', '5'],
