@@ -2,6 +2,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.data import create_loader
@@ -82,11 +83,10 @@ def test_static_dyrelu_is_relu_in_training_too(base, data, act):
 
 def test_softpool_starts_elsewhere_and_learns(base, data):
     """SoftPool changes the function, and says so; what is kept are the weights."""
-    from timm import create_model
     torch.manual_seed(0)
-    plain = create_model('resnet10t', num_classes=10).double()
+    plain = timm.create_model('resnet10t', num_classes=10)
     variant = timm_dyacts.convert(copy.deepcopy(plain), pool='softpool')
     assert variant.conversion.function == 'approximate'
     assert set(variant.state_dict()) == set(plain.state_dict())
-    losses, _ = losses_of(variant, data, 'adamw')
+    losses, _ = losses_of(variant.double(), data[:20], 'adamw')
     assert losses[-5:].mean() < 0.9 * losses[0]

@@ -121,6 +121,17 @@ def test_validate_several_models(model, photos, call, tmp_path):
         assert [row['model'] for row in reader] == [record['model'] for record in records]
 
 
+def test_validate_counts_unreadable_images(model, call, tmp_path, caplog):
+    folder = write_photos(tmp_path, train=1, validation=2)
+    (folder / 'validation' / 'red' / '1.png').write_text('not an image')
+    options = ['--model', model, '--data-dir', folder, '--img-size', '32']
+    top1 = json.loads(call('validate.py', *options).out.split('--result\n')[1])['top1']
+    assert '1 of 6 images cannot be read' in caplog.text
+    assert top1 in {round(100 * correct / 5, 4) for correct in range(6)}
+    with pytest.raises(SystemExit, match=r'validate.py: error: /.*red/1.png cannot be read'):
+        call('validate.py', *options, '--on-bad-image', 'error')
+
+
 def test_a_model_that_fails_does_not_stop_the_others(model, photos, call, tmp_path, capsys):
     with pytest.raises(SystemExit, match='1 of 2 models failed: resnet5O'):
         call('validate.py', '--model', 'resnet5O', model, '--data-dir', photos, '--results-file', tmp_path / 'r.json',

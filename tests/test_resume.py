@@ -226,6 +226,16 @@ def test_other_options_do_not_match(run, options, message):
         run('done', '--epochs', '1', '--resume', 'auto', *options)
 
 
+def test_auto_does_not_write_over_another_run(run, tmp_path):
+    """A folder without a state is that of a run killed before its first one, or not to be touched."""
+    run('done', '--epochs', '1', '--lr', '0.5')
+    for name in ('state.pt', 'previous.pt'):
+        (tmp_path / 'done' / 'checkpoint' / name).unlink()
+    with pytest.raises(ValueError, match=r'has no state, and holds a run with other options: --lr 0.5 \(now 0.1\)'):
+        run('done', '--epochs', '1', '--lr', '0.1', '--resume', 'auto')
+    run('done', '--epochs', '1', '--lr', '0.5', '--resume', 'auto')
+
+
 def test_other_data_do_not_match(run, tmp_path):
     run('done', '--epochs', '1')
     other = write_photos(tmp_path / 'other', train=9)

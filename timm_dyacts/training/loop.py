@@ -12,6 +12,7 @@ from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 from torch import nn
 from tqdm import tqdm
 
+from ..data.resumable import without_worker_trace
 from .nonfinite import NonFiniteLossError, find_nonfinite
 from .state import EpochMeter
 from .world import World
@@ -209,7 +210,7 @@ def evaluate(
     """
     model.eval()
     evaluator = None
-    for images, labels in loader:
+    for images, labels in without_worker_trace(loader):
         if len(images) == 0:
             continue
         if evaluator is None:

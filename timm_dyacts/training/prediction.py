@@ -13,6 +13,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..data.resumable import without_worker_trace
 from .build import build_amp, build_eval_loader, build_model, resolve_device, resolve_input, set_numerics
 from .world import World
 
@@ -90,7 +91,7 @@ def predict(args: Namespace) -> list[dict[str, Any]]:
 
     names = _class_names(model)
     records: list[dict[str, Any]] = [dict(path=path, error='cannot be read') for path in paths]
-    for images, numbers in loader:
+    for images, numbers in without_worker_trace(loader):
         if len(images) == 0:
             continue
         with torch.inference_mode(), autocast():

@@ -58,6 +58,9 @@ def validate(args: Namespace) -> OrderedDict:
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     forward_model = torch.compile(model, backend=args.torchcompile) if args.torchcompile else model
     metrics = evaluate(forward_model, loader, autocast, channels_last=args.channels_last)
+    unreadable = getattr(loader.loader.dataset, 'unreadable', None)
+    if unreadable is not None and unreadable.any():
+        _logger.warning('%d of %d images cannot be read and are left out.', unreadable.sum(), len(unreadable))
     return OrderedDict(
         model=args.model,
         top1=round(metrics['top1'], 4),
