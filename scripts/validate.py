@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Evaluate a model and print its record as JSON, the one that timm's validate.py prints.
+"""Evaluate models and print their records as JSON, the ones that timm's validate.py prints.
 
-The model is a run folder, 'local-dir:<folder>', 'hf-hub:<id>' or a name with pretrained weights. A run folder is
+A model is a run folder, 'local-dir:<folder>', 'hf-hub:<id>' or a name with pretrained weights. A run folder is
 evaluated on the data set that it was trained on, unless told otherwise; any other model on the digits.
 """
 import argparse
@@ -9,14 +9,13 @@ import json
 import sys
 
 from timm_dyacts import hub  # which registers the variants, too
-from timm_dyacts.training import validate
-from timm_dyacts.training.options import add_device_options, add_input_options
+from timm_dyacts.training.options import ArgumentParser, add_device_options, add_input_options, add_loader_options
+from timm_dyacts.training.validation import validate_models
 
 
 def create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument('-m', '--model', required=True, metavar='NAME', help='what to evaluate')
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('-m', '--model', required=True, nargs='+', metavar='NAME', help='what to evaluate')
     parser.add_argument('--verify', action='store_true',
                         help="first compare the weights with the SHA-256 that was published with them ('hf-hub:<id>' "
                              'or a published folder)')
@@ -25,8 +24,11 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument('-b', '--batch-size', type=int, default=256, metavar='N', help='default: %(default)s')
     parser.add_argument('--use-train-size', action='store_true',
                         help='use the training image size even where the model recommends another one for testing')
+    parser.add_argument('--results-file', metavar='FILE', help='also write the records to this file')
+    parser.add_argument('--results-format', default='csv', choices=('csv', 'json'), help='default: %(default)s')
     add_input_options(parser)
     add_device_options(parser)
+    add_loader_options(parser)
     return parser
 
 
@@ -34,11 +36,14 @@ def main() -> None:
     args = create_parser().parse_args()
     try:
         if args.verify:
-            hub.verify(args.model)
-        results = validate(args)
+            for name in args.model:
+                hub.verify(name)
+        records, errors = validate_models(args)
     except (ImportError, OSError, ValueError) as e:
         sys.exit(f'validate.py: error: {e}')
-    print(f'--result\n{json.dumps(results, indent=4)}')
+    print(f'--result\n{json.dumps(records if len(args.model) > 1 else records[0], indent=4)}')
+    if errors:
+        sys.exit(f'validate.py: error: {len(errors)} of {len(args.model)} models failed: {", ".join(errors)}')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
 """What all tests share: the option of this suite, and one thread for each of its processes."""
 import os
 
+import pytest
+
 # pytest-xdist runs as many processes as there are cores. Threads on top of that would only get in each other's way,
 # also in the scripts that tests start.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -17,3 +19,10 @@ def pytest_configure():
 def pytest_addoption(parser):
     parser.addoption('--zoo', choices=('sample', 'all'), default='sample',
                      help='variants that tests/test_models.py goes through (default: %(default)s)')
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Spare the runs of a test the pictures at their end, which take longer than the training."""
+    monkeypatch.setattr('timm_dyacts.training.run.write_report', lambda *args: None)
+    monkeypatch.setattr('timm_dyacts.training.run.plot_curves', lambda *args, **kwargs: None)

@@ -72,6 +72,14 @@ def test_the_tour(workspace, tmp_path):
     assert "['0', '1', '2'" in done.stdout or "['zero', 'one'" in done.stdout
 
 
+def test_the_training_commands(workspace):
+    [section] = [block for block in blocks('bash') if '--resume auto' in block]
+    train, validate = section.splitlines()
+    run(train, workspace)
+    run(validate, workspace)
+    assert len((workspace / 'results.csv').read_text().splitlines()) == 3
+
+
 def test_the_counts():
     variants = list(zoo.variants())
     assert f'There are {len(variants)} variants of {len({v.base for v in variants})} architectures' in README

@@ -79,7 +79,8 @@ def test_run_folder_holds_everything(run):
     folder, _ = run
     assert {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()} == {
         'model.safetensors', 'config.json', 'last/model.safetensors', 'last/config.json',
-        'args.yaml', 'summary.csv', 'curves.png',
+        'results.json', 'args.yaml', 'summary.csv', 'curves.png', 'confusion.png', 'mistakes.png',
+        'checkpoint/state.pt', 'checkpoint/previous.pt',
     }
     config = json.loads((folder / 'config.json').read_text())
     assert config['architecture'] == 'test_resnet'
@@ -216,7 +217,7 @@ def test_bad_input_is_one_clear_line(script, options, message, call_script, caps
 
 @pytest.mark.parametrize('text, message', [
     ('warmup_epoch: 3', "unknown option 'warmup_epoch'. Close names: warmup_epochs"),
-    ('sched: cosin', "sched must be one of cosine, tanh, poly, step, got 'cosin'"),
+    ('sched: cosin', "sched must be one of cosine, tanh, poly, step, wsd, constant, got 'cosin'"),
     ('- epochs', 'must hold one "option: value" per line'),
     ('{', '--config must be a readable YAML file'),
 ])

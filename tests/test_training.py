@@ -45,9 +45,10 @@ def color_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def train_on_colors(color_folder, tmp_path):
+def train_on_colors(color_folder, tmp_path, monkeypatch):
     """Train timm's smallest ResNet on the colours; options of scripts/train.py come on top."""
     create_parser = runpy.run_path(str(Path(__file__).parents[1] / 'scripts' / 'train.py'))['create_parser']
+    monkeypatch.setattr('timm_dyacts.training.run.write_report', lambda *args: None)  # see test_report.py
 
     def run(*options):
         argv = [
@@ -325,18 +326,6 @@ def test_non_finite_run_keeps_the_epochs_before(train_on_colors, tmp_path, monke
     assert timm.create_model(f'local-dir:{tmp_path / "diverged"}', pretrained=True).num_classes == 3
 
 
-def test_interrupted_run_ends_with_what_it_has(train_on_colors, monkeypatch):
-    def interrupt(task, loader, optimizer, epoch, **kwargs):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return train_one_epoch(task, loader, optimizer, epoch, **kwargs)
-
-    monkeypatch.setattr('timm_dyacts.training.run.train_one_epoch', interrupt)
-    result = train_on_colors('--epochs', '3')
-    assert result.best_epoch == 0
-    assert Path(result.folder, 'curves.png').is_file()
-
-
 # Whole runs
 
 
@@ -388,6 +377,13 @@ def test_eval_metric_chooses_the_best(train_on_colors, metric, monkeypatch):
     ['--channels-last'],
     ['--torchcompile', 'eager'],
     ['--workers', '1'],
+    ['--grad-accum-steps', '2', '--clip-grad', '1', '--clip-mode', 'agc'],
+    ['--grad-checkpointing', '--clip-grad', '0.1', '--clip-mode', 'value'],
+    ['--model-ema', '--model-ema-force-cpu', '--model-ema-warmup', '--sync-bn', '--dist-bn', 'broadcast'],
+    ['--sched', 'wsd', '--decay-epochs', '0.5', '--warmup-epochs', '0'],
+    ['--mixup', '0.2', '--mixup-mode', 'elem', '--mixup-prob', '0.5'],
+    ['--sched', 'constant', '--reprob', '0.9', '--remode', 'const', '--recount', '2'],
+    ['--train-interpolation', 'bilinear', '--unfreeze-epoch', '1', '--freeze', 'backbone'],
     ['--drop', '0.2', '--drop-path', '0.1', '-vb', '5'],
     ['--in-chans', '1'],
     ['--dataset', 'torch/image_folder'],
@@ -410,6 +406,15 @@ def test_every_option_trains_and_reloads(train_on_colors, options):
     with torch.no_grad():
         assert model.eval()(images).isfinite().all()
     assert model.pretrained_cfg.get('label_names') == (None if '--num-classes' in options else list(COLORS))
+
+
+def test_deterministic(train_on_colors):
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        train_on_colors('--deterministic')
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def test_pretrained_path_starts_from_the_file(train_on_colors, tmp_path):

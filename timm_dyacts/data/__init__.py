@@ -1,5 +1,6 @@
-"""Data sets: the embedded digits, and everything that timm.data knows."""
+"""Data sets: the embedded digits, and everything that timm.data knows. Batches that do not depend on the past."""
 from .digits import DigitsDataset
-from .factory import class_names, create_dataset
+from .factory import ImageFiles, class_names, create_dataset
+from .resumable import DataError, ResumableLoader
 
-__all__ = ['DigitsDataset', 'class_names', 'create_dataset']
+__all__ = ['DataError', 'DigitsDataset', 'ImageFiles', 'ResumableLoader', 'class_names', 'create_dataset']

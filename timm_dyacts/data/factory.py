@@ -3,11 +3,12 @@ import os
 from typing import Any
 
 import timm.data
+from PIL import Image
 from torch.utils.data import Dataset
 
 from .digits import DigitsDataset
 
-__all__ = ['class_names', 'create_dataset']
+__all__ = ['ImageFiles', 'class_names', 'create_dataset']
 
 # timm asks for the 'validation' split by default; the digits, like most torchvision sets, call theirs 'test'.
 _DIGITS_SPLITS = {
@@ -25,6 +26,19 @@ _TIMM_PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 _LOCAL_PREFIXES = ('', 'torch', 'wds')
 
 
+class ImageFiles(timm.data.ImageDataset):
+    """timm's image folder, except that a file that cannot be read raises OSError or SyntaxError.
+
+    timm's own takes the next image in its place, so that an evaluation counts that one twice.
+    """
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        file, label = self.reader[index]
+        with file:
+            image = Image.open(file).convert(self.input_img_mode)
+        return image if self.transform is None else self.transform(image), label
+
+
 def create_dataset(name: str = '', root: str | None = None, split: str = 'validation', **kwargs: Any) -> Dataset:
     """Create a data set by name: ``timm.data.create_dataset`` that also knows 'digits'.
 
@@ -40,7 +54,7 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
 
     Raises:
         FileNotFoundError: The image folder does not exist.
-        ValueError: A name or split that nobody knows, or a data set that needs a ``root``.
+        ValueError: A name or split that nobody knows, a data set that needs a ``root``, or a folder without images.
     """
     if name == 'digits':
         if split not in _DIGITS_SPLITS:
@@ -60,7 +74,15 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
         raise ValueError(f'root (--data-dir) must be the folder of the data for data set {name!r}, got None.')
     if not name and not os.path.exists(root):
         raise FileNotFoundError(f'root (--data-dir) must be an existing image folder or tar file, got {root!r}.')
-    return timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    try:
+        dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    except RuntimeError as e:
+        if 'Found 0 images' not in str(e):
+            raise
+        raise ValueError(f'root (--data-dir) must hold images in one folder per class, got {root!r}. {e}') from None
+    if type(dataset) is timm.data.ImageDataset:
+        return ImageFiles(root, reader=dataset.reader, input_img_mode=dataset.input_img_mode)
+    return dataset
 
 
 def class_names(dataset: Dataset) -> list[str] | None:

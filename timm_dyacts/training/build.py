@@ -17,13 +17,23 @@ from timm.data import FastCollateMixup, create_loader, resolve_data_config
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import get_pretrained_cfg, is_model, list_models
+from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from timm.utils import NativeScaler
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.transforms import Compose
 
 from ..data import class_names, create_dataset
+from ..data.resumable import (
+    BatchDataset,
+    EvalBatches,
+    ResumableLoader,
+    SeededErasing,
+    StreamLoader,
+    TrainBatches,
+)
+from .world import World
 
 __all__ = [
     'build_amp',
@@ -31,12 +41,16 @@ __all__ = [
     'build_dataset',
     'build_eval_loader',
     'build_model',
+    'build_task',
     'build_train_loader',
     'check_num_classes',
+    'check_several_classes',
     'check_splits',
+    'count_parameters',
     'resolve_device',
     'resolve_input',
     'resolve_model_name',
+    'set_numerics',
 ]
 
 
@@ -48,11 +62,22 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def resolve_model_name(name: str) -> str:
+def set_numerics(device: torch.device, deterministic: bool) -> None:
+    """Let a GPU be fast, as timm's train.py does, or make it compute the same bits in each run."""
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+    elif device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
+def resolve_model_name(name: str, option: str = '--model') -> str:
     """The name under which ``timm.create_model`` knows a model.
 
     Args:
         name: A model name, 'hf-hub:<id>', 'local-dir:<folder>', or just the path of a run or checkpoint folder.
+        option: The option that gave it, for the message.
 
     Raises:
         ValueError: An unknown model; the error lists names that look alike.
@@ -66,7 +91,7 @@ def resolve_model_name(name: str) -> str:
         close = difflib.get_close_matches(architecture, list_models(), n=5)
         hint = f' Close names: {", ".join(close)}.' if close else ''
         raise ValueError(
-            f'--model {name!r} is neither a name from timm.list_models() nor a folder with a config.json.{hint}')
+            f'{option} {name!r} is neither a name from timm.list_models() nor a folder with a config.json.{hint}')
     return name
 
 
@@ -96,6 +121,11 @@ def build_model(args: Namespace, pretrained: bool, **kwargs: Any) -> nn.Module:
         with torch.no_grad():
             model.eval()(torch.zeros(1, *resolve_input(args, model)['input_size']))
     return model
+
+
+def count_parameters(model: nn.Module) -> float:
+    """Number of parameters, in millions."""
+    return sum(p.numel() for p in model.parameters()) / 1e6
 
 
 def resolve_input(args: Namespace, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:
@@ -149,6 +179,14 @@ def check_splits(dataset_train: Dataset, dataset_eval: Dataset) -> None:
             f'The splits must have the same classes. --train-split has {names_train}, --val-split has {names_eval}.')
 
 
+def check_several_classes(names: list[str] | None) -> None:
+    """Raise ValueError if a data set has one class only."""
+    if names is not None and len(names) < 2:
+        raise ValueError(
+            f'The data set has one class only ({names[0]!r}): there is nothing to tell apart. An image folder needs a '
+            f'sub-folder for each class.')
+
+
 def check_num_classes(num_classes: int, names: list[str] | None) -> None:
     """Raise ValueError if a model of ``num_classes`` classes has no logit for some label of the data set."""
     if names is not None and len(names) > num_classes:
@@ -160,8 +198,8 @@ def build_train_loader(
         dataset: Dataset,
         args: Namespace,
         data_config: dict[str, Any],
-        device: torch.device,
-):
+        world: World,
+) -> ResumableLoader | StreamLoader:
     """Create the loader of augmented training batches; mixup and cutmix turn its labels into distributions."""
     collate_fn = None
     if args.mixup > 0 or args.cutmix > 0:
@@ -170,6 +208,9 @@ def build_train_loader(
         collate_fn = FastCollateMixup(
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
             label_smoothing=args.smoothing,
             num_classes=args.num_classes,
         )
@@ -177,52 +218,65 @@ def build_train_loader(
         dataset,
         args,
         data_config,
-        device,
+        world,
         batch_size=args.batch_size,
         is_training=True,
         no_aug=args.no_aug,
         re_prob=args.reprob,
-        re_mode='pixel',
+        re_mode=args.remode,
+        re_count=args.recount,
         scale=args.scale,
         ratio=args.ratio,
         hflip=args.hflip,
         vflip=args.vflip,
         color_jitter=args.color_jitter,
         auto_augment=args.aa,
-        interpolation=data_config['interpolation'] if args.no_aug else 'random',
+        interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
         collate_fn=collate_fn,
     )
-    if len(loader) == 0:
+    if isinstance(dataset, IterableDataset):
+        return StreamLoader(loader, args.batch_size * world.size)
+    batches = TrainBatches(len(dataset), args.batch_size, args.seed, world.rank, world.size)
+    if len(batches) == 0:
+        processes = f' times {world.size} processes' if world.size > 1 else ''
         raise ValueError(
-            f'--batch-size {args.batch_size} is more than the {len(dataset)} training images; a batch must be full.')
-    return loader
+            f'--batch-size {args.batch_size}{processes} is more than the {len(dataset)} training images; a batch must '
+            f'be full.')
+    _load_by_batches(loader, batches, args, data_config, is_training=True, rank=world.rank)
+    if loader.random_erasing is not None:
+        loader.random_erasing = SeededErasing(loader.random_erasing, batches, world.device)
+    return ResumableLoader(loader, batches)
 
 
 def build_eval_loader(
         dataset: Dataset,
         args: Namespace,
         data_config: dict[str, Any],
-        device: torch.device,
+        world: World,
         batch_size: int,
 ):
-    """Create the loader of evaluation batches, in the order of the data set."""
-    return _create_loader(
+    """Create the loader of evaluation batches: this process's share of the samples, each of them once."""
+    loader = _create_loader(
         dataset,
         args,
         data_config,
-        device,
+        world,
         batch_size=batch_size,
         interpolation=data_config['interpolation'],
         crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'],
     )
+    if not isinstance(dataset, IterableDataset):
+        batches = EvalBatches(len(dataset), batch_size, world.rank, world.size)
+        _load_by_batches(loader, batches, args, data_config, is_training=False)
+    return loader
 
 
 def _create_loader(
         dataset: Dataset,
         args: Namespace,
         data_config: dict[str, Any],
-        device: torch.device,
+        world: World,
         **kwargs: Any,
 ):
     loader = create_loader(
@@ -231,9 +285,10 @@ def _create_loader(
         mean=data_config['mean'],
         std=data_config['std'],
         num_workers=args.workers,
+        distributed=world.size > 1,
         persistent_workers=args.workers > 0,
-        pin_memory=device.type == 'cuda',
-        device=device,
+        pin_memory=world.device.type == 'cuda',
+        device=world.device,
         **kwargs,
     )
     if args.dataset.lower().startswith('torch/'):
@@ -241,6 +296,37 @@ def _create_loader(
         convert = methodcaller('convert', _image_mode(data_config['input_size'][0]))
         dataset.transform = Compose([convert, dataset.transform])
     return loader
+
+
+def _load_by_batches(
+        loader,
+        batches: Sampler,
+        args: Namespace,
+        data_config: dict[str, Any],
+        is_training: bool,
+        rank: int = 0,
+) -> None:
+    """Let a timm loader, in place, take its batches from a ``BatchDataset``. All else about it stays."""
+    inner = loader.loader
+    dataset = BatchDataset(
+        inner.dataset,
+        inner.collate_fn,
+        data_config['input_size'],
+        seed=args.seed if is_training else 0,
+        rank=rank,
+        is_training=is_training,
+        on_bad_image=args.on_bad_image,
+        num_classes=args.num_classes,
+    )
+    loader.loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=batches,
+        num_workers=inner.num_workers,
+        pin_memory=inner.pin_memory,
+        persistent_workers=inner.persistent_workers,
+        generator=torch.Generator(),  # the base seed of the workers is not to be drawn from the global one
+    )
 
 
 def _image_mode(in_chans: int) -> str:
@@ -254,6 +340,28 @@ def build_criterion(args: Namespace) -> nn.Module:
     if args.smoothing:
         return LabelSmoothingCrossEntropy(smoothing=args.smoothing)
     return nn.CrossEntropyLoss()
+
+
+def build_task(args: Namespace, model: nn.Module, device: torch.device) -> TrainingTask:
+    """Create the training task: classification, distilled from the model of ``--kd-model`` if there is one."""
+    criterion = build_criterion(args)
+    if args.kd_model is None:
+        return ClassificationTask(model, criterion, device=device, verbose=False)
+    teacher = timm.create_model(resolve_model_name(args.kd_model, '--kd-model'), pretrained=True)
+    if (teacher.num_classes, teacher.in_chans) != (args.num_classes, args.in_chans):
+        raise ValueError(
+            f'--kd-model must have the {args.num_classes} classes and {args.in_chans} input channels of the model, got '
+            f'{args.kd_model!r} with {teacher.num_classes} and {teacher.in_chans}.')
+    return LogitDistillationTask(
+        model,
+        teacher.to(device).requires_grad_(False),
+        criterion,
+        distill_loss_weight=args.distill_loss_weight,
+        task_loss_weight=args.task_loss_weight,
+        temperature=args.kd_temperature,
+        device=device,
+        verbose=False,
+    )
 
 
 def build_amp(

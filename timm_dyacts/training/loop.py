@@ -5,18 +5,21 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
-from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad
+from timm.task.evaluator import ClassificationEvaluator
+from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 from torch import nn
 from tqdm import tqdm
 
-__all__ = ['NonFiniteLossError', 'evaluate', 'train_one_epoch']
+from ..data.resumable import without_worker_trace
+from .nonfinite import NonFiniteLossError, find_nonfinite
+from .state import EpochMeter
+from .world import World
 
+__all__ = ['evaluate', 'train_one_epoch']
 
-class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite."""
+_ONE_PROCESS = World(torch.device('cpu'))
 
 
 def train_one_epoch(
@@ -28,82 +31,155 @@ def train_one_epoch(
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         loss_scaler: NativeScaler | None = None,
         clip_grad: float | None = None,
+        clip_mode: str = 'norm',
         channels_last: bool = False,
+        grad_accum_steps: int = 1,
         log_interval: int = 50,
         progress: tqdm | None = None,
+        world: World = _ONE_PROCESS,
+        meter: EpochMeter | None = None,
+        first_step: int = 0,
+        in_eval_mode: Iterable[nn.Module] = (),
+        after_update: Callable[[int, Callable[[], None]], None] | None = None,
 ) -> OrderedDict:
-    """Train for one epoch, in place.
+    """Train for one epoch, or what is left of it, in place.
 
     Args:
-        task: Model and loss.
-        loader: Batches (N, C, H, W) and their targets on the device, normalised (``timm.data.create_loader``).
-        optimizer: Updated after every batch.
+        task: Model and loss, and the moving average of the model if there is one.
+        loader: Batches (N, C, H, W) and their targets on the device, normalised (``timm.data.create_loader``). Its
+            length is that of the whole epoch.
+        optimizer: Updated after every ``grad_accum_steps`` batches, and after the last.
         epoch: Number of the epoch, counted from 0.
         scheduler: Learning rate schedule that counts updates.
         autocast: Context of the forward pass, for mixed precision.
         loss_scaler: For float16.
-        clip_grad: Largest norm of the gradient.
+        clip_grad: Bound of the gradient; of its norm, unless ``clip_mode`` says otherwise.
+        clip_mode: 'norm', 'value' or 'agc'.
         channels_last: Give the images to the model in channels_last memory format.
-        log_interval: Read the losses every that many updates. Only then does the host wait for the device.
-        progress: Bar that moves by one per update.
+        grad_accum_steps: Batches whose gradients make one update.
+        log_interval: Read the losses every that many batches. On a GPU, only then does the host wait for it.
+        progress: Bar that counts images.
+        world: The processes that train together.
+        meter: Sums over the part of the epoch that is done, added to in place.
+        first_step: Number of the first batch that the loader will give.
+        in_eval_mode: Modules of the model that stay in eval mode.
+        after_update: Called after each update with the number of batches done in the epoch, and a function that
+            brings ``meter`` up to date.
 
     Returns:
-        The mean training loss as 'loss'.
+        The mean training loss of the whole epoch as 'loss'.
 
     Raises:
-        NonFiniteLossError: A loss was not finite.
+        NonFiniteLossError: A loss was not finite, on some process.
     """
-    task.train()
-    losses = AverageMeter()
-    pending = []  # losses still on the device, with their batch sizes
+    module = task.get_trainable_module()
+    module.train()
+    for part in in_eval_mode:
+        part.eval()
+    meter = EpochMeter() if meter is None else meter
     num_steps = len(loader)
-    for step, (images, targets) in enumerate(loader):
+    updates_per_epoch = -(-num_steps // grad_accum_steps)
+    pending = []  # (loss, number of hits) of each batch, still on the device, and its size
+
+    for step, (images, targets) in enumerate(loader, start=first_step):
+        first = step // grad_accum_steps * grad_accum_steps
+        group = range(max(first, first_step), min(first + grad_accum_steps, num_steps))
+        is_update = step + 1 == group.stop
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with autocast():
-            loss = task(images, targets)['loss']
 
-        optimizer.zero_grad()
-        create_graph = getattr(optimizer, 'is_second_order', False)
-        if loss_scaler is not None:
-            loss_scaler(
-                loss,
-                optimizer,
-                clip_grad=clip_grad,
-                parameters=task.parameters(),
-                create_graph=create_graph,
-            )
-        else:
-            loss.backward(create_graph=create_graph)
-            if clip_grad is not None:
-                dispatch_clip_grad(task.parameters(), value=clip_grad)
-            optimizer.step()
-        if scheduler is not None:
-            scheduler.step_update(num_updates=epoch * num_steps + step + 1)
+        def read_losses(step=step, images=images) -> None:
+            value = _read(pending, meter, world)
+            if not math.isfinite(value):
+                bad_step = step - len(pending) + 1
+                raise NonFiniteLossError(
+                    f'The training loss is {value} at epoch {epoch}, step {bad_step}. '
+                    f'{find_nonfinite(unwrap_model(module), images, autocast)} Lower --lr, set --clip-grad, or train '
+                    f'without --amp; the checkpoints before are kept.')
 
-        pending.append((loss.detach(), len(images)))
-        if (step + 1) % log_interval == 0 or step + 1 == num_steps:
-            _read_losses(pending, losses, epoch, step)
-            if progress is not None:
-                progress.set_postfix(epoch=epoch, loss=f'{losses.avg:.3f}', refresh=False)
+        with nullcontext() if is_update else task.no_sync():
+            with autocast():
+                result = task(images, targets)
+            pending.append((result['loss'].detach(), _count_hits(result['output'], targets), len(images)))
+            # A loss on the CPU costs nothing to read, and a bad one must not reach the weights.
+            reads_all = world.size == 1 and images.device.type == 'cpu'
+            if reads_all or (step + 1) % log_interval == 0 or step + 1 == num_steps:
+                read_losses()
+            if step == group.start:
+                optimizer.zero_grad()
+            _backward(
+                result['loss'] / len(group), optimizer, loss_scaler, clip_grad, clip_mode, task, update=is_update)
+
         if progress is not None:
-            progress.update()
+            progress.set_postfix(
+                epoch=epoch, loss=f'{meter.mean_loss:.3f}', top1=f'{meter.top1:.1f}', refresh=False)
+            progress.update(len(images) * world.size)
+        if not is_update:
+            continue
+        num_updates = epoch * updates_per_epoch + step // grad_accum_steps + 1
+        task.update_ema(step=num_updates)
+        if scheduler is not None:
+            scheduler.step_update(num_updates=num_updates)
+        if after_update is not None:
+            after_update(step + 1, read_losses)
 
+    optimizer.zero_grad()
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    return OrderedDict(loss=losses.avg)
+    return OrderedDict(loss=meter.mean_loss)
 
 
-def _read_losses(pending: list[tuple[torch.Tensor, int]], losses: AverageMeter, epoch: int, last_step: int) -> None:
-    values = torch.stack([loss for loss, _ in pending]).tolist()
-    first_step = last_step + 1 - len(pending)
-    for step, (value, (_, batch_size)) in enumerate(zip(values, pending, strict=True), start=first_step):
-        if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f'The training loss is {value} at epoch {epoch}, step {step}. Lower --lr, set --clip-grad, or train '
-                f'without --amp; the checkpoints of the epochs before are kept.')
-        losses.update(value, batch_size)
-    pending.clear()
+def _count_hits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Number of samples whose likeliest class is the (dominant) target."""
+    labels = targets.argmax(1) if targets.dim() == 2 else targets
+    return (logits.detach().argmax(1) == labels).sum()
+
+
+def _read(pending: list[tuple[torch.Tensor, torch.Tensor, int]], meter: EpochMeter, world: World) -> float:
+    """Add the pending losses to the sums. Stops before the first that is not finite, and returns the last one read."""
+    if not pending:
+        return 0.0
+    values = torch.stack([torch.stack([loss.float(), hits.float()]) for loss, hits, _ in pending]).cpu().double()
+    counts = torch.tensor([[count] for *_, count in pending], dtype=torch.float64)
+    values[:, :1] *= counts
+    sums = world.sum(torch.cat([values, counts], dim=1))
+    for loss, hits, count in sums.tolist():
+        if not math.isfinite(loss):
+            return loss
+        del pending[0]
+        meter.loss += loss
+        meter.correct += int(hits)
+        meter.count += int(count)
+    return loss
+
+
+def _backward(
+        loss: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        loss_scaler: NativeScaler | None,
+        clip_grad: float | None,
+        clip_mode: str,
+        task: TrainingTask,
+        update: bool,
+) -> None:
+    create_graph = getattr(optimizer, 'is_second_order', False)
+    parameters = None if clip_grad is None else task.get_clip_parameters(exclude_head=clip_mode == 'agc')
+    if loss_scaler is not None:
+        loss_scaler(
+            loss,
+            optimizer,
+            clip_grad=clip_grad,
+            clip_mode=clip_mode,
+            parameters=parameters,
+            create_graph=create_graph,
+            need_update=update,
+        )
+        return
+    loss.backward(create_graph=create_graph)
+    if update:
+        if clip_grad is not None:
+            dispatch_clip_grad(parameters, value=clip_grad, mode=clip_mode)
+        optimizer.step()
 
 
 @torch.inference_mode()
@@ -112,37 +188,44 @@ def evaluate(
         loader: Iterable,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         channels_last: bool = False,
+        world: World = _ONE_PROCESS,
+        after_batch: Callable[[], None] | None = None,
 ) -> OrderedDict:
     """Loss and accuracy over a data set. Leaves the model in eval mode.
 
     Args:
         model: Maps images (N, C, H, W) to logits (N, num_classes).
-        loader: Batches of images and labels on the device of the model.
+        loader: Batches of images and labels on the device of the model, the share of this process.
         autocast: Context of the forward pass, for mixed precision.
         channels_last: Give the images to the model in channels_last memory format.
+        world: The processes that evaluate together.
+        after_batch: Called after each batch.
 
     Returns:
-        Mean cross entropy as 'loss', accuracies in percent as 'top1' and 'top5'. Samples are counted as integers, so
-        the accuracies do not depend on the batch size.
+        Mean cross entropy as 'loss', accuracies in percent as 'top1' and 'top5', over all processes. Samples are
+        counted as integers, so the accuracies do not depend on the batch size.
+
+    Raises:
+        ValueError: There is no sample.
     """
     model.eval()
-    num_samples = 0
-    losses, correct = [], []  # tensors on the device, read once at the end
-    for images, labels in loader:
+    evaluator = None
+    for images, labels in without_worker_trace(loader):
+        if len(images) == 0:
+            continue
+        if evaluator is None:
+            evaluator = ClassificationEvaluator(images.device)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast():
             logits = model(images)
-        logits = logits.float()
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        num_samples += len(labels)
-        losses.append(F.cross_entropy(logits, labels, reduction='sum'))
-        correct.append(torch.stack([hits[:, 0].sum(), hits.sum()]))
-    if num_samples == 0:
+        evaluator.update(logits, labels)
+        if after_batch is not None:
+            after_batch()
+    sums = torch.zeros(4, dtype=torch.float64)
+    if evaluator is not None:
+        sums = torch.cat([evaluator.loss_sum.double()[None], evaluator.counts.double()]).cpu()
+    loss, count, top1, top5 = world.sum(sums).tolist()
+    if count == 0:
         raise ValueError('loader must hold at least one batch, got none.')
-    top1, top5 = torch.stack(correct).sum(0).tolist()
-    return OrderedDict(
-        loss=sum(torch.stack(losses).tolist()) / num_samples,
-        top1=100 * top1 / num_samples,
-        top5=100 * top5 / num_samples,
-    )
+    return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)

@@ -2,13 +2,21 @@
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from timm.utils import ParseKwargs
 
-__all__ = ['add_device_options', 'add_input_options', 'parse_train_args']
+__all__ = [
+    'ArgumentParser',
+    'add_device_options',
+    'add_input_options',
+    'add_loader_options',
+    'add_preprocessing_options',
+    'parse_train_args',
+]
 
 # What suits the digits better than the defaults: small pictures, short training, and no flip, as a flipped digit is
 # another shape.
@@ -27,6 +35,20 @@ _DIGITS_RECIPE = dict(
 )
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that shows its description as written and suggests names for options that it does not know."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r'unrecognized arguments: (--[\w-]+)', message)
+        if unknown:
+            close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=3)
+            message += f'. Close names: {", ".join(close)}.' if close else ''
+        super().error(message)
+
+
 def add_input_options(parser: argparse.ArgumentParser) -> None:
     """Options of the data set and of the preprocessing."""
     group = parser.add_argument_group('Data')
@@ -36,6 +58,11 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
                             "(default: the image folder --data-dir, or the digits)")
     group.add_argument('--dataset-download', action='store_true', help='download the data set where it supports that')
     group.add_argument('--class-map', metavar='FILE', help='class name to label mapping of an image folder')
+    add_preprocessing_options(group)
+
+
+def add_preprocessing_options(group: argparse._ArgumentGroup) -> None:
+    """Options of what a model is given."""
     group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: those of the data)')
     group.add_argument('--in-chans', type=int, metavar='N', help='image channels (default: 3)')
     group.add_argument('--img-size', type=int, metavar='N', help='image height and width (default: of the model)')
@@ -47,6 +74,16 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--interpolation', metavar='NAME', help='resize interpolation (default: of the model)')
 
 
+def add_loader_options(parser: argparse.ArgumentParser) -> None:
+    """Options of loading data in batches."""
+    group = parser.add_argument_group('Loader')
+    group.add_argument('-j', '--workers', type=int, default=min(4, os.cpu_count() or 1), metavar='N',
+                       help='processes that load data (default: %(default)s)')
+    group.add_argument('--on-bad-image', default='skip', choices=('skip', 'error'),
+                       help='what to do with an image that cannot be read: leave it out and count it, or stop '
+                            '(default: %(default)s)')
+
+
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Options of the machine and of numerics."""
     group = parser.add_argument_group('Device')
@@ -54,11 +91,11 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--amp', action='store_true', help='mixed precision')
     group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'),
                        help='lower precision of --amp (default: %(default)s)')
+    group.add_argument('--deterministic', action='store_true',
+                       help='on a GPU too, the same bits in each run; slower there')
     group.add_argument('--channels-last', action='store_true', help='channels_last memory layout')
     group.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
                        help='compile the model (default backend: inductor)')
-    group.add_argument('-j', '--workers', type=int, default=min(4, os.cpu_count() or 1), metavar='N',
-                       help='processes that load data (default: %(default)s)')
     group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
                        help='further arguments of timm.create_model')
 
@@ -67,7 +104,8 @@ def parse_train_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None
     """Parse the options of a training run.
 
     An option on the command line wins over the YAML file of ``--config``, that over the recipe of the data set, and
-    that over the default. With neither ``--dataset`` nor ``--data-dir`` the data set is the digits.
+    that over the default. With neither ``--dataset`` nor ``--data-dir`` the data set is the digits. A path given to
+    ``--resume`` stands for the ``args.yaml`` of that run where there is no ``--config``.
 
     Args:
         parser: The parser of the script.
@@ -76,7 +114,8 @@ def parse_train_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None
     parser.add_argument('-c', '--config', metavar='FILE',
                         help='YAML file of defaults, such as the args.yaml of an earlier run')
     args = parser.parse_args(argv)
-    config = _read_config(args.config, parser) if args.config else {}
+    path = args.config or _args_of_run(args.resume)
+    config = _read_config(path, parser) if path else {}
     parser.set_defaults(**config)
     args = parser.parse_args(argv)
     if args.dataset is None:
@@ -86,6 +125,15 @@ def parse_train_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None
         args = parser.parse_args(argv)
     del args.config
     return args
+
+
+def _args_of_run(resume: str | None) -> str | None:
+    """The ``args.yaml`` of the run that a path means, if it is one."""
+    if resume is None or resume == 'auto':
+        return None
+    folder = os.path.join(os.path.dirname(resume), os.pardir) if os.path.isfile(resume) else resume
+    path = os.path.join(folder, 'args.yaml')
+    return path if os.path.isfile(path) else None
 
 
 def _read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:

@@ -1,0 +1,326 @@
+"""Batches that are a pure function of (seed, epoch, position), so that a run can stop and go on anywhere.
+
+timm's loader draws order and augmentation from global random generators, of which each worker process has its own; what
+a batch holds then depends on all batches before and on the number of workers. Here the sampler hands out whole batches
+with the epoch that they belong to, and each image is augmented under a seed made of (seed, epoch, index). A batch is
+the same whenever, wherever and by however many processes it is made.
+"""
+import hashlib
+import random
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+__all__ = [
+    'Batch',
+    'BatchDataset',
+    'DataError',
+    'EvalBatches',
+    'ResumableLoader',
+    'SeededErasing',
+    'StreamLoader',
+    'TrainBatches',
+    'isolated_rng',
+    'without_worker_trace',
+]
+
+# The first word of a seed says what is drawn, so that no two purposes ever share one.
+_ORDER, _SAMPLE, _MIXUP, _ERASING = range(4)
+_MAX_REPLACEMENTS = 10
+
+
+class DataError(ValueError):
+    """A sample that cannot be trained or evaluated on."""
+
+
+class Batch(NamedTuple):
+    """The name of a batch.
+
+    Attributes:
+        epoch: Epoch, counted from 0.
+        number: Position in the epoch, counted from 0.
+        indices: The samples.
+    """
+    epoch: int
+    number: int
+    indices: list[int]
+
+
+@contextmanager
+def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
+    """Leave the global random generators of Python, NumPy and PyTorch (CPU and ``device``) as they were found."""
+    cuda = device if device is not None and device.type == 'cuda' else None
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_state = torch.cuda.get_rng_state(cuda) if cuda is not None else None
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda_state, cuda)
+
+
+def _derive_seeds(*key: int) -> tuple[int, ...]:
+    """Four seeds of 32 bits. A hash, as neighbouring keys must not give neighbouring seeds; once per image, so fast."""
+    digest = hashlib.blake2b(struct.pack(f'<{len(key)}Q', *key), digest_size=16).digest()
+    return struct.unpack('<4I', digest)
+
+
+def _seed_rng(*key: int, device: torch.device | None = None) -> None:
+    seeds = _derive_seeds(*key)
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    # Not torch.manual_seed: in a worker process it would queue a call for a GPU that is never touched there.
+    torch.default_generator.manual_seed(seeds[2])
+    if device is not None and device.type == 'cuda':
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seeds[3])
+
+
+class TrainBatches(Sampler[Batch]):
+    """Full batches in an order that is shuffled anew in every epoch, the share of one process of them.
+
+    All processes together train on consecutive stretches of ``batch_size * world_size`` samples of one order, so that
+    two processes see in a step what one process with the doubled batch sees.
+
+    Args:
+        size: Number of samples.
+        batch_size: Number of samples in a batch of one process.
+        seed: Of the order.
+        rank: Number of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.size // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator()
+        generator.manual_seed(_derive_seeds(_ORDER, self.seed, self.epoch)[0])
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for number in range(self.start, len(self)):
+            first = (number * self.world_size + self.rank) * self.batch_size
+            yield Batch(self.epoch, number, order[first:first + self.batch_size])
+
+
+class EvalBatches(Sampler[Batch]):
+    """All samples in their order, every ``world_size``-th of them for this process: each exactly once, without padding.
+
+    Args:
+        size: Number of samples.
+        batch_size: Number of samples in a batch, but for the last.
+        rank: Number of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, size, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(len(self)):
+            first = number * self.batch_size
+            yield Batch(0, number, list(self.indices[first:first + self.batch_size]))
+
+
+class BatchDataset(Dataset):
+    """A data set of which each item is a whole batch, made under seeds of its own.
+
+    Args:
+        dataset: (image, label) pairs, transformed.
+        collate_fn: Makes a batch of a list of them.
+        input_size: Channels, height and width of the images.
+        seed: Of the augmentation.
+        rank: Number of this process; tells mixup of different processes apart.
+        is_training: Whether an image that cannot be read gives its place to the next one (a training batch must be
+            full) or is left out (an evaluation must not count another one twice).
+        on_bad_image: 'skip' or 'error'.
+        num_classes: Number of classes that labels must stay below.
+
+    Attributes:
+        unreadable: Shape (N,), bool, shared with the workers: the samples that could not be read so far.
+    """
+
+    def __init__(
+            self,
+            dataset: Dataset,
+            collate_fn: Callable[[list], tuple[torch.Tensor, torch.Tensor]],
+            input_size: tuple[int, int, int],
+            seed: int = 0,
+            rank: int = 0,
+            is_training: bool = False,
+            on_bad_image: str = 'skip',
+            num_classes: int | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.collate_fn = collate_fn
+        self.input_size = input_size
+        self.seed = seed
+        self.rank = rank
+        self.is_training = is_training
+        self.on_bad_image = on_bad_image
+        self.num_classes = num_classes
+        self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+
+    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        with isolated_rng():
+            samples = [sample for index in batch.indices if (sample := self._load(batch.epoch, index)) is not None]
+            if not samples:
+                return torch.empty(0, *self.input_size, dtype=torch.uint8), torch.empty(0, dtype=torch.long)
+            _seed_rng(_MIXUP, self.seed, batch.epoch, batch.number, self.rank)
+            return self.collate_fn(samples)
+
+    def _load(self, epoch: int, index: int) -> tuple[Any, int] | None:
+        for shift in range(_MAX_REPLACEMENTS if self.is_training else 1):
+            candidate = (index + shift) % len(self.dataset)
+            _seed_rng(_SAMPLE, self.seed, epoch, candidate)
+            try:
+                image, label = self.dataset[candidate]
+            except (OSError, SyntaxError) as e:  # Pillow raises SyntaxError for a broken PNG
+                if self.on_bad_image == 'error':
+                    raise DataError(
+                        f'{self.name(candidate)} cannot be read ({e}); --on-bad-image skip leaves it out.') from e
+                self.unreadable[candidate] = True
+                continue
+            if self.num_classes is not None and not 0 <= int(label) < self.num_classes:
+                raise DataError(
+                    f'{self.name(candidate)} has label {int(label)}, beyond --num-classes {self.num_classes}.')
+            return image, label
+        if not self.is_training:
+            return None
+        raise DataError(f'{_MAX_REPLACEMENTS} images in a row cannot be read, the last one {self.name(candidate)}.')
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        """What to call a sample in a message."""
+        filename = getattr(self.dataset, 'filename', None)
+        return filename(index, absolute=True) if filename else f'sample {index}'
+
+
+class SeededErasing:
+    """``timm.data.random_erasing.RandomErasing`` with a seed for each image, in place of the global generators.
+
+    Args:
+        erasing: Erases a part of an image (C, H, W).
+        batches: The batches that will come, in their order.
+        device: Device of the images.
+    """
+
+    def __init__(self, erasing: Callable, batches: TrainBatches, device: torch.device) -> None:
+        self.erasing = erasing
+        self.batches = batches
+        self.device = device
+        self.names: Iterator[Batch] = iter(())
+
+    def start_epoch(self) -> None:
+        """Expect the first batch of the epoch that ``batches`` stands at."""
+        self.names = iter(self.batches)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        batch = next(self.names)
+        with isolated_rng(self.device):
+            for image, index in zip(images, batch.indices, strict=True):
+                _seed_rng(_ERASING, self.batches.seed, batch.epoch, index, device=self.device)
+                self.erasing(image)
+        return images
+
+
+class ResumableLoader:
+    """The training batches of one epoch, from any position on.
+
+    Args:
+        loader: Brings the batches to the device (``timm.data.loader.PrefetchLoader``).
+        batches: What the loader loads.
+    """
+
+    resumes_within_epoch = True
+
+    def __init__(self, loader, batches: TrainBatches) -> None:
+        self.loader = loader
+        self.batches = batches
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a step, of all processes together."""
+        return self.batches.batch_size * self.batches.world_size
+
+    def set_position(self, epoch: int, samples: int = 0) -> int:
+        """Continue in an epoch after some samples.
+
+        Args:
+            epoch: Epoch, counted from 0.
+            samples: Samples of the epoch that all processes together have trained on.
+
+        Returns:
+            The number of the first step to come. Where the samples fill no whole number of steps, as may be when the
+            number of processes has changed, the rest of the step that they reach into is left out.
+        """
+        self.batches.epoch = epoch
+        self.batches.start = min(-(-samples // self.samples_per_step), len(self))
+        return self.batches.start
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self.loader.random_erasing is not None:
+            self.loader.random_erasing.start_epoch()
+        yield from without_worker_trace(self.loader)
+
+
+class StreamLoader:
+    """The training batches of a data set that can only be read from its beginning. Resumes at the start of an epoch.
+
+    Args:
+        loader: As ``timm.data.create_loader`` gives it for an iterable data set.
+        samples_per_step: Samples of a step, of all processes together.
+    """
+
+    resumes_within_epoch = False
+
+    def __init__(self, loader, samples_per_step: int) -> None:
+        self.loader = loader
+        self.samples_per_step = samples_per_step
+        self.start = 0
+
+    def set_position(self, epoch: int, samples: int = 0) -> int:
+        """Go to the start of an epoch, or to its end if ``samples`` is not 0. Returns the step to come."""
+        self.loader.dataset.set_epoch(epoch)
+        self.start = len(self) if samples else 0
+        return self.start
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self.start == 0:
+            yield from self.loader
+
+
+def without_worker_trace(loader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Iterate, and shorten the ``DataError`` of a worker process to its message."""
+    try:
+        yield from loader
+    except DataError as e:
+        raise DataError(str(e).strip().splitlines()[-1].rpartition('DataError: ')[2]) from None

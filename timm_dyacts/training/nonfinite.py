@@ -1,0 +1,79 @@
+"""Where a NaN or an infinity came from."""
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ['NonFiniteLossError', 'find_nonfinite', 'first_nonfinite_tensor']
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss became NaN or infinite."""
+
+
+def first_nonfinite_tensor(model: nn.Module) -> str | None:
+    """Name of the first parameter or buffer of a model that is not finite, None if all are."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            return name
+    return None
+
+
+@torch.no_grad()
+def find_nonfinite(
+        model: nn.Module,
+        images: torch.Tensor,
+        autocast: Callable[[], AbstractContextManager],
+) -> str:
+    """Say where the first value that is not finite appears when a model computes a batch.
+
+    Args:
+        model: The model, whose gradients are still those of the update before.
+        images: Its input, shape (N, C, H, W).
+        autocast: Context of the forward pass.
+
+    Returns:
+        A sentence that names the images, a gradient, a parameter, or the module.
+    """
+    if not images.isfinite().all():
+        return 'The images of the batch hold it already.'
+    # The backward pass runs from the last module to the first, so that a bad gradient has spread to those before.
+    bad_gradients = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    if bad_gradients:
+        return f'It first appeared in the gradient of {bad_gradients[-1]}, in the backward pass of the step before.'
+    # The buffers tell nothing: the pass that gave the bad loss has spoilt the statistics of BatchNorm.
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f'{name} is not finite any more.'
+    module = _first_module(model, images, autocast)
+    return f'It first appeared in the output of {module}.' if module else 'All modules are finite: it is in the loss.'
+
+
+def _first_module(
+        model: nn.Module,
+        images: torch.Tensor,
+        autocast: Callable[[], AbstractContextManager],
+) -> str | None:
+    """The first module, innermost first, whose output is not finite."""
+    found: list[str] = []
+
+    def register(name: str, module: nn.Module) -> RemovableHandle:
+        def check(module: nn.Module, args: tuple, output: object) -> None:
+            if not found and isinstance(output, torch.Tensor) and not output.isfinite().all():
+                found.append(f'{name or "the model"} ({type(module).__name__})')
+        return module.register_forward_hook(check)
+
+    handles = [register(name, module) for name, module in model.named_modules()]
+    # The pass must not count in the statistics of the model. In eval mode it could miss what happened.
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with autocast():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return found[0] if found else None

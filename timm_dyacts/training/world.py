@@ -1,0 +1,129 @@
+"""The processes of a run and what they have to agree on, for one process as for many."""
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.utils.distributed import init_distributed_device_so
+
+__all__ = ['StopSignal', 'TrainingInterrupted', 'World']
+
+
+class TrainingInterrupted(RuntimeError):
+    """A signal ended the training; its state has been saved.
+
+    Attributes:
+        signum: The signal.
+        is_primary: Whether this process is the one that writes and prints.
+    """
+
+    def __init__(self, message: str, signum: int, is_primary: bool = True) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.is_primary = is_primary
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, seen from one of them.
+
+    Attributes:
+        device: Device of this process.
+        rank: Number of this process.
+        size: Number of processes.
+        control: Group over gloo for everything but gradients, so that no message of it waits for a GPU. None for a
+            single process.
+    """
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    control: Any = None
+
+    @classmethod
+    def join(cls, device: torch.device) -> 'World':
+        """Meet the other processes that torchrun or Slurm started, if they did."""
+        info = init_distributed_device_so(str(device))
+        if not info['distributed']:
+            return cls(device)
+        return cls(
+            torch.device(info['device']), info['global_rank'], info['world_size'], dist.new_group(backend='gloo'))
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of the primary process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all processes in the order of their ranks, for the primary one; None for the others."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.is_primary else None
+        dist.gather_object(value, values, dst=0, group=self.control)
+        return values
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, shape (N,), of float64 values on the CPU."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.control)
+        return values
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM ask to stop, and the training stops where it can be resumed. A second Ctrl-C stops at once.
+
+    With several processes a signal reaches them at different times, if it reaches all. They settle after each update
+    on whether one has come, so that all stop after the same one. The answer arrives while the next update is computed.
+
+    Args:
+        world: The processes.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.signum = 0
+        self._previous: dict[int, Any] = {}
+        self._pending = None
+
+    def __enter__(self) -> 'StopSignal':
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame) -> None:
+        self.signum = signum
+        # torchrun repeats the Ctrl-C that its children have got already.
+        if signum == signal.SIGINT and self.world.size == 1:
+            signal.signal(signum, self._previous[signum])
+
+    def agreed(self) -> int:
+        """The signal that some process got, 0 if none did. With several processes the answer is one call old."""
+        if self.world.size == 1:
+            return self.signum
+        answer = 0
+        if self._pending is not None:
+            work, answer = self._pending
+            work.wait()
+            answer = int(answer)
+        request = torch.tensor(self.signum)
+        self._pending = dist.all_reduce(request, dist.ReduceOp.MAX, self.world.control, async_op=True), request
+        return answer
