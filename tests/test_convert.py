@@ -386,6 +386,14 @@ def test_on_the_meta_device():
     assert torch.equal(output(model, probe()), output(real, probe()))
 
 
+@pytest.mark.parametrize('name', ['resnet10t_dyrelu_b', 'seresnext26d_32x4d_brelu_nobn', 'efficientnet_b0_softpool'])
+def test_in_inference_mode(name):
+    with torch.inference_mode():
+        report = timm.create_model(name).conversion
+    expected = timm.create_model(name).conversion
+    assert (report.replaced, report.skipped) == (expected.replaced, expected.skipped)
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 def test_dtypes(dtype):
     model = trained_like('resnet18').to(dtype)

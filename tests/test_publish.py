@@ -439,6 +439,12 @@ class TestScript:
         assert f'{(run / "model.safetensors").stat().st_size:,}' in lines[4]
         assert lines[-1] == f'Would be published as user/name: {run / "publish"}'
 
+    def test_images_of_the_data_stay_at_home(self, run, script, capsys):
+        for name in ('mistakes.png', 'softpool.png'):
+            (run / name).write_bytes(b'\x89PNG\0')
+        script(run, '--repo-id', 'user/name', '--dry-run')
+        assert {path.name for path in (run / 'publish').iterdir()} == FILES
+
     def test_says_what_the_card_lacks(self, run, script, capsys):
         (run / 'results.json').unlink()
         (run / 'args.yaml').write_text('pretrained: false\nval_split: validation\n')

@@ -118,6 +118,12 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() or any(t.is_inference() for t in _tensors((args, kwargs))):
+            # Without autograd, compound operations come here whole.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         name = func._schema.name.split('::')[-1]
         if func._schema.is_mutable and name.endswith('_'):

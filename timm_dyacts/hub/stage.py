@@ -25,7 +25,8 @@ __all__ = ['CHECKPOINTS', 'stage', 'written_beside']
 CHECKPOINTS = dict(best='.', ema='ema', last='last')  # folders within a run folder
 _RESULTS = 'results.json'
 _OPTIONS = 'args.yaml'
-_EXTRAS = (_OPTIONS, 'summary.csv', '*.png')
+# Not all pictures of a run: some show images of its data, which may not be for everybody.
+_EXTRAS = (_OPTIONS, 'summary.csv', 'curves.png', 'confusion.png', 'dyrelu.png')
 _METRICS = ('top1', 'top5', 'loss')
 # What the card is made of, and what of it has parts.
 _RESULTS_KEYS = dict.fromkeys((*_METRICS, 'dataset', 'split', 'num_images', 'date', 'versions'), ()) | dict(
@@ -47,9 +48,9 @@ def stage(
     checkpoint = run_folder / CHECKPOINTS[weights]
     _check_checkpoint(run_folder, checkpoint, weights)
     shutil.copyfile(checkpoint / WEIGHTS, folder / WEIGHTS)
-    for pattern in _EXTRAS:
-        for path in run_folder.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+    for name in _EXTRAS:
+        if (run_folder / name).is_file():
+            shutil.copyfile(run_folder / name, folder / name)
 
     model = _load(checkpoint)
     config = read_config(checkpoint / CONFIG, str(checkpoint))
