@@ -76,8 +76,11 @@ def _dyrelu_definition(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: f
     y = x * coefs[0] + coefs[k]
     for i in range(1, k):
         piece = x * coefs[i] + coefs[k + i]
-        # Not `maximum`, which shares the gradient between pieces that tie. NaN stays.
-        y = torch.where((y > piece) | (y != y), y, piece)
+        if not torch.jit.is_scripting() and torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            y = torch.maximum(y, piece)
+        else:
+            # The same in two passes more, but pieces that tie do not share the gradient.
+            y = torch.where((y > piece) | (y != y), y, piece)
     if max_value is not None:
         # The function that ReLU6 calls, so that the gradient at the bound itself is the same too.
         y = F.hardtanh(y, -math.inf, max_value)
