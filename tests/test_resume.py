@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -143,9 +144,12 @@ def test_signals_have_their_old_handlers_back():
 
 
 def test_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), StopSignal(World(CPU)):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopSignal(World(CPU)) as stop:
+        signal.raise_signal(signal.SIGINT)
+        while not stop.signum:  # Python handles a signal some time after it came, and two of them as one
+            time.sleep(0.001)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(10)
 
 
 # Which run is resumed
