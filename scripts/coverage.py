@@ -190,6 +190,8 @@ def measure(name: str, operation: str, max_params: float, full_size: bool) -> Ro
         if operation == 'nobn':  # the others' new modules call functions such as they replace
             row['remaining'] = after.count(REPLACED[operation])
         if not x.is_meta:
+            if report.flipped_output:
+                row['reason'], output, expected = '; '.join(report.notes), output.abs(), expected.abs()
             moved = difference(output, expected)
             if report.function == 'exact' and not moved <= TOLERANCE:
                 row['reason'] = f'in double precision, since rounding is amplified; {moved:.2g} in single'

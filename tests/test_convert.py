@@ -372,6 +372,7 @@ def test_models_without_a_classifier_end_in_flipped_channels():
     y = output(model, probe())
     assert torch.equal(y[:, ::2], expected[:, ::2])
     assert torch.equal(y[:, 1::2], -expected[:, 1::2])
+    assert model.conversion.flipped_output
     assert 'odd output channels' in model.conversion.notes[0]
 
 

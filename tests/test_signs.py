@@ -53,6 +53,13 @@ def attend(net, x, a, b):
     return (both * weights).sum(1)
 
 
+def attend_to_positions(net, x, a, b):
+    """Attention with the channels in the rows, as in single-head networks."""
+    tokens = net.extra['conv1'](x).flatten(2)
+    weights = (tokens.transpose(1, 2) @ tokens).softmax(-1)
+    return (a.flatten(2) @ weights).view(a.shape) + b
+
+
 def shared(net, x, a, b):
     return net.extra['conv'](a) + net.extra['conv'](b)
 
@@ -66,6 +73,7 @@ JOINS = dict(
     split=split,
     gate=gate,
     attend=attend,
+    attend_to_positions=attend_to_positions,
     shared=shared,
     view_in_place=lambda net, x, a, b: net.extra['mix'](torch.cat([a, b], 1)[:, :16].mul_(2)),
     sum_from_zero=lambda net, x, a, b: sum([a, b], 0.0),
@@ -162,6 +170,20 @@ def test_one_shift_for_all_channels_is_wrapped():
     convert(net, act='brelu', input_size=(3, 16, 16))
     assert isinstance(net.extra['shift'], Bipolar)
     assert max_diff(output(net, probe(16)), expected) < 1e-6
+
+
+def test_what_holds_a_replaced_activation_is_not_wrapped():
+    class ScaledSquare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.act = nn.Parameter(torch.tensor([0.7])), nn.ReLU()
+
+        def forward(self, x):
+            return self.scale * self.act(x) ** 2
+
+    net = trained_like_(Joined(lambda net, x, a, b: net.extra['square'](a) + b, square=ScaledSquare()), 16)
+    with pytest.raises(ConversionError, match='pow needs its input unchanged'):
+        convert(net, act='brelu', input_size=(3, 16, 16))
 
 
 def test_a_gate_that_mixes_channels_is_wrapped():

@@ -118,6 +118,8 @@ class ConversionReport:
         function: ``'exact'`` if the network computes what it did before, up to rounding, else ``'approximate'``.
         max_diff: Largest absolute difference of an output element on the probe batch. ``None`` if not run.
         scale: Largest absolute output element on the probe batch, to judge ``max_diff`` by.
+        flipped_output: Whether channels of the output changed their sign, as may be where it ends in an activation: those
+            of features, never logits.
         notes: Further remarks.
         new_keys: Entries of the state dict that the model did not have before.
     """
@@ -126,6 +128,7 @@ class ConversionReport:
     function: str = 'exact'
     max_diff: float | None = None
     scale: float | None = None
+    flipped_output: bool = False
     notes: list[str] = field(default_factory=list)
     new_keys: tuple[str, ...] = ()
 
@@ -403,7 +406,7 @@ class _Conversion:
                 new_pools = self._pools_for(flip)
             except SignConflict:
                 # Gates that mix channels and computed weights do not commute with signs, but can be wrapped.
-                flip = solve_signs(self.trace, anchors, [*pools, *self._wrappable()], tensors)
+                flip = solve_signs(self.trace, anchors, [*pools, *self._wrappable(anchors)], tensors)
                 new_pools = self._pools_for(flip)
         except SignConflict as e:
             raise ConversionError(
@@ -417,6 +420,7 @@ class _Conversion:
             self.report.notes.append(
                 f'not read in eval mode, so not part of the flip and not exact in training: {", ".join(unread)}')
         self.output_signs = flip.output
+        self.report.flipped_output = flip.output is not None
         if flip.output is not None:
             self.report.notes.append('the sign of the odd output channels is flipped: the model ends in an activation')
 
@@ -436,9 +440,10 @@ class _Conversion:
                 new_pools.append((pool, _with_layout(pool, layout)))
         return new_pools
 
-    def _wrappable(self) -> list[Call]:
+    def _wrappable(self, anchors: list[tuple[Call, torch.Tensor]]) -> list[Call]:
         """Calls of gates, ``x * g(x)``, of scales and shifts, and of convolutions that compute their weight."""
         found = []
+        starts = [call.start for call, _ in anchors]
         for module in self.model.modules():
             calls = self.calls.get(id(module), ())
             if len(calls) != 1 or not isinstance(calls[0].output, torch.Tensor) or calls[0].shape is None:
@@ -448,6 +453,8 @@ class _Conversion:
             last = self.trace.ops[call.stop - 1] if call.stop > call.start else None
             if call.channel_dim != 1 or last is None or not any(t is call.output for t in last.outputs):
                 continue
+            if any(call.start <= start < call.stop for start in starts):
+                continue  # an activation that is replaced has signs of its own
             is_gate = last.name == 'mul' and any(t is call.input for t in last.inputs) and call.output.ndim == 4
             is_affine = last.name in ('add', 'mul') and any(id(t) in own for t in last.inputs)
             computes_weight = isinstance(module, nn.Conv2d) and last.name == 'convolution' \

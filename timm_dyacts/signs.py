@@ -254,6 +254,8 @@ class _Solver:
             return self._scale(op)
         if op.name in ('mean', 'sum'):
             return self._reduce(op)
+        if op.name == 'bmm':
+            return self._matrix_product(op)
         if op.name == 'as_strided' and op.out.is_contiguous() and self._get(op.args[0]).shape == op.out.shape:
             return self._set(op.out, self._get(op.args[0]))  # how torch marks a pooled (N, C, 1, 1) as channels_last
         self._keep_sign(op)
@@ -411,6 +413,16 @@ class _Solver:
             self._tie(self.ids[id(b)], torch.tensor(_PLUS), 'a gate needs its control input unchanged')
             known = torch.tensor(_PLUS)
         self._set(op.out, (_narrow(self._get(a)) * known).expand(op.out.shape))
+
+    def _matrix_product(self, op: Op) -> None:
+        """The product with a matrix of known positive signs: sums over elements of one sign keep that sign."""
+        for factor, other, dim in ((*op.args, -1), (*reversed(op.args), 1)):
+            if id(other) not in self.ids:
+                ids = self._get(factor)
+                first = ids.narrow(dim, 0, 1)
+                if bool((_narrow(ids) == _narrow(first)).all()):
+                    return self._set(op.out, first.expand(op.out.shape))
+        self._keep_sign(op)
 
     def _reduce(self, op: Op) -> None:
         ids = self._get(op.args[0])

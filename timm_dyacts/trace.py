@@ -194,6 +194,8 @@ def _channel_dim(op: Op, out: torch.Tensor, known: dict[int, int | None]) -> int
     """Where the channels of a result are, given where they are in what it was made from."""
     if op.name in ('convolution', '_convolution', 'native_batch_norm', 'cudnn_batch_norm', 'native_group_norm'):
         return 1
+    if op.name == 'bmm' and known.get(id(op.args[0])) == 1 and known.get(id(op.args[1])) != 2:
+        return 1  # the rows of a product are those of its first factor
     if op.name in ('addmm', 'mm', 'linear', 'bmm', 'baddbmm', 'native_layer_norm', '_fused_rms_norm'):
         return out.ndim - 1
     source = next((t for t in op.inputs if known.get(id(t)) is not None), None)
