@@ -118,7 +118,7 @@ class ConversionReport:
         function: ``'exact'`` if the network computes what it did before, up to rounding, else ``'approximate'``.
         max_diff: Largest absolute difference of an output element on the probe batch. ``None`` if not run.
         scale: Largest absolute output element on the probe batch, to judge ``max_diff`` by.
-        flipped_output: Whether channels of the output changed their sign, as may be where it ends in an activation: those
+        flipped_output: Whether channels of the output changed their sign, as where it ends in an activation: those
             of features, never logits.
         notes: Further remarks.
         new_keys: Entries of the state dict that the model did not have before.
