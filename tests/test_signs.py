@@ -88,6 +88,7 @@ JOINS = dict(
     transposed=lambda net, x, a, b: net.extra['up'](a) + F.interpolate(b, scale_factor=2),
     depthwise=lambda net, x, a, b: net.extra['depthwise'](a) + b,
     product=lambda net, x, a, b: a * b,
+    square=lambda net, x, a, b: a ** 2 + b * b * a.abs().mean() + a.norm(dim=(2, 3), keepdim=True),
     tanh=lambda net, x, a, b: torch.tanh(a) - b,
     plain_function=lambda net, x, a, b: F.gelu(net.extra['conv'](a)),
     odd_order=lambda net, x, a, b: net.extra['mix7'](torch.cat([b[:, :3], a[:, :4]], 1)),
@@ -173,15 +174,15 @@ def test_one_shift_for_all_channels_is_wrapped():
 
 
 def test_what_holds_a_replaced_activation_is_not_wrapped():
-    class ScaledSquare(nn.Module):
+    class ScaledCube(nn.Module):
         def __init__(self):
             super().__init__()
             self.scale, self.act = nn.Parameter(torch.tensor([0.7])), nn.ReLU()
 
         def forward(self, x):
-            return self.scale * self.act(x) ** 2
+            return self.scale * self.act(x) ** 3
 
-    net = trained_like_(Joined(lambda net, x, a, b: net.extra['square'](a) + b, square=ScaledSquare()), 16)
+    net = trained_like_(Joined(lambda net, x, a, b: net.extra['cube'](a) + b, cube=ScaledCube()), 16)
     with pytest.raises(ConversionError, match='pow needs its input unchanged'):
         convert(net, act='brelu', input_size=(3, 16, 16))
 

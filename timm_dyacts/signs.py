@@ -29,6 +29,8 @@ _ODD = frozenset({
     'alias', 'asinh', 'atan', 'clone', 'contiguous', 'detach', 'dropout', 'erf', 'lift_fresh', 'native_dropout', 'neg',
     'round', 'sgn', 'sign', 'sin', 'sinh', 'tan', 'tanh', 'trunc', '_to_copy',
 })
+# Of magnitudes only
+_EVEN = frozenset({'abs', 'linalg_vector_norm', 'square'})
 # Moves elements and computes nothing.
 _MOVES = frozenset({
     '_reshape_alias', '_unsafe_view', 'cat', 'channel_shuffle', 'expand', 'flip', 'index', 'index_select', 'movedim',
@@ -227,9 +229,7 @@ class _Solver:
         if op.name in _ZEROS:
             return self._set(op.out, torch.tensor(_ANY).expand(op.out.shape))
         if not any(id(t) in self.ids for t in op.inputs):
-            for out in op.outputs:
-                self.ids.pop(id(out), None)
-            return
+            return self._forget(op)
         if not op.func._schema.is_mutable:
             return self._compute(op)
         # Other views of the memory that is written to must stay right: what was there keeps its signs.
@@ -242,6 +242,8 @@ class _Solver:
     def _compute(self, op: Op) -> None:
         if op.name in _ODD:
             return self._set(op.outputs[0], self._get(op.args[0]))
+        if op.name in _EVEN or op.name == 'pow' and not isinstance(op.args[1], torch.Tensor) and op.args[1] % 2 == 0:
+            return self._forget(op)
         if op.name in _MOVES:
             return self._move(op)
         if op.name in _PLANE_LINEAR:
@@ -264,6 +266,10 @@ class _Solver:
         for tensor in op.inputs:
             if id(tensor) in self.ids:
                 self._tie(self.ids.pop(id(tensor)), torch.tensor(_PLUS), f'{op.name} needs its input unchanged')
+        self._forget(op)
+
+    def _forget(self, op: Op) -> None:
+        """What comes out is the same whatever the signs of the input."""
         for out in op.outputs:
             self.ids.pop(id(out), None)
 
@@ -402,7 +408,7 @@ class _Solver:
         if not isinstance(b, torch.Tensor):
             return self._set(op.out, self._get(a))
         if a is b:
-            return self._keep_sign(op)
+            return self._forget(op)
         # Signs that are known multiply. Of two unknown factors the smaller one, a gate, keeps its sign.
         known = self._known(b)
         if known is None and op.name == 'mul':

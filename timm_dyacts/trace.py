@@ -213,7 +213,7 @@ def _channel_dim(op: Op, out: torch.Tensor, known: dict[int, int | None]) -> int
         return out.ndim - 1 if dim == source.ndim - 1 and out.shape[-1] == channels else None
     if out.ndim == source.ndim:
         return dim
-    if op.name in ('mean', 'sum', 'amax') and op.args[1]:
+    if op.name in ('mean', 'sum', 'amax') and len(op.args) > 1 and op.args[1]:
         dims = {d % source.ndim for d in op.args[1]}
         return None if dim in dims else dim - sum(d < dim for d in dims)
     at = op.args[1] if len(op.args) > 1 else 0
