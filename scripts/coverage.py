@@ -11,6 +11,7 @@ import copy
 import csv
 import functools
 import io
+import math
 import multiprocessing
 import os
 import signal
@@ -364,7 +365,8 @@ def summary(rows: list[Row]) -> str:
             continue
         contain = [row for row in rows if row['operation'] == operation and row['contains'] != '0']
         relu = [row for row in contain if row['relu_cnn'] == '1']
-        moved = [float(row['difference']) for row in contain if row['result'] == 'approximate' and row['difference']]
+        moved = [float(row['difference'] or 'nan') for row in contain if row['result'] == 'approximate']
+        moved = [value for value in moved if math.isfinite(value)]  # chaotic networks overflow
         having = {result: [row for row in contain if row['result'] == result] for result in RESULTS}
         lines.append('| ' + ' | '.join((
             f'`{operation}`',
