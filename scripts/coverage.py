@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from timm_dyacts import ConversionError, convert
+from timm_dyacts.files import format_csv, replace_text
 
 OPERATIONS = dict(
     dyrelu_b=dict(act='dyrelu_b'),
@@ -342,12 +343,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
-    temporary = path.with_name(path.name + '.tmp')
-    with open(temporary, 'w', newline='') as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    replace_text(path, format_csv(rows, COLUMNS))
 
 
 def summary(rows: list[Row]) -> str:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from timm_dyacts import zoo
 from timm_dyacts.card import OPERATORS, TIMM_CITATION, Size, measure_size, render
+from timm_dyacts.files import replace_text
 
 FOLDER = Path(__file__).parents[1] / 'model_cards'
 SIZES = FOLDER / 'sizes.json'
@@ -55,13 +56,7 @@ def read_sizes() -> dict[str, Size]:
 def write_sizes(sizes: dict[str, Size]) -> None:
     """One line for each model: parameters, multiply-adds, size of the image."""
     lines = [f'{json.dumps(name)}: {json.dumps(astuple(size))}' for name, size in sorted(sizes.items())]
-    replace_file(SIZES, '{\n' + ',\n'.join(lines) + '\n}\n')
-
-
-def replace_file(path: Path, content: str) -> None:
-    beside = path.with_name(f'.{path.name}')
-    beside.write_text(content)
-    beside.replace(path)
+    replace_text(SIZES, '{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 def all_names() -> list[str]:
@@ -187,7 +182,7 @@ def main() -> None:
         if path.name not in cards:
             path.unlink()
     for name, card in cards.items():
-        replace_file(FOLDER / name, card)
+        replace_text(FOLDER / name, card)
     print(f'{len(cards)} files in {FOLDER.name}/')
 
 

@@ -6,10 +6,11 @@
 The model is a run folder, 'local-dir:<folder>', 'hf-hub:<id>' or a name with pretrained weights.
 """
 import argparse
-import os
+import io
 import sys
 
 import timm_dyacts  # noqa: F401  registers the variants
+from timm_dyacts.files import replace_text
 from timm_dyacts.training.options import (
     ArgumentParser,
     add_device_options,
@@ -40,9 +41,9 @@ def main() -> None:
     try:
         records = predict(args)
         if args.results_file:
-            with open(args.results_file + '.tmp', 'w', newline='') as f:
-                write(records, f)
-            os.replace(args.results_file + '.tmp', args.results_file)
+            text = io.StringIO()
+            write(records, text)
+            replace_text(args.results_file, text.getvalue())
         else:
             write(records, sys.stdout)
     except (ImportError, OSError, ValueError) as e:

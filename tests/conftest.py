@@ -1,5 +1,6 @@
 """What all tests share: the option of this suite, and one thread for each of its processes."""
 import os
+import re
 
 import pytest
 
@@ -26,3 +27,23 @@ def without_pictures(monkeypatch):
     """Spare the runs of a test the pictures at their end, which take longer than the training."""
     monkeypatch.setattr('timm_dyacts.training.run.write_report', lambda *args: None)
     monkeypatch.setattr('timm_dyacts.training.run.plot_curves', lambda *args, **kwargs: None)
+
+
+# Those of the tests that speak to a Hub. Each of their modules has a fixture `served`: a server and its client.
+
+
+@pytest.fixture
+def server(served):
+    yield served[0]
+    served[0].reset()
+
+
+@pytest.fixture
+def client(served):
+    return served[1]
+
+
+@pytest.fixture
+def repo_id(request):
+    """A repo of each test's own, and so an empty cache."""
+    return 'user/' + re.sub(r'[^a-z0-9]+', '-', request.node.name.lower()).strip('-')[:90]

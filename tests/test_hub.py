@@ -1,6 +1,5 @@
 """Pulling: what comes from the Hub is what was published, or there is a clear error and nothing half-written."""
 import json
-import re
 import runpy
 import shutil
 import sys
@@ -42,23 +41,6 @@ def files(folder):
 def served(tmp_path_factory):
     with serve(tmp_path_factory.mktemp('client')) as (server, client):
         yield server, client
-
-
-@pytest.fixture
-def server(served):
-    yield served[0]
-    served[0].reset()
-
-
-@pytest.fixture
-def client(served):
-    return served[1]
-
-
-@pytest.fixture
-def repo_id(request):
-    """A repo of each test's own, and so an empty cache."""
-    return 'user/' + re.sub(r'[^a-z0-9]+', '-', request.node.name.lower()).strip('-')[:90]
 
 
 def cached(served, repo_id):

@@ -1,6 +1,5 @@
 """Pushing: a run folder becomes a repo in one commit or not at all, and nobody's work is overwritten."""
 import json
-import re
 import runpy
 import shutil
 import sys
@@ -35,22 +34,6 @@ def run(finished_run, tmp_path):
 def served(tmp_path_factory):
     with serve(tmp_path_factory.mktemp('client'), token=True) as (server, client):
         yield server, client
-
-
-@pytest.fixture
-def server(served):
-    yield served[0]
-    served[0].reset()
-
-
-@pytest.fixture
-def client(served):
-    return served[1]
-
-
-@pytest.fixture
-def repo_id(request):
-    return 'user/' + re.sub(r'[^a-z0-9]+', '-', request.node.name.lower()).strip('-')[:90]
 
 
 def publish(client, run, repo_id, **kwargs):

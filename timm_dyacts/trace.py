@@ -109,17 +109,17 @@ class Trace:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, trace: Trace):
+    def __init__(self, trace: Trace, sees_compound_ops: bool):
         super().__init__()
         self.trace = trace
+        self.sees_compound_ops = sees_compound_ops
         self.stack: list[tuple[str, Call]] = []
         self.producer: dict[int, Op] = {}
         self.channel_dim: dict[int, int | None] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() or any(t.is_inference() for t in _tensors((args, kwargs))):
-            # Without autograd, compound operations come here whole.
+        if self.sees_compound_ops:
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -167,7 +167,9 @@ def trace_forward(model: nn.Module, x: torch.Tensor) -> Trace:
         The record of the pass.
     """
     trace = Trace(input=x)
-    recorder = _Recorder(trace)
+    # Autograd, where it takes part, even under `no_grad`, splits compound operations before they get to the recorder.
+    inference = any(t.is_inference() for t in (x, *model.parameters(), *model.buffers()))
+    recorder = _Recorder(trace, sees_compound_ops=inference or torch.is_inference_mode_enabled())
     handles = []
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -1,6 +1,4 @@
 """The log of a run: summary.csv, and TensorBoard and Weights & Biases where asked for."""
-import csv
-import io
 import math
 import os
 from argparse import Namespace
@@ -8,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from .state import write_durably
+from ..files import format_csv, replace_text
 
 __all__ = ['RunLog', 'best_row', 'check_loggers', 'write_summary']
 
@@ -32,13 +30,7 @@ def _import(module: str, option: str) -> ModuleType:
 
 def write_summary(rows: list[dict[str, float]], folder: str) -> None:
     """Write ``summary.csv`` as timm's ``update_summary`` would have, one row per epoch, in one piece."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=rows[0], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    path = os.path.join(folder, 'summary.csv')
-    write_durably(path + '.tmp', lambda file: file.write(text.getvalue().encode()))
-    os.replace(path + '.tmp', path)
+    replace_text(os.path.join(folder, 'summary.csv'), format_csv(rows, list(rows[0])))
 
 
 def best_row(rows: list[dict[str, float]], metric: str) -> dict[str, float]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..data import class_names
 from ..data.resumable import BatchDataset
+from ..files import replace_text
 from ..init import lsuv_
 from .build import (
     build_amp,
@@ -217,10 +218,8 @@ class _Run:
             architecture, size = self.model.pretrained_cfg['architecture'], self.data_config['input_size'][-1]
             experiment = args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{architecture}-{size}'
             folder = get_outdir(args.output, experiment, inc=True)
-        path = os.path.join(folder, 'args.yaml')
-        with open(path + '.tmp', 'w') as f:
-            yaml.safe_dump({key: value for key, value in vars(args).items() if key != 'resume'}, f)
-        os.replace(path + '.tmp', path)
+        options = {key: value for key, value in vars(args).items() if key != 'resume'}
+        replace_text(os.path.join(folder, 'args.yaml'), yaml.safe_dump(options))
         return folder
 
     def _print_start(self, resumed: bool) -> None:

@@ -6,13 +6,13 @@
 import os
 import random
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..files import write_durably
 from .world import World
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     'restore_state',
     'set_rng_state',
     'state_paths',
-    'write_durably',
 ]
 
 _FORMAT = 'timm_dyacts.training'
@@ -169,14 +168,6 @@ class StateFile:
 def state_paths(folder: str) -> tuple[str, str]:
     """Paths of the newest state of a run folder and of the one before it."""
     return os.path.join(folder, 'checkpoint', 'state.pt'), os.path.join(folder, 'checkpoint', 'previous.pt')
-
-
-def write_durably(path: str, write: Callable) -> None:
-    """Write a binary file, and return when it is on the disk."""
-    with open(path, 'wb') as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load_state(path: str) -> dict[str, Any]:

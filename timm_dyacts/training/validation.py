@@ -1,6 +1,4 @@
 """The evaluation that scripts/validate.py drives."""
-import csv
-import io
 import json
 import logging
 import os
@@ -11,6 +9,7 @@ import torch
 import yaml
 
 from ..data import class_names
+from ..files import format_csv, replace_text
 from .build import (
     build_amp,
     build_dataset,
@@ -23,7 +22,6 @@ from .build import (
     set_numerics,
 )
 from .loop import evaluate
-from .state import write_durably
 from .world import World
 
 __all__ = ['validate', 'validate_models', 'write_results']
@@ -102,15 +100,8 @@ def validate_models(args: Namespace) -> tuple[list[OrderedDict], dict[str, str]]
 
 def write_results(path: str, records: list[OrderedDict], file_format: str = 'csv') -> None:
     """Write records as 'csv' or 'json', in one piece."""
-    text = io.StringIO()
-    if file_format == 'json':
-        json.dump(records, text, indent=4)
-    else:
-        writer = csv.DictWriter(text, fieldnames=records[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(records)
-    write_durably(path + '.tmp', lambda file: file.write(text.getvalue().encode()))
-    os.replace(path + '.tmp', path)
+    text = json.dumps(records, indent=4) if file_format == 'json' else format_csv(records, list(records[0]))
+    replace_text(path, text)
 
 
 def _inherit_dataset(args: Namespace) -> None:
