@@ -9,26 +9,21 @@ import argparse
 import hashlib
 import multiprocessing
 import random
-import runpy
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import timm_dyacts  # noqa: F401  registers the variants
-from timm_dyacts.training import train
-from timm_dyacts.training.options import parse_train_args
+from small_run import train_with
 
-SCRIPT = Path(__file__).parents[1] / 'scripts' / 'train.py'
+import timm_dyacts  # noqa: F401  registers the variants
 
 
 def run(options: list[str], experiment: str, output: Path) -> None:
     """Train in this process, silently."""
     sys.stdout = open(output / f'{experiment}.log', 'a')
-    parser = runpy.run_path(str(SCRIPT))['create_parser']()
-    train(parse_train_args(parser, [
-        *options, '--output', str(output), '--experiment', experiment, '--resume', 'auto']))
+    train_with(*options, '--output', output, '--experiment', experiment, '--resume', 'auto')
 
 
 def start(*args) -> multiprocessing.Process:

@@ -1,7 +1,6 @@
 """Data and losses that are not as they should be: one clear error, or a count, and nothing good lost."""
 import json
 import math
-import runpy
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,13 +9,13 @@ import pytest
 import timm
 import torch
 from photos import write_photos
+from small_run import train_small
 from torch import nn
 
 import timm_dyacts  # noqa: F401
 from timm_dyacts.data import DataError
-from timm_dyacts.training import NonFiniteLossError, train
+from timm_dyacts.training import NonFiniteLossError
 from timm_dyacts.training.nonfinite import find_nonfinite, first_nonfinite_tensor
-from timm_dyacts.training.options import parse_train_args
 from timm_dyacts.training.state import load_state
 
 
@@ -27,13 +26,9 @@ def photos(tmp_path):
 
 @pytest.fixture
 def run(photos, tmp_path, without_pictures):
-    create_parser = runpy.run_path(str(Path(__file__).parents[1] / 'scripts' / 'train.py'))['create_parser']
 
     def call(*options):
-        argv = [
-            '--data-dir', str(photos), '--model', 'test_resnet', '--img-size', '32', '--epochs', '1', '--workers', '0',
-            '--batch-size', '8', '--output', str(tmp_path / 'out'), '--experiment', 'run', *options]
-        return train(parse_train_args(create_parser(), argv))
+        return train_small(photos, tmp_path / 'out', '--experiment', 'run', *options)
     return call
 
 

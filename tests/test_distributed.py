@@ -2,7 +2,6 @@
 import csv
 import os
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -13,12 +12,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from photos import write_photos
+from small_run import train_with
 from timm.task import ClassificationTask
 from torch import nn
 
 import timm_dyacts  # noqa: F401
-from timm_dyacts.training import evaluate, train, train_one_epoch
-from timm_dyacts.training.options import parse_train_args
+from timm_dyacts.training import evaluate, train_one_epoch
 from timm_dyacts.training.world import StopSignal, World
 
 ROOT = Path(__file__).parents[1]
@@ -26,19 +25,11 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason='needs torch.distributed')
 
 
-CREATE_PARSER = runpy.run_path(str(ROOT / 'scripts' / 'train.py'))['create_parser']
-
-
-def run(*options):
-    """Train in this process."""
-    return train(parse_train_args(CREATE_PARSER(), [*map(str, options)]))
-
-
 def _run_as_rank(rank, port, options):
     # What torchrun tells its processes.
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=str(port))
-    run(*options)
+    train_with(*options)
 
 
 def free_port():
@@ -67,7 +58,7 @@ def options(tmp_path_factory):
 @pytest.fixture(scope='module')
 def one(options, tmp_path_factory):
     """The rows of a run in one process."""
-    return rows_of(Path(run(*options, '-b', '8', '--output', tmp_path_factory.mktemp('one')).folder))
+    return rows_of(Path(train_with(*options, '-b', '8', '--output', tmp_path_factory.mktemp('one')).folder))
 
 
 def test_two_processes_equal_one(options, one, tmp_path):
@@ -93,7 +84,7 @@ def test_torchrun_is_stopped_and_goes_on_in_one_process(options, one, tmp_path, 
     assert len(re.findall('Stopped by SIGTERM at epoch [12]', stderr)) == 1, 'the first process alone speaks'
 
     # Accumulation takes the place of the second process.
-    run(*options, '--grad-accum-steps', '2', '--resume', 'auto')
+    train_with(*options, '--grad-accum-steps', '2', '--resume', 'auto')
     assert 'Resumed' in capsys.readouterr().out
     for ours, theirs in zip(rows_of(tmp_path / 'stopped'), one, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)

@@ -1,5 +1,4 @@
 """Freezing, learning rates and weight decay of the operators' parameters; LSUV; distillation."""
-import runpy
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from photos import write_photos
 from safetensors.torch import load_file
+from small_run import CREATE_PARSER, train_small
 
 import timm_dyacts  # noqa: F401
-from timm_dyacts.training import save_checkpoint, train
+from timm_dyacts.training import save_checkpoint
 from timm_dyacts.training.build import build_task
 from timm_dyacts.training.finetune import build_optimizer, freeze, operator_parameters, unfreeze
 from timm_dyacts.training.options import parse_train_args
-
-CREATE_PARSER = runpy.run_path(str(Path(__file__).parents[1] / 'scripts' / 'train.py'))['create_parser']
 
 
 def parse(*argv):
@@ -35,10 +33,7 @@ def run(tmp_path, without_pictures):
     photos = write_photos(tmp_path / 'photos')
 
     def call(*options):
-        argv = [
-            '--data-dir', str(photos), '--model', 'test_resnet', '--img-size', '32', '--epochs', '1', '--workers', '0',
-            '--batch-size', '8', '--output', str(tmp_path / 'out'), '--warmup-epochs', '0', *options]
-        return Path(train(parse_train_args(CREATE_PARSER(), argv)).folder)
+        return Path(train_small(photos, tmp_path / 'out', '--warmup-epochs', 0, *options).folder)
     return call
 
 

@@ -1,7 +1,6 @@
 """The pictures of a run, its log, and what results.json says."""
 import csv
 import json
-import runpy
 import sys
 import types
 from pathlib import Path
@@ -11,11 +10,11 @@ import timm
 import torch
 from photos import COLORS, write_photos
 from PIL import Image
+from small_run import train_small
 
 import timm_dyacts
-from timm_dyacts.training import evaluate, train
+from timm_dyacts.training import evaluate
 from timm_dyacts.training.log import best_row, write_summary
-from timm_dyacts.training.options import parse_train_args
 from timm_dyacts.training.pictures import DyReLUStats
 from timm_dyacts.training.report import _DyReLURecorder, _pool_in_three_ways, write_report
 
@@ -25,13 +24,9 @@ pytest.importorskip('matplotlib')
 @pytest.fixture
 def run(tmp_path):
     photos = write_photos(tmp_path / 'photos')
-    create_parser = runpy.run_path(str(Path(__file__).parents[1] / 'scripts' / 'train.py'))['create_parser']
 
     def call(*options):
-        argv = [
-            '--data-dir', str(photos), '--model', 'test_resnet', '--img-size', '32', '--epochs', '2', '--workers', '0',
-            '--batch-size', '8', '--output', str(tmp_path / 'out'), '--experiment', 'run', *options]
-        return Path(train(parse_train_args(create_parser(), argv)).folder)
+        return Path(train_small(photos, tmp_path / 'out', '--epochs', 2, '--experiment', 'run', *options).folder)
     return call
 
 

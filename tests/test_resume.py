@@ -16,10 +16,10 @@ import pytest
 import torch
 from photos import write_photos
 from safetensors.torch import load_file
+from small_run import train_small, train_with
 
 import timm_dyacts  # noqa: F401
-from timm_dyacts.training import TrainingInterrupted, evaluate, train
-from timm_dyacts.training.options import parse_train_args
+from timm_dyacts.training import TrainingInterrupted, evaluate
 from timm_dyacts.training.resume import check_resumable
 from timm_dyacts.training.run import _Run
 from timm_dyacts.training.state import CheckpointInterval, StateFile, get_rng_state, load_state, set_rng_state
@@ -37,14 +37,10 @@ def photos(tmp_path_factory):
 @pytest.fixture
 def run(photos, tmp_path, without_pictures):
     """Train a small model with dropout for two epochs of three steps; options of scripts/train.py come on top."""
-    create_parser = runpy.run_path(str(ROOT / 'scripts' / 'train.py'))['create_parser']
-
     def call(experiment, *options):
-        argv = [
-            '--data-dir', str(photos), '--model', 'test_resnet', '--img-size', '32', '--epochs', '2', '--drop', '0.3',
-            '--workers', '0', '--batch-size', '8', '--warmup-epochs', '1', '--checkpoint-interval', '2',
-            '--output', str(tmp_path), '--experiment', experiment, *options]
-        return train(parse_train_args(create_parser(), argv))
+        return train_small(
+            photos, tmp_path, '--epochs', 2, '--drop', 0.3, '--warmup-epochs', 1, '--checkpoint-interval', 2,
+            '--experiment', experiment, *options)
     return call
 
 
@@ -181,8 +177,7 @@ def test_a_path_alone_is_enough(run, interrupt, tmp_path):
     with pytest.raises(TrainingInterrupted):
         run('stopped', '--lr', '0.01')
     interrupt(-1)
-    parser = runpy.run_path(str(ROOT / 'scripts' / 'train.py'))['create_parser']()
-    result = train(parse_train_args(parser, ['--resume', str(tmp_path / 'stopped')]))
+    result = train_with('--resume', tmp_path / 'stopped')
     assert result.folder == str(tmp_path / 'stopped')
     run('whole', '--lr', '0.01')
     assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')

@@ -1,7 +1,6 @@
 """The training loop, its checkpoints and curves, and a whole run on a tiny image folder."""
 import csv
 import math
-import runpy
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_run import train_small
 from timm.scheduler import CosineLRScheduler
 from timm.task import ClassificationTask
 from torch import nn
@@ -22,11 +22,9 @@ from timm_dyacts.training import (
     plot_curves,
     save_checkpoint,
     set_pretrained_cfg,
-    train,
     train_one_epoch,
 )
 from timm_dyacts.training.build import check_splits, resolve_device, resolve_model_name
-from timm_dyacts.training.options import parse_train_args
 
 COLORS = dict(blue=(30, 30, 200), green=(30, 200, 30), red=(200, 30, 30))
 
@@ -47,14 +45,10 @@ def color_folder(tmp_path_factory):
 @pytest.fixture
 def train_on_colors(color_folder, tmp_path, monkeypatch):
     """Train timm's smallest ResNet on the colours; options of scripts/train.py come on top."""
-    create_parser = runpy.run_path(str(Path(__file__).parents[1] / 'scripts' / 'train.py'))['create_parser']
     monkeypatch.setattr('timm_dyacts.training.run.write_report', lambda *args: None)  # see test_report.py
 
     def run(*options):
-        argv = [
-            '--data-dir', str(color_folder), '--model', 'test_resnet', '--img-size', '32', '--epochs', '1',
-            '--workers', '0', '--batch-size', '8', '--output', str(tmp_path), *options]
-        return train(parse_train_args(create_parser(), argv))
+        return train_small(color_folder, tmp_path, *options)
     return run
 
 
