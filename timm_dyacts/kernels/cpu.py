@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .window import Sizes, Window, five_dims, reach, sharpness, size_of
+from .window import Sizes, Window, five_dims, reach, scales, size_of
 
 __all__ = ['apply', 'apply_backward', 'brelu', 'brelu_backward', 'softpool', 'softpool_backward']
 
@@ -183,8 +183,8 @@ class _SoftPoolBlocks:
         self.dtype = _arithmetic(x)
         self.planes = self.as_planes(self.x)
         self.out_size = out_size
-        self.beta = beta
-        self.sharpness = sharpness(beta)
+        self.rising = beta >= 0
+        self.scale, self.sharpness = scales(window, beta)
         per_dim = [
             [(slice(first, last), slice(start, stop, dim[3])) for first, last, start, stop in reach(*dim)]
             for dim in zip(size_of(x.shape), out_size, *window, strict=True)
@@ -206,31 +206,34 @@ class _SoftPoolBlocks:
         for at in _cut((rows, columns), max(_BLOCK // math.prod(size), 16)):
             yield at[0], ..., at[1]
 
-    def weigh(self, at: tuple) -> tuple[Tensor, Tensor, Tensor]:
-        """For the windows of a block, in halves of x: the element with the largest weight, the distances of all
-        elements from it, and their weights."""
+    def weigh(self, at: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For the windows of a block, of an x times `scale`: the element with the largest weight, the distances of all
+        elements from it, their weights up to a factor, and the sum of these."""
         x = self.planes[at]
         distances = torch.empty((len(self.elements), x.shape[0], *self.out_size, x.shape[-1]), dtype=self.dtype)
         if self.holes is not None:
-            distances.fill_(math.inf if self.beta < 0 else -math.inf)
+            distances.fill_(-math.inf if self.rising else math.inf)
         for element, (windows, positions) in zip(distances, self.elements, strict=True):
             element[(slice(None), *windows)] = x[(slice(None), *positions)]
-        distances.mul_(0.5)
-        top = distances.amin(0) if self.beta < 0 else distances.amax(0)
+        distances.mul_(self.scale)
+        top = distances.amax(0) if self.rising else distances.amin(0)
         distances.sub_(top)
-        weights = torch.mul(distances, self.sharpness).exp_()
+        # PyTorch computes powers of 2 with vector instructions on every CPU, those of e with a library made for one.
+        weights = torch.mul(distances, self.sharpness).exp2_()
         if self.holes is not None:
             distances.masked_fill_(self.holes, 0)
             weights.masked_fill_(self.holes, 0)
-        return top, distances, weights.div_(_sum(weights))
+        total = weights[0].clone()
+        for weight in weights[1:]:
+            total += weight
+        return top, distances, weights, total
 
 
-def _sum(elements: Tensor) -> Tensor:
-    """The sum over the first dimension, in its order whatever the size of the rest: no sample changes another's."""
-    total = elements[0].clone()
-    for element in elements[1:]:
-        total += element
-    return total
+def _mean(distances: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+    mean = distances[0] * weights[0]
+    for distance, weight in zip(distances[1:], weights[1:], strict=True):
+        mean.addcmul_(distance, weight)
+    return mean.div_(total)
 
 
 def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
@@ -241,8 +244,8 @@ def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_wei
     y = torch.empty(*x.shape[:2], *out_size, dtype=x.dtype, memory_format=memory_format)
     planes = blocks.as_planes(y)
     for at in blocks.cut():
-        top, distances, weights = blocks.weigh(at)
-        planes[at] = top.add_(_sum(distances.mul_(weights))).mul_(2)
+        top, *weighed = blocks.weigh(at)
+        planes[at] = top.add_(_mean(*weighed)).div_(blocks.scale)
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
 
 
@@ -255,20 +258,23 @@ def softpool_backward(
         detach_weights: bool,
 ) -> tuple[Tensor, None, None, None, None]:
     """Gradient of the input."""
-    blocks = _SoftPoolBlocks(x, window, size_of(dy.shape), beta)
-    dx = torch.zeros_like(blocks.x)
+    size, out_size = size_of(x.shape), size_of(dy.shape)
+    blocks = _SoftPoolBlocks(x, window, out_size, beta)
+    overlap = max(window.overlap) > 1
+    dx = torch.empty_like(blocks.x) if window.covers(size, out_size) else torch.zeros_like(blocks.x)
     dy_planes, dx_planes = blocks.as_planes(dy), blocks.as_planes(dx)
     for at in blocks.cut():
-        _, distances, slopes = blocks.weigh(at)
+        _, distances, slopes, total = blocks.weigh(at)
         if not detach_weights:
             # w * (1 + beta * (x - y))
-            means = _sum(slopes * distances)
-            slopes.addcmul_(slopes, distances.sub_(means), value=blocks.sharpness)
-        slopes.mul_(dy_planes[at])
+            distances.sub_(_mean(distances, slopes, total))
+            slopes.addcmul_(slopes, distances, value=blocks.sharpness * math.log(2))
+        slopes.mul_(total.reciprocal_().mul_(dy_planes[at]))
         grads = dx_planes[at]
-        block = grads if grads.dtype == blocks.dtype else torch.zeros(grads.shape, dtype=blocks.dtype)
+        block = torch.zeros(grads.shape, dtype=blocks.dtype) if overlap and grads.dtype != blocks.dtype else grads
         for slope, (windows, positions) in zip(slopes, blocks.elements, strict=True):
-            block[(slice(None), *positions)] += slope[(slice(None), *windows)]
+            target, slope = block[(slice(None), *positions)], slope[(slice(None), *windows)]
+            target.add_(slope) if overlap else target.copy_(slope)
         if block is not grads:
-            dx_planes[at] = block
+            grads.copy_(block)
     return dx, None, None, None, None

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ['Sizes', 'Window', 'five_dims', 'reach', 'sharpness', 'size_of']
+__all__ = ['Sizes', 'Window', 'count_windows', 'five_dims', 'reach', 'scales', 'sharpness', 'size_of']
 
 Sizes = tuple[int, int, int]
 
@@ -60,14 +60,8 @@ class Window(NamedTuple):
         )
 
     def out_size(self, size: Sizes, ceil_mode: bool) -> Sizes:
-        """The number of windows in each dimension, as max pooling counts them."""
-        out = []
-        for n, k, s, p, d in zip(size, *self, strict=True):
-            slack = n + 2 * p - d * (k - 1) - 1
-            count = (slack + (s - 1 if ceil_mode else 0)) // s + 1
-            # No window starts in the padding on the right.
-            out.append(count - 1 if ceil_mode and (count - 1) * s >= n + p else count)
-        return tuple(out)
+        """The number of windows in each dimension."""
+        return tuple(count_windows(*dim, ceil_mode) for dim in zip(size, *self, strict=True))
 
 
 def size_of(shape: Sequence[int]) -> Sizes:
@@ -80,6 +74,16 @@ def five_dims(x: Tensor) -> Tensor:
     for _ in range(5 - x.dim()):
         x = x.unsqueeze(2)
     return x
+
+
+def count_windows(size: int, kernel_size: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """The number of windows along one dimension, as max pooling counts them."""
+    slack = size + 2 * padding - dilation * (kernel_size - 1) - 1
+    if not ceil_mode:
+        return slack // stride + 1
+    count = (slack + stride - 1) // stride + 1
+    # No window starts in the padding on the right.
+    return count - 1 if (count - 1) * stride >= size + padding else count
 
 
 def reach(
@@ -109,3 +113,13 @@ def reach(
 def sharpness(beta: float) -> float:
     """The `beta` of SoftPool for halves of x. Bounded, since infinity times a difference of zero is NaN."""
     return max(-1e38, min(2 * beta, 1e38))
+
+
+def scales(window: Window, beta: float) -> tuple[float, float]:
+    """What the passes of SoftPool multiply x by, and the products in the exponents of 2.
+
+    The first is a power of 2 so small that neither the difference of two elements nor the sum of a window's differences
+    overflows. The second is bounded, see `sharpness`.
+    """
+    scale = 0.5 ** ((window.elements - 1).bit_length() + 1)
+    return scale, max(-1e38, min(beta / scale / math.log(2), 1e38))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels.window import Window, five_dims, reach, sharpness
+from ..kernels.window import Window, count_windows, five_dims, reach, sharpness
 from ._checks import check_finite, check_input, check_window_fits, expand_window
 
 __all__ = [
@@ -29,21 +29,6 @@ __all__ = [
 # - y = top + sum(w * (x - top)), where top is the element with the largest weight. Its exponent is 0 and all others are
 #   negative, so that nothing overflows and the sum of the weights is never 0. (top cancels out: it needs no gradient.)
 # - It computes with halves of x, since the difference of two elements may overflow and that of their halves cannot.
-
-
-def _max_pool(
-        x: Tensor,
-        kernel_size: list[int],
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        ceil_mode: bool,
-) -> Tensor:
-    if len(kernel_size) == 1:
-        return torch.max_pool1d(x, kernel_size, stride, padding, dilation, ceil_mode)
-    if len(kernel_size) == 2:
-        return torch.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-    return torch.max_pool3d(x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 class _SoftPoolFunction(torch.autograd.Function):
@@ -91,6 +76,10 @@ def _softpool(
     return _softpool_definition(x, kernel_size, stride, padding, dilation, ceil_mode, beta, detach_weights)
 
 
+def _fill_up(x: Tensor, margins: list[int], value: float) -> Tensor:
+    return F.pad(x, margins, value=value) if len(margins) > 0 else x
+
+
 def _softpool_definition(
         x: Tensor,
         kernel_size: list[int],
@@ -102,41 +91,49 @@ def _softpool_definition(
         detach_weights: bool,
 ) -> Tensor:
     """SoftPool in plain operations."""
-    half = 0.5 * x.to(torch.promote_types(x.dtype, torch.float32))
-    if beta < 0:
-        top = -_max_pool(-half.detach(), kernel_size, stride, padding, dilation, ceil_mode)
-    else:
-        top = _max_pool(half.detach(), kernel_size, stride, padding, dilation, ceil_mode)
-
     # One code for 1 to 3 spatial dimensions: those that are missing have size 1.
     missing = 3 - len(kernel_size)
     for _ in range(missing):
-        half, top = half.unsqueeze(missing - 4), top.unsqueeze(missing - 4)
+        x = x.unsqueeze(missing - 4)
     k = [1] * missing + list(kernel_size)
     s = [1] * missing + list(stride)
     p = [0] * missing + list(padding)
     d = [1] * missing + list(dilation)
-    size, out_size = half.shape[-3:], top.shape[-3:]
-    padded = ceil_mode or max(p) > 0
+    out_size = [count_windows(x.shape[i - 3], k[i], s[i], p[i], d[i], ceil_mode) for i in range(3)]
     count = k[0] * k[1] * k[2]
+
+    half = 0.5 * x.to(torch.promote_types(x.dtype, torch.float32))
+    # The elements of all windows, one place in the window after the other; where an element may be padding, also the
+    # numbers of windows on both sides whose element it is.
+    elements: list[Tensor] = []
+    ranges: list[list[int]] = []
+    margins: list[list[int]] = []
+    for z0, z1, z_from, z_to in reach(x.shape[-3], out_size[0], k[0], s[0], p[0], d[0]):
+        for y0, y1, y_from, y_to in reach(x.shape[-2], out_size[1], k[1], s[1], p[1], d[1]):
+            for x0, x1, x_from, x_to in reach(x.shape[-1], out_size[2], k[2], s[2], p[2], d[2]):
+                elements.append(half[..., z_from:z_to:s[0], y_from:y_to:s[1], x_from:x_to:s[2]])
+                ranges.append([z0, z1, y0, y1, x0, x1])
+                around = [x0, out_size[2] - x1, y0, out_size[1] - y1, z0, out_size[0] - z1]
+                margins.append(around if ceil_mode or max(p) > 0 else around[:0])
+
+    # torch.compile makes faster code of this than of max pooling. NaN need not get through: the sums take care of it.
+    lowest = math.inf if beta < 0 else -math.inf
+    top = _fill_up(elements[0].detach(), margins[0], lowest)
+    for i in range(1, len(elements)):
+        element = _fill_up(elements[i].detach(), margins[i], lowest)
+        top = torch.where(element < top if beta < 0 else element > top, element, top)
 
     total = torch.zeros_like(top)
     moment = torch.zeros_like(top)
-    for z0, z1, z_from, z_to in reach(size[0], out_size[0], k[0], s[0], p[0], d[0]):
-        for y0, y1, y_from, y_to in reach(size[1], out_size[1], k[1], s[1], p[1], d[1]):
-            for x0, x1, x_from, x_to in reach(size[2], out_size[2], k[2], s[2], p[2], d[2]):
-                elements = half[..., z_from:z_to:s[0], y_from:y_to:s[1], x_from:x_to:s[2]]
-                shifted = elements - top[..., z0:z1, y0:y1, x0:x1]
-                weights = torch.exp(shifted * sharpness(beta))
-                if detach_weights:
-                    weights = weights.detach()
-                weighted = weights * shifted
-                if padded:
-                    margins = [x0, out_size[2] - x1, y0, out_size[1] - y1, z0, out_size[0] - z1]
-                    weights, weighted = F.pad(weights, margins), F.pad(weighted, margins)
-                total += weights
-                # A sum of `count` differences may overflow, their mean cannot.
-                moment.add_(weighted, alpha=1 / count)
+    for i in range(len(elements)):
+        at = ranges[i]
+        shifted = elements[i] - top[..., at[0]:at[1], at[2]:at[3], at[4]:at[5]]
+        weights = torch.exp(shifted * sharpness(beta))
+        if detach_weights:
+            weights = weights.detach()
+        total += _fill_up(weights, margins[i], 0.0)
+        # A sum of `count` differences may overflow, their mean cannot.
+        moment.add_(_fill_up(weights * shifted, margins[i], 0.0), alpha=1 / count)
     out = 2 * (top + moment / (total / count))
     for _ in range(missing):
         out = out.squeeze(missing - 4)
