@@ -12,7 +12,16 @@ from torch import Tensor
 
 from .window import Sizes, Window, five_dims, reach, scales, size_of
 
-__all__ = ['apply', 'apply_backward', 'brelu', 'brelu_backward', 'softpool', 'softpool_backward']
+__all__ = [
+    'apply',
+    'apply_backward',
+    'brelu',
+    'brelu_backward',
+    'softpool',
+    'softpool_backward',
+    'statistics',
+    'statistics_backward',
+]
 
 # Elements of a block: some of them have room in a second-level cache, and calls take little of the time.
 _BLOCK = 128 * 1024
@@ -68,24 +77,30 @@ class _DyReLUBlocks:
     def as_rows(self, t: Tensor) -> Tensor:
         return _as_rows(t, self.channels_last)
 
-    def pieces(self, at: tuple[slice, ...], out: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The largest of the linear functions, and where each but the first has beaten those before it."""
+    def pieces(self, at: tuple[slice, ...], out: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """A block of x; the largest of the linear functions; and, unless that goes to `out`, how far those before each
+        but the first were above it."""
         n, c, _, b = at
         x = self.rows[at].to(self.dtype)
         coefs = [coef[n, c, :, b] for coef in self.coefs]
         y = _linear(x, coefs[0], coefs[self.k], out)
-        wins = []
+        leads = []
         for slope, intercept in zip(coefs[1:self.k], coefs[self.k + 1:], strict=True):
             piece = _linear(x, slope, intercept)
             if out is None:
-                wins.append(y <= piece)
+                leads.append(y - piece)
             torch.maximum(y, piece, out=y)
-        return y, wins
+        return x, y, leads
 
 
 def _linear(x: Tensor, slope: Tensor, intercept: Tensor, out: Tensor | None = None) -> Tensor:
     # Two operations: a single one with two broadcast factors is not vectorised.
     return torch.mul(x, slope, out=out).add_(intercept)
+
+
+def _where_positive(g: Tensor, condition: Tensor) -> Tensor:
+    """``g * (condition > 0)``, as the gradient of ReLU: several times as fast as with a tensor of bools."""
+    return torch.ops.aten.threshold_backward(g, condition, 0)
 
 
 def apply(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
@@ -95,7 +110,7 @@ def apply(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) 
     rows = blocks.as_rows(y)
     for at in _cut(rows.shape):
         exact = y.dtype == blocks.dtype
-        block, _ = blocks.pieces(at, rows[at] if exact else torch.empty(rows[at].shape, dtype=blocks.dtype))
+        _, block, _ = blocks.pieces(at, rows[at] if exact else torch.empty(rows[at].shape, dtype=blocks.dtype))
         if max_value is not None:
             block.clamp_(max=max_value)
         if pi is not None:
@@ -120,24 +135,69 @@ def apply_backward(
     dpi = None if pi is None else torch.zeros_like(blocks.pi)
     for at in _cut(dx_rows.shape):
         n, c, p, b = at
-        y, wins = blocks.pieces(at)
+        x, y, leads = blocks.pieces(at)
         g = dy_rows[at].to(blocks.dtype)
         if pi is not None:
             dpi[n, :, p] += (g * (y if max_value is None else y.clamp(max=max_value))).sum((1, 3), keepdim=True)
             g = g * blocks.pi[n, :, p]
         if max_value is not None:
-            g = g.masked_fill(y >= max_value, 0)
+            g = _where_positive(g, max_value - y)
         block = torch.zeros_like(g)
         # From the last piece to the first: what one has won is no longer there for those before it.
-        for k, win in zip(range(blocks.k - 1, -1, -1), [*reversed(wins), None], strict=True):
-            won = g if win is None else g.masked_fill(~win, 0)
-            g = g if win is None else g.masked_fill(win, 0)
+        for k in range(blocks.k - 1, -1, -1):
+            rest = _where_positive(g, leads[k - 1]) if k else None
+            won, g = (g - rest, rest) if k else (g, None)
             block += won * blocks.coefs[k][n, c, :, b]
-            dcoefs[k][n, c, :, b] += (won * blocks.rows[at]).sum(2, keepdim=True)
+            dcoefs[k][n, c, :, b] += (won * x).sum(2, keepdim=True)
             dcoefs[blocks.k + k][n, c, :, b] += won.sum(2, keepdim=True)
         dx_rows[at] = block
     dtheta = torch.stack([dcoef.flatten(1) for dcoef in dcoefs], 2).sum_to_size(theta.shape).to(theta.dtype)
     return dx, dtheta, None if pi is None else dpi.reshape(pi.shape).to(pi.dtype), None
+
+
+def statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x; the mean of each plane, (N, C); with a `weight` of shape (1, C) its product with x, (N, 1, *spatial)."""
+    dense, dtype = _dense(x), _arithmetic(x)
+    channels_last = _is_channels_last(dense)
+    rows = _as_rows(dense, channels_last)
+    sums = _as_rows(torch.zeros(x.shape[:2], dtype=dtype), channels_last)
+    logits = None if weight is None else torch.zeros((x.shape[0], 1, *x.shape[2:]), dtype=dtype)
+    for at in _cut(rows.shape):
+        n, c, p, b = at
+        block = rows[at].to(dtype)
+        sums[n, c, :, b] += block.sum(2, keepdim=True)
+        if weight is not None:
+            product = block * _as_rows(weight.to(dtype), channels_last)[:, c, :, b]
+            _as_rows(logits, False)[n, :, p] += product.sum((1, 3), keepdim=True)
+    return x, sums.flatten(1) / math.prod(x.shape[2:]), logits
+
+
+def statistics_backward(
+        dy: Tensor,
+        dmean: Tensor,
+        dlogits: Tensor | None,
+        x: Tensor,
+        weight: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `x` and `weight`, added to the gradient `dy` that x has from elsewhere, in its memory."""
+    channels_last = _is_channels_last(dy)
+    dx = dy if channels_last or dy.is_contiguous() else dy.contiguous()
+    dtype = _arithmetic(x)
+    x_rows, dx_rows = _as_rows(x, channels_last), _as_rows(dx, channels_last)
+    dmean = _as_rows(dmean / math.prod(x.shape[2:]), channels_last)
+    if weight is None:
+        for at in _cut(dx_rows.shape):
+            n, c, _, b = at
+            dx_rows[at] += dmean[n, c, :, b]
+        return dx, None
+    weights = _as_rows(weight.to(dtype), channels_last)
+    dlogits = _as_rows(dlogits, False)
+    dweights = torch.zeros_like(weights)
+    for at in _cut(dx_rows.shape):
+        n, c, p, b = at
+        dx_rows[at] += dmean[n, c, :, b] + weights[:, c, :, b] * dlogits[n, :, p]
+        dweights[:, c, :, b] += (x_rows[at] * dlogits[n, :, p]).sum((0, 2), keepdim=True)
+    return dx, dweights.reshape(weight.shape).to(weight.dtype)
 
 
 def brelu(x: Tensor, weight: None, kind: str, bound: float, layout: str, inplace: bool) -> Tensor:
