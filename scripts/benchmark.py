@@ -4,23 +4,22 @@
 All that is compared is measured in one process in turns, so that what disturbs the machine disturbs everything alike,
 and printed as ratios of medians:
 
-  floor     the plain operator of PyTorch: nn.ReLU or nn.MaxPool2d
-  ours      the operator of this package in eager mode
-  compiled  the same under torch.compile
-  literal   its definition, written down in PyTorch operations as one finds it in research code
+  floor           the plain operator of PyTorch, such as nn.ReLU or nn.MaxPool2d
+  floor_compiled  the same under torch.compile
+  ours            the operator of this package in eager mode
+  compiled        the same under torch.compile
+  literal         its definition, written down in PyTorch operations as one finds it in research code
 
 "bytes" relates the time to that in which the machine copies the bytes that the operator has to move: 1 is the memory
 limit. `aims` measures what this project has set itself for the device and tells which aims are met.
 """
 import argparse
-import csv
 import datetime
-import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,14 +29,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import timm_dyacts
+from timm_dyacts.files import format_csv, replace_text
 from timm_dyacts.layers import BELU, BipolarMaxPool2d, BReLU, DyReLU, SoftPool2d, channel_signs
 from timm_dyacts.training.build import resolve_device
 from timm_dyacts.training.curves import require_matplotlib
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
-VARIANTS = ('floor', 'ours', 'compiled', 'literal')
-COLORS = {'ours': '#1f6fb4', 'compiled': '#8fbfe0', 'literal': '#9a9a9a'}
+VARIANTS = ('floor', 'floor_compiled', 'ours', 'compiled', 'literal')
+COLORS = {'ours': '#1f6fb4', 'compiled': '#8fbfe0', 'floor_compiled': '#d9d9d9', 'literal': '#9a9a9a'}
 COLUMNS = ('name', 'shape', 'layout', 'dtype', 'measured', 'variant', 'milliseconds', 'floor_ratio', 'bytes_ratio',
            'peak_mib', 'device', 'torch', 'timm', 'timm_dyacts', 'date')
 
@@ -119,7 +119,6 @@ class Clock:
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device = device
         self.repeats = repeats
-        # Written between measurements, so that none finds its input in the cache of the GPU.
         self.flush = torch.empty(2 ** 28, dtype=torch.int8, device=device) if device.type == 'cuda' else None
 
     def medians(self, functions: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -138,7 +137,10 @@ class Clock:
             start = time.perf_counter()
             function()
             return 1000 * (time.perf_counter() - start)
-        self.flush.zero_()
+        # No function finds its input in the cache of the GPU. And as in training, where the CPU runs ahead, the
+        # launches of a single operator are queued while the GPU is still at this, for a millisecond or more.
+        for _ in range(16):
+            self.flush.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         function()
@@ -180,6 +182,7 @@ def measure_operator(
         variants: list[str],
         clock: Clock,
 ) -> Iterator[dict]:
+    torch.compiler.reset()  # or it would compile for shapes of any size from the second on, and give up after some
     operator = OPERATORS[name]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(clock.device, DTYPES[dtype], memory_format=LAYOUTS[layout])
@@ -189,6 +192,7 @@ def measure_operator(
         nn.init.normal_(param, std=0.1)
     functions = {
         'floor': operator.floor(),
+        'floor_compiled': torch.compile(operator.floor()),
         'ours': ours,
         'compiled': torch.compile(ours),
         'literal': lambda x: operator.literal(ours, x),
@@ -219,15 +223,17 @@ def measure_operator(
 
 
 def measure_models(
-        names: list[str],
+        names: Sequence[str],
         batch_size: int,
         img_size: int,
         layout: str,
         dtype: str,
         compiled: bool,
         clock: Clock,
+        measured: Sequence[str] = ('training step', 'inference'),
 ) -> Iterator[dict]:
     """The variants of one base, beside it."""
+    torch.compiler.reset()
     device = clock.device
     x = torch.randn(batch_size, 3, img_size, img_size, device=device).to(memory_format=LAYOUTS[layout])
     target = torch.randint(10, (batch_size,), device=device)
@@ -257,11 +263,11 @@ def measure_models(
 
     for name in names:
         prepare(name)
-    for measured, functions in calls.items():
-        times = clock.medians(functions)
-        for name, call in functions.items():
+    for what in measured:
+        times = clock.medians(calls[what])
+        for name, call in calls[what].items():
             yield dict(
-                name=name, shape='x'.join(map(str, x.shape)), layout=layout, dtype=dtype, measured=measured,
+                name=name, shape='x'.join(map(str, x.shape)), layout=layout, dtype=dtype, measured=what,
                 variant='compiled' if compiled else 'ours', milliseconds=times[name],
                 floor_ratio=times[name] / times[names[0]], bytes_ratio=None, peak_mib=clock.peak_mib(call),
             )
@@ -281,23 +287,18 @@ class Report:
         for row in rows:
             self.rows.append(row | environment(self.device))
             if len(self.rows) == 1:
-                print(f"{'':26}{'shape':20}{'layout':15}{'dtype':6}{'measured':18}{'variant':10}"
+                print(f"{'':26}{'shape':20}{'layout':15}{'dtype':6}{'measured':18}{'variant':16}"
                       f"{'ms':>9}{'floor':>8}{'bytes':>8}{'MiB':>8}")
             numbers = ''.join(
                 f'{row[column]:{width}.2f}' if row[column] is not None else f"{'':{width}}"
                 for column, width in (('milliseconds', 9), ('floor_ratio', 8), ('bytes_ratio', 8), ('peak_mib', 8)))
             print(f"{row['name']:26}{row['shape']:20}{row['layout']:15}{row['dtype']:6}{row['measured']:18}"
-                  f"{row['variant']:10}{numbers}", flush=True)
+                  f"{row['variant']:16}{numbers}", flush=True)
 
     def save(self, path: Path) -> None:
         """Writes the rows and, beside them, the chart."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix('.tmp')
-        with scratch.open('w', newline='') as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(scratch, path)
+        replace_text(path, format_csv(self.rows, COLUMNS))
         self.draw(path.with_suffix('.png'))
         print(f'{path} and {path.with_suffix(".png").name} written')
 
@@ -367,8 +368,7 @@ class Aim:
 BOTH = 'forward+backward'
 AIMS = {
     'cuda': [
-        *(Aim(name, measured, 'bytes', 1.15)
-          for name in ('brelu', 'dyrelu_b', 'softpool_2x2') for measured in ('forward', BOTH)),
+        *(Aim(name, measured, 'bytes', 1.15) for name in OPERATORS for measured in ('forward', BOTH)),
         Aim('brelu', BOTH, 'floor', 1.05),
         Aim('dyrelu_b', BOTH, 'floor', 1.8),
         Aim('softpool_2x2', BOTH, 'floor', 1.0),
@@ -390,22 +390,28 @@ AIMS = {
 }
 
 
-def measure_aims(clock: Clock, report: Report) -> None:
-    names = ('brelu', 'dyrelu_b', 'softpool_2x2')
+PARTS = ('operators', 'models', 'compiled-models')
+
+
+def measure_aims(parts: Sequence[str], clock: Clock, report: Report) -> None:
+    """Parts of what there are aims for: `PARTS` on CUDA; on CPUs there are only operators."""
     if clock.device.type == 'cpu':
-        for name in names:
+        for name in dict.fromkeys(aim.name for aim in AIMS['cpu']):
             report.add(measure_operator(name, (32, 64, 112, 112), 'contiguous', 'fp32', list(VARIANTS), clock))
         return
-    # 64 MiB in bf16, and more
-    for shape in ((168, 64, 56, 56), (64, 256, 112, 112)):
-        for layout in LAYOUTS:
-            for dtype in ('bf16', 'fp32'):
-                for name in names:
-                    report.add(measure_operator(name, shape, layout, dtype, ['floor', 'ours', 'literal'], clock))
-    for compiled in (False, True):
-        for models in (('resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b'),
-                       ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
-            report.add(measure_models(list(models), 256, 224, 'channels_last', 'bf16', compiled, clock))
+    if 'operators' in parts:
+        # 64 MiB in bf16, and more
+        for shape in ((168, 64, 56, 56), (64, 256, 112, 112)):
+            for layout in LAYOUTS:
+                for dtype in ('bf16', 'fp32'):
+                    for name in OPERATORS:
+                        report.add(measure_operator(name, shape, layout, dtype, ['floor', 'ours', 'literal'], clock))
+    for part in ('models', 'compiled-models'):
+        if part in parts:
+            for models in (('resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b'),
+                           ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
+                report.add(measure_models(
+                    models, 256, 224, 'channels_last', 'bf16', part != 'models', clock, ['training step']))
 
 
 def print_aims(aims: list[Aim], rows: list[dict]) -> None:
@@ -440,6 +446,8 @@ def create_parser() -> argparse.ArgumentParser:
     models.add_argument('--layout', choices=LAYOUTS, default='channels_last', help='default: %(default)s')
     models.add_argument('--dtype', choices=DTYPES, default='bf16', help='of autocast (default: %(default)s)')
     models.add_argument('--compile', action='store_true', help='under torch.compile')
+    aims.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS),
+                      help='of what is measured on CUDA, where compiling the models takes longest (default: all)')
     for command in (ops, models, aims):
         command.add_argument('--repeats', type=int, default=20, metavar='N', help='of each measurement (default: 20)')
         command.add_argument('--device', metavar='NAME', help='device (default: cuda if there is one, else cpu)')
@@ -476,7 +484,7 @@ def main() -> None:
             report.add(measure_models(
                 args.models, args.batch_size, args.img_size, args.layout, args.dtype, args.compile, clock))
         else:
-            measure_aims(clock, report)
+            measure_aims(args.parts, clock, report)
         report.save(args.output or Path(f'benchmark-{args.command}.csv'))
         if args.command == 'aims':
             print_aims(AIMS[clock.device.type], report.rows)
