@@ -2,6 +2,7 @@
 
 Paper: `Dynamic ReLU` (Chen et al., 2020) - https://arxiv.org/abs/2003.10027
 """
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -105,26 +106,18 @@ class _DyReLUFunction(torch.autograd.Function):
         return None, *kernels.differentiate(fused, _dyrelu_definition, args, (dy,), ctx.needs_input_grad[1:])
 
 
-@torch.fx.wrap
-def _statistics(x: Tensor, fc1_weight: Tensor, spatial_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What the coefficients need to know of the input, in one pass over it.
+def _check_input(x: Tensor, fc1_weight: Tensor) -> None:
+    check_input(x, _DIMS)
+    check_channels(x, fc1_weight.shape[1])
+
+
+def _statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What the coefficients need to know of the input.
 
     Returns:
-        x itself, to be used from here on, so that its gradients meet where those of the others are formed; the mean of
-        each plane, (N, C); with a spatial weight of shape (1, C), its product with x, (N, 1, *spatial). The last two
-        in fp32 for half-precision inputs.
+        The mean of each plane, (N, C); with a spatial weight of shape (1, C), its product with x, (N, 1, *spatial).
+        In fp32 for half-precision inputs.
     """
-    if not torch.jit.is_scripting():
-        check_input(x, _DIMS)
-        check_channels(x, fc1_weight.shape[1])
-        fused = kernels.find_pass('dyrelu', 'statistics', x, spatial_weight)
-        if fused is not None:
-            return _StatisticsFunction.apply(fused, x, spatial_weight)
-    return _statistics_definition(x, spatial_weight)
-
-
-def _statistics_definition(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`_statistics` in plain operations."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     mean = x.unsqueeze(-1).flatten(2).mean(2, dtype=dtype)
     logits: Tensor | None = None
@@ -133,22 +126,7 @@ def _statistics_definition(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Te
         # torch.compile makes one pass of it.
         product = x * weight.to(dtype).reshape([1, weight.shape[1]] + [1] * (x.dim() - 2))
         logits = product.sum(1, keepdim=True)
-    return x, mean, logits
-
-
-class _StatisticsFunction(torch.autograd.Function):
-    """Adds all that comes back to the input in one pass."""
-
-    @staticmethod
-    def forward(ctx, fused: Callable, x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        ctx.save_for_backward(x, weight)
-        return kernels.run(fused, _statistics_definition, x, weight)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        args = ctx.saved_tensors
-        fused = kernels.find_pass('dyrelu', 'statistics_backward', *grads, *args)
-        return None, *kernels.differentiate(fused, _statistics_definition, args, grads, ctx.needs_input_grad[1:])
+    return mean, logits
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -166,7 +144,6 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-@torch.fx.wrap
 def _coefficients(
         mean: Tensor,
         fc1_weight: Tensor,
@@ -190,7 +167,6 @@ def _coefficients(
     return torch.stack(slopes + intercepts, 1).transpose(1, 2)
 
 
-@torch.fx.wrap
 def _attention(logits: Tensor, bias: Tensor, tau: float, paper_scale: bool) -> Tensor:
     """The spatial weight of DyReLU-C from its logits without bias, (N, 1, *spatial)."""
     z = (logits + bias.to(logits.dtype)).flatten(1) / tau
@@ -200,6 +176,97 @@ def _attention(logits: Tensor, bias: Tensor, tau: float, paper_scale: bool) -> T
     if paper_scale:
         pi = pi / 3
     return pi.reshape(logits.shape)
+
+
+@torch.fx.wrap
+def _dynamic_relu(
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor,
+        spatial_weight: Tensor | None,
+        spatial_bias: Tensor | None,
+        alpha: list[float],
+        beta: list[float],
+        lambda_a: float,
+        lambda_b: float,
+        tau: float,
+        paper_scale: bool,
+        max_value: float | None,
+) -> Tensor:
+    """A module as a function of its input, parameters and attributes."""
+    if not torch.jit.is_scripting():
+        _check_input(x, fc1_weight)
+        operands = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias
+        fused = kernels.find_pass('dyrelu', 'dynamic_relu', *operands)
+        if fused is not None:
+            settings = alpha, beta, lambda_a, lambda_b, tau, paper_scale, max_value
+            return _DynamicReLUFunction.apply(fused, len(operands), *operands, *settings)
+    return _dynamic_relu_definition(
+        x,
+        fc1_weight,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+        spatial_weight,
+        spatial_bias,
+        alpha,
+        beta,
+        lambda_a,
+        lambda_b,
+        tau,
+        paper_scale,
+        max_value,
+    )
+
+
+def _dynamic_relu_definition(
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor,
+        spatial_weight: Tensor | None,
+        spatial_bias: Tensor | None,
+        alpha: list[float],
+        beta: list[float],
+        lambda_a: float,
+        lambda_b: float,
+        tau: float,
+        paper_scale: bool,
+        max_value: float | None,
+) -> Tensor:
+    """`_dynamic_relu` step by step."""
+    mean, logits = _statistics(x, spatial_weight)
+    theta = _coefficients(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, alpha, beta, lambda_a, lambda_b)
+    pi: Tensor | None = None
+    if logits is not None and spatial_bias is not None:
+        pi = _attention(logits, spatial_bias, tau, paper_scale)
+    return dyrelu(x, theta, pi, max_value)
+
+
+class _DynamicReLUFunction(torch.autograd.Function):
+    """One function for the whole module: its backward pass knows where all gradients of the input come from, and its
+    own intermediate results, of which it may keep partial sums and overwrite gradients, stay its own.
+    """
+
+    @staticmethod
+    def forward(ctx, fused: Callable, count: int, *args) -> Tensor:
+        y, *found = kernels.run(fused, lambda *args: (_dynamic_relu_definition(*args),), *args)
+        ctx.count, ctx.settings = count, args[count:]
+        ctx.save_for_backward(*args[:count], *found)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        operands, found = ctx.saved_tensors[:ctx.count], ctx.saved_tensors[ctx.count:]
+        fused = kernels.find_pass('dyrelu', 'dynamic_relu_backward', dy, *operands, *found) if found else None
+        if fused is not None:
+            fused = functools.partial(fused, found=found)
+        args = (*operands, *ctx.settings)
+        grads = kernels.differentiate(fused, _dynamic_relu_definition, args, (dy,), ctx.needs_input_grad[2:])
+        return None, None, *grads
 
 
 class DyReLU(nn.Module):
@@ -343,10 +410,8 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, C, 2K), or (N, 1, 2K) in mode "a": K slopes, then K intercepts. At least fp32.
         """
-        _, mean, _ = _statistics(x, self.fc1_weight, None)
-        return self._coefficients_from(mean)
-
-    def _coefficients_from(self, mean: Tensor) -> Tensor:
+        _check_input(x, self.fc1_weight)
+        mean, _ = _statistics(x, None)
         return _coefficients(
             mean,
             self.fc1_weight,
@@ -368,19 +433,29 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, 1, *spatial), at least fp32; None in modes "a" and "b".
         """
-        _, _, logits = _statistics(x, self.fc1_weight, self.spatial_weight)
-        return self._attention_from(logits)
-
-    def _attention_from(self, logits: Tensor | None) -> Tensor | None:
-        if self.spatial_bias is None or logits is None:
-            return None
-        return _attention(logits, self.spatial_bias, self.tau, self.paper_scale)
+        _check_input(x, self.fc1_weight)
+        _, logits = _statistics(x, self.spatial_weight)
+        return None if logits is None else _attention(logits, self.spatial_bias, self.tau, self.paper_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_dim != 1:
             x = x.movedim(-1, 1)
-        x, mean, logits = _statistics(x, self.fc1_weight, self.spatial_weight)
-        y = dyrelu(x, self._coefficients_from(mean), self._attention_from(logits), self.max_value)
+        y = _dynamic_relu(
+            x,
+            self.fc1_weight,
+            self.fc1_bias,
+            self.fc2_weight,
+            self.fc2_bias,
+            self.spatial_weight,
+            self.spatial_bias,
+            self.alpha,
+            self.beta,
+            self.lambda_a,
+            self.lambda_b,
+            self.tau,
+            self.paper_scale,
+            self.max_value,
+        )
         return y if self.channel_dim == 1 else y.movedim(1, -1)
 
     def extra_repr(self) -> str:
