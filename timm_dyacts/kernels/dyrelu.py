@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import hyper
+from .settings import DyReLUSettings
 from .tiles import Tiling, alignment, channels_inner, existing, launch, locate, offsets, readable, strides, tiling_of
 
 __all__ = ['apply', 'apply_backward', 'dynamic_relu', 'dynamic_relu_backward']
@@ -290,10 +291,10 @@ def _add_statistics_backward(
 class Found(NamedTuple):
     """What the forward pass keeps for the backward pass beside its arguments."""
 
+    theta: Tensor
     mean: Tensor
     hidden: Tensor
     residual: Tensor
-    theta: Tensor
     pi: Tensor | None
     share: Tensor | None
 
@@ -306,23 +307,16 @@ def dynamic_relu(
         fc2_bias: Tensor,
         spatial_weight: Tensor | None,
         spatial_bias: Tensor | None,
-        alpha: list[float],
-        beta: list[float],
-        lambda_a: float,
-        lambda_b: float,
-        tau: float,
-        paper_scale: bool,
-        max_value: float | None,
+        settings: DyReLUSettings,
 ) -> tuple[Tensor, ...]:
-    """The whole of a module, whose attributes the arguments are. Returns the output and the fields of `Found`."""
+    """The whole of a module. Returns the output, then the fields of `Found`."""
     x = readable(x)
-    means, logits = _statistics(x, spatial_weight)
-    theta, *inner = hyper.coefficients(
-        means, fc1_weight, fc1_bias, fc2_weight, fc2_bias, (*alpha, *beta), _scale(alpha, lambda_a, lambda_b))
+    parts, logits = _statistics(x, spatial_weight)
+    theta, *inner = hyper.coefficients(parts, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
     pi = share = None
     if logits is not None:
-        pi, share = hyper.attention(logits, spatial_bias, tau, _divisor(paper_scale))
-    return apply(x, theta, pi, max_value), *Found(*inner, theta, pi, share)
+        pi, share = hyper.attention(logits, spatial_bias, settings)
+    return apply(x, theta, pi, settings.max_value), *Found(theta, *inner, pi, share)
 
 
 def dynamic_relu_backward(
@@ -334,36 +328,20 @@ def dynamic_relu_backward(
         fc2_bias: Tensor,
         spatial_weight: Tensor | None,
         spatial_bias: Tensor | None,
-        alpha: list[float],
-        beta: list[float],
-        lambda_a: float,
-        lambda_b: float,
-        tau: float,
-        paper_scale: bool,
-        max_value: float | None,
+        settings: DyReLUSettings,
         found: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the tensors, then None for each number."""
+    """A gradient or None for each argument but the last."""
     found = Found(*found)
-    dx, dtheta, dpi = _apply_backward(dy, x, found.theta, found.pi, max_value)
+    dx, dtheta, dpi = _apply_backward(dy, x, found.theta, found.pi, settings.max_value)
     dlogits = dspatial_bias = None
     if dpi is not None:
-        dlogits = hyper.attention_backward(dpi, found.share, tau, _divisor(paper_scale))
+        dlogits = hyper.attention_backward(dpi, found.share, settings)
         dspatial_bias = torch.zeros_like(spatial_bias)  # softmax does not see it
     dmean, *dparams = hyper.coefficients_backward(
-        dtheta, found.mean, found.hidden, found.residual, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
-        _scale(alpha, lambda_a, lambda_b))
+        dtheta, found.mean, found.hidden, found.residual, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
     dspatial_weight = _add_statistics_backward(dx, dmean, dlogits, x, spatial_weight)
-    return dx, *dparams, dspatial_weight, dspatial_bias, *[None] * 7
-
-
-def _scale(alpha: list[float], lambda_a: float, lambda_b: float) -> tuple[float, ...]:
-    """The ranges of the 2K coefficients of a channel."""
-    return (lambda_a,) * len(alpha) + (lambda_b,) * len(alpha)
-
-
-def _divisor(paper_scale: bool) -> float:
-    return 3.0 if paper_scale else 1.0
+    return dx, *dparams, dspatial_weight, dspatial_bias, None
 
 
 def _theta_strides(theta: Tensor) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .settings import DyReLUSettings
 from .tiles import expm1, launch
 
 __all__ = ['attention', 'attention_backward', 'coefficients', 'coefficients_backward']
@@ -195,6 +196,16 @@ def _attention_backward_kernel(dpi_ptr, share_ptr, positions, tau, divisor, BLOC
         tl.store(dpi_ptr + p, dlogits, p < positions)
 
 
+def _scale(settings: DyReLUSettings) -> tuple[float, ...]:
+    """The ranges of the 2K coefficients of a channel."""
+    k = len(settings.alpha)
+    return (settings.lambda_a,) * k + (settings.lambda_b,) * k
+
+
+def _divisor(settings: DyReLUSettings) -> float:
+    return 3.0 if settings.paper_scale else 1.0
+
+
 def _block(size: int, other: int = 1) -> int:
     """The side of a tile along a dimension of some size, where the other side is `other`."""
     return min(triton.next_power_of_2(size), _TILE // other)
@@ -221,8 +232,7 @@ def coefficients(
         fc1_bias: Tensor,
         fc2_weight: Tensor,
         fc2_bias: Tensor,
-        start: tuple[float, ...],
-        scale: tuple[float, ...],
+        settings: DyReLUSettings,
 ) -> tuple[Tensor, ...]:
     """The hyper function.
 
@@ -232,8 +242,7 @@ def coefficients(
         fc1_bias: See there.
         fc2_weight: See there.
         fc2_bias: See there.
-        start: What is added to each of the 2K residuals of a channel.
-        scale: What each of them is multiplied with before.
+        settings: Start and range of the coefficients.
 
     Returns:
         The coefficients, (N, C or 1, 2K), in memory with the channels last; and what the gradients take: the means,
@@ -241,6 +250,7 @@ def coefficients(
     """
     n, rows, channels = parts.shape
     hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
+    start, scale = (*settings.alpha, *settings.beta), _scale(settings)
     coefs = len(start)
     theta = parts.new_empty(n, coefs, out // coefs)
     if _are_few(fc1_weight, fc2_weight):
@@ -273,7 +283,7 @@ def coefficients_backward(
         fc1_bias: Tensor,
         fc2_weight: Tensor,
         fc2_bias: Tensor,
-        scale: tuple[float, ...],
+        settings: DyReLUSettings,
 ) -> tuple[Tensor, ...]:
     """Gradients of the means and of the parameters.
 
@@ -281,6 +291,7 @@ def coefficients_backward(
     """
     n, channels = mean.shape
     hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
+    scale = _scale(settings)
     coefs = len(scale)
     rows = math.prod(dtheta.shape[1:]) // out
     dz = torch.empty_like(residual)
@@ -312,8 +323,9 @@ def coefficients_backward(
     )
 
 
-def attention(logits: Tensor, bias: Tensor, tau: float, divisor: float) -> tuple[Tensor, Tensor]:
-    """``min(positions * softmax((logits + bias) / tau), 3) / divisor`` and what the minimum is taken of.
+def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
+    """The weight of each position, ``min(positions * softmax((logits + bias) / tau), 3)``, and what that has the
+    minimum of.
 
     The latter is written over the logits, (N, 1, *spatial) and contiguous.
     """
@@ -321,16 +333,16 @@ def attention(logits: Tensor, bias: Tensor, tau: float, divisor: float) -> tuple
     positions = math.prod(logits.shape[1:])
     launch(
         _attention_kernel, len(logits),
-        logits, bias, pi, positions, tau, divisor, _block(positions), num_warps=_WARPS,
+        logits, bias, pi, positions, settings.tau, _divisor(settings), _block(positions), num_warps=_WARPS,
     )
     return pi, logits
 
 
-def attention_backward(dpi: Tensor, share: Tensor, tau: float, divisor: float) -> Tensor:
+def attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
     """Gradient of the logits, written over that of the attention. That of the bias is zero: softmax does not see it."""
     positions = math.prod(share.shape[1:])
     launch(
         _attention_backward_kernel, len(share),
-        dpi, share, positions, tau, divisor, _block(positions), num_warps=_WARPS,
+        dpi, share, positions, settings.tau, _divisor(settings), _block(positions), num_warps=_WARPS,
     )
     return dpi

@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from .. import kernels
+from ..kernels.settings import DyReLUSettings
 from ._checks import (
     check_channels,
     check_choice,
@@ -150,30 +151,27 @@ def _coefficients(
         fc1_bias: Tensor,
         fc2_weight: Tensor,
         fc2_bias: Tensor,
-        alpha: list[float],
-        beta: list[float],
-        lambda_a: float,
-        lambda_b: float,
+        settings: DyReLUSettings,
 ) -> Tensor:
     """The hyper function: (N, C) -> (N, C or 1, 2K)."""
-    k = len(alpha)
+    k = len(settings.alpha)
     z = _linear(_linear(mean, fc1_weight, fc1_bias).relu(), fc2_weight, fc2_bias)
     # 2 * sigmoid(z) - 1 = tanh(z / 2)
     residuals = torch.tanh(z / 2).reshape(mean.shape[0], fc2_bias.shape[0] // (2 * k), 2 * k).unbind(2)
     # The constants enter as scalars: a tensor made of them here would be a synchronising copy to the device.
-    slopes = [alpha[i] + lambda_a * residuals[i] for i in range(k)]
-    intercepts = [beta[i] + lambda_b * residuals[k + i] for i in range(k)]
+    slopes = [settings.alpha[i] + settings.lambda_a * residuals[i] for i in range(k)]
+    intercepts = [settings.beta[i] + settings.lambda_b * residuals[k + i] for i in range(k)]
     # In memory the channels are last, for kernels that read those of many at once.
     return torch.stack(slopes + intercepts, 1).transpose(1, 2)
 
 
-def _attention(logits: Tensor, bias: Tensor, tau: float, paper_scale: bool) -> Tensor:
+def _attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> Tensor:
     """The spatial weight of DyReLU-C from its logits without bias, (N, 1, *spatial)."""
-    z = (logits + bias.to(logits.dtype)).flatten(1) / tau
+    z = (logits + bias.to(logits.dtype)).flatten(1) / settings.tau
     # exp / mean(exp) is HW * softmax, and exactly 1 where the attention is uniform.
     e = torch.exp(z - z.detach().amax(1, keepdim=True))
     pi = torch.clamp(e / e.mean(1, keepdim=True), max=3.0)
-    if paper_scale:
+    if settings.paper_scale:
         pi = pi / 3
     return pi.reshape(logits.shape)
 
@@ -187,38 +185,17 @@ def _dynamic_relu(
         fc2_bias: Tensor,
         spatial_weight: Tensor | None,
         spatial_bias: Tensor | None,
-        alpha: list[float],
-        beta: list[float],
-        lambda_a: float,
-        lambda_b: float,
-        tau: float,
-        paper_scale: bool,
-        max_value: float | None,
+        settings: DyReLUSettings,
 ) -> Tensor:
-    """A module as a function of its input, parameters and attributes."""
+    """A module as a function of its input, parameters and settings."""
     if not torch.jit.is_scripting():
         _check_input(x, fc1_weight)
         operands = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias
         fused = kernels.find_pass('dyrelu', 'dynamic_relu', *operands)
         if fused is not None:
-            settings = alpha, beta, lambda_a, lambda_b, tau, paper_scale, max_value
-            return _DynamicReLUFunction.apply(fused, len(operands), *operands, *settings)
+            return _DynamicReLUFunction.apply(fused, settings, *operands)
     return _dynamic_relu_definition(
-        x,
-        fc1_weight,
-        fc1_bias,
-        fc2_weight,
-        fc2_bias,
-        spatial_weight,
-        spatial_bias,
-        alpha,
-        beta,
-        lambda_a,
-        lambda_b,
-        tau,
-        paper_scale,
-        max_value,
-    )
+        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias, settings)
 
 
 def _dynamic_relu_definition(
@@ -229,43 +206,41 @@ def _dynamic_relu_definition(
         fc2_bias: Tensor,
         spatial_weight: Tensor | None,
         spatial_bias: Tensor | None,
-        alpha: list[float],
-        beta: list[float],
-        lambda_a: float,
-        lambda_b: float,
-        tau: float,
-        paper_scale: bool,
-        max_value: float | None,
+        settings: DyReLUSettings,
 ) -> Tensor:
     """`_dynamic_relu` step by step."""
     mean, logits = _statistics(x, spatial_weight)
-    theta = _coefficients(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, alpha, beta, lambda_a, lambda_b)
+    theta = _coefficients(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
     pi: Tensor | None = None
     if logits is not None and spatial_bias is not None:
-        pi = _attention(logits, spatial_bias, tau, paper_scale)
-    return dyrelu(x, theta, pi, max_value)
+        pi = _attention(logits, spatial_bias, settings)
+    return dyrelu(x, theta, pi, settings.max_value)
 
 
 class _DynamicReLUFunction(torch.autograd.Function):
-    """One function for the whole module: its backward pass knows where all gradients of the input come from, and its
-    own intermediate results, of which it may keep partial sums and overwrite gradients, stay its own.
+    """The whole module as one function: few passes over the input, few launches, and what goes from one of them to the
+    next, such as partial sums and gradients to be added to in place, stays inside.
     """
 
     @staticmethod
-    def forward(ctx, fused: Callable, count: int, *args) -> Tensor:
-        y, *found = kernels.run(fused, lambda *args: (_dynamic_relu_definition(*args),), *args)
-        ctx.count, ctx.settings = count, args[count:]
-        ctx.save_for_backward(*args[:count], *found)
+    def forward(ctx, fused: Callable, settings: DyReLUSettings, *operands: Tensor | None) -> Tensor:
+        def definition(*args) -> tuple[Tensor]:
+            return _dynamic_relu_definition(*args),
+
+        y, *found = kernels.run(fused, definition, *operands, settings)
+        ctx.settings = settings
+        ctx.save_for_backward(*operands, *found)
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        operands, found = ctx.saved_tensors[:ctx.count], ctx.saved_tensors[ctx.count:]
+        operands, found = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
         fused = kernels.find_pass('dyrelu', 'dynamic_relu_backward', dy, *operands, *found) if found else None
         if fused is not None:
             fused = functools.partial(fused, found=found)
-        args = (*operands, *ctx.settings)
-        grads = kernels.differentiate(fused, _dynamic_relu_definition, args, (dy,), ctx.needs_input_grad[2:])
+        args = (*operands, ctx.settings)
+        *grads, _ = kernels.differentiate(
+            fused, _dynamic_relu_definition, args, (dy,), (*ctx.needs_input_grad[2:], False))
         return None, None, *grads
 
 
@@ -413,16 +388,7 @@ class DyReLU(nn.Module):
         _check_input(x, self.fc1_weight)
         mean, _ = _statistics(x, None)
         return _coefficients(
-            mean,
-            self.fc1_weight,
-            self.fc1_bias,
-            self.fc2_weight,
-            self.fc2_bias,
-            self.alpha,
-            self.beta,
-            self.lambda_a,
-            self.lambda_b,
-        )
+            mean, self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias, self._settings())
 
     def attention(self, x: Tensor) -> Tensor | None:
         """Computes the spatial weight for an input.
@@ -435,7 +401,18 @@ class DyReLU(nn.Module):
         """
         _check_input(x, self.fc1_weight)
         _, logits = _statistics(x, self.spatial_weight)
-        return None if logits is None else _attention(logits, self.spatial_bias, self.tau, self.paper_scale)
+        return None if logits is None else _attention(logits, self.spatial_bias, self._settings())
+
+    def _settings(self) -> DyReLUSettings:
+        return DyReLUSettings(
+            self.alpha,
+            self.beta,
+            self.lambda_a,
+            self.lambda_b,
+            self.tau,
+            self.paper_scale,
+            self.max_value,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_dim != 1:
@@ -448,13 +425,7 @@ class DyReLU(nn.Module):
             self.fc2_bias,
             self.spatial_weight,
             self.spatial_bias,
-            self.alpha,
-            self.beta,
-            self.lambda_a,
-            self.lambda_b,
-            self.tau,
-            self.paper_scale,
-            self.max_value,
+            self._settings(),
         )
         return y if self.channel_dim == 1 else y.movedim(1, -1)
 
