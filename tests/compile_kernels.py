@@ -8,7 +8,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from timm_dyacts.kernels import bipolar, dyrelu, softpool
+from timm_dyacts.kernels import bipolar, dyrelu, hyper, softpool
+from timm_dyacts.kernels.settings import DyReLUSettings
 from timm_dyacts.kernels.window import Window
 
 
@@ -34,21 +35,26 @@ def compile_and_print(kernel, programs, *args, **meta):
     print(*case, kernel.fn.__name__, max(widths))
 
 
+def compile_dyrelu(x, hidden, spatial):
+    channels = x.shape[1]
+    params = [torch.empty(size) for size in ((hidden, channels), hidden, (4 * channels, hidden), 4 * channels)]
+    params += [torch.empty(1, channels), torch.empty(1)] if spatial else [None, None]
+    settings = DyReLUSettings([1.0, 0.0], [0.0, 0.0], 1.0, 0.5, 10.0, False, 6.0)
+    y, *found = dyrelu.dynamic_relu(x, *params, settings)
+    dyrelu.dynamic_relu_backward(y, x, *params, settings, found)
+
+
 triton.runtime.driver.set_active(H200())
-for module in (bipolar, dyrelu, softpool):
+for module in (bipolar, dyrelu, hyper, softpool):
     module.launch = compile_and_print
 
 case = 'bfloat16', 'channels_last'
 x = torch.empty(4, 64, 28, 28, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-mean, theta, weight = torch.empty(4, 64), torch.empty(4, 64, 4), torch.empty(1, 64)
-logits = torch.empty(4, 1, 28, 28)
-bipolar.activation(x, weight[0], 'prelu', 0.0, 'interleaved', False)
-bipolar.activation_backward(x, x, weight[0], 'prelu', 0.0, 'interleaved', False)
+weight = torch.empty(64)
+bipolar.activation(x, weight, 'prelu', 0.0, 'interleaved', False)
+bipolar.activation_backward(x, x, weight, 'prelu', 0.0, 'interleaved', False)
 bipolar.activation(x, None, 'elu', 1.0, 'halves', False)
-dyrelu.statistics(x, weight)
-dyrelu.statistics_backward(x, mean, logits, x, weight)
-dyrelu.apply(x, theta, logits, 6.0)
-dyrelu.apply_backward(x, x, theta, logits, 6.0)
+compile_dyrelu(x, 8, True)
 for kernel_size, padding in ((2, 0), (3, 1)):
     window = Window.of([kernel_size] * 2, (2, 2), [padding] * 2, (1, 1))
     softpool.softpool_backward(softpool.softpool(x, window, False, 1.0, False), x, window, False, 1.0, False)
@@ -59,7 +65,4 @@ case = 'float32', 'contiguous'
 x = torch.empty(4, 64, 14, 14)
 bipolar.activation(x, None, 'relu', 6.0, 'interleaved', False)
 bipolar.activation_backward(x, x, None, 'relu', 6.0, 'interleaved', False)
-dyrelu.statistics(x, None)
-dyrelu.statistics_backward(x, mean, None, x, None)
-dyrelu.apply(x, theta, None, None)
-dyrelu.apply_backward(x, x, theta, None, None)
+compile_dyrelu(x, 1024, False)

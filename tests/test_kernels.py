@@ -376,7 +376,7 @@ class TestDispatch:
     @pytest.fixture
     def launches(self, monkeypatch):
         """The names of the kernels that are launched."""
-        from timm_dyacts.kernels import bipolar, softpool, tiles
+        from timm_dyacts.kernels import bipolar, hyper, softpool, tiles
         from timm_dyacts.kernels import dyrelu as module_of_kernels
         names = []
 
@@ -384,7 +384,7 @@ class TestDispatch:
             names.append(kernel.fn.__name__)
             tiles.launch(kernel, *args, **kwargs)
 
-        for module in (bipolar, module_of_kernels, softpool):
+        for module in (bipolar, module_of_kernels, hyper, softpool):
             monkeypatch.setattr(module, 'launch', launch)
         return names
 
@@ -437,7 +437,7 @@ class TestDispatch:
     @each_module
     def test_triton_fails(self, name, failing, monkeypatch):
         """One warning, and the same results as from the definition."""
-        from timm_dyacts.kernels import bipolar, softpool, tiles
+        from timm_dyacts.kernels import bipolar, hyper, softpool, tiles
         from timm_dyacts.kernels import dyrelu as module_of_kernels
         module, x = self.MODULES[name](), values(1, 4, 4, 4)
         expected = run(module, x)
@@ -447,7 +447,7 @@ class TestDispatch:
                 raise RuntimeError('Failed to find C compiler.')
             tiles.launch(kernel, *args, **kwargs)
 
-        for kernels_of in (bipolar, module_of_kernels, softpool):
+        for kernels_of in (bipolar, module_of_kernels, hyper, softpool):
             monkeypatch.setattr(kernels_of, 'launch', launch)
         with pytest.warns(RuntimeWarning, match='without its fused kernels.*Failed to find C compiler') as caught:
             for ours, theirs in zip(run(module, x), expected, strict=True):

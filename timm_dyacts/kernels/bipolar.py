@@ -21,7 +21,7 @@ from .sites import (
     unroll,
     window_element,
 )
-from .tiles import alignment, channels_inner, existing, launch, locate, offsets, readable, strides, tiling_of
+from .tiles import alignment, channels_inner, existing, expm1, launch, locate, offsets, readable, strides, tiling_of
 from .window import Window, five_dims, size_of
 
 __all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
@@ -37,15 +37,6 @@ def _mirrored(c, channels, HALVES: tl.constexpr):
         return c >= (channels + 1) // 2
     else:
         return c % 2 == 1
-
-
-@triton.jit
-def _expm1(u):
-    """exp(u) - 1 for u <= 0, without cancellation near 0."""
-    series = 1 + u / 8
-    for i in tl.static_range(1, 7):
-        series = 1 + u / (8 - i) * series
-    return tl.where(u > -0.5, u * series, tl.exp(u) - 1)
 
 
 @triton.jit
@@ -74,7 +65,7 @@ def _activation_kernel(
         y = tl.where(u <= 0, 0.0, u)
         y = tl.where(y > parameter, parameter, y)
     elif KIND == 'elu' or KIND == 'selu':
-        y = scale * tl.where(u <= 0, parameter * _expm1(u), u)
+        y = scale * tl.where(u <= 0, parameter * expm1(u), u)
     else:
         y = tl.where(u > 0, u, u * _slope(weight_ptr, weight_stride, parameter, c, size[0]))
     y = tl.where(mirrored, -y, y).to(y_ptr.dtype.element_ty)

@@ -3,7 +3,7 @@
 Forward, one pass takes all that the coefficients need from the input (the mean of each plane and, in mode "c", the
 logit of each position), the other applies the functions. Backward, one pass forms the gradients of the coefficients
 and the part of the gradient of the input that passes through the functions, the other adds what comes back through
-the mean and the logits.
+the mean and the logits. What lies between the passes is in `hyper`.
 
 Sums over positions are left as one partial sum for each run of tiles and added up afterwards: no atomics, the results
 are reproducible. A sum over channels stays within one program, which then goes through all channels of its positions.
@@ -16,9 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import hyper
+from .settings import DyReLUSettings
 from .tiles import Tiling, alignment, channels_inner, existing, launch, locate, offsets, readable, strides, tiling_of
 
-__all__ = ['apply', 'apply_backward', 'statistics', 'statistics_backward']
+__all__ = ['apply', 'apply_backward', 'dynamic_relu', 'dynamic_relu_backward']
 
 # The most tiles that one program goes through before it sums over their positions.
 _RUN = 8
@@ -51,7 +53,7 @@ def _apply_kernel(
         K: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
-    n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
+    n, c, p = locate(blocks, BLOCK_C, BLOCK_P, BACKWARDS=True)
     mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
     x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     y, _, _ = _pieces(x, theta_ptr, theta_strides, n, c, size[0], K)
@@ -117,7 +119,7 @@ def _apply_backward_kernel(
 
 @triton.jit
 def _statistics_kernel(
-        x_ptr, weight_ptr, sums_ptr, logits_ptr, size, blocks, x_strides,
+        x_ptr, weight_ptr, means_ptr, logits_ptr, size, blocks, x_strides,
         ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STEPS_C: tl.constexpr, STEPS_P: tl.constexpr,
 ):
@@ -135,28 +137,35 @@ def _statistics_kernel(
             if weight_ptr is not None:
                 weight = tl.load(weight_ptr + c, c < size[0], 0.0).to(tl.float32)
                 logits += tl.sum(x * weight[:, None], 0)
-        tl.store(sums_ptr + row * size[0] + c, tl.sum(sums, 1), c < size[0])
+        tl.store(means_ptr + row * size[0] + c, tl.sum(sums, 1) / size[1], c < size[0])
     if weight_ptr is not None:
         tl.store(logits_ptr + n.to(tl.int64) * size[1] + first_p, logits, first_p < size[1])
 
 
 @triton.jit
 def _statistics_backward_kernel(
-        dy_ptr, dmean_ptr, dlogits_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr, size, blocks,
-        dy_strides, x_strides, dx_strides,
-        ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+        dx_ptr, dmean_ptr, dlogits_ptr, x_ptr, weight_ptr, dweight_ptr, size, blocks, dx_strides, x_strides,
+        ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STEPS_C: tl.constexpr, STEPS_P: tl.constexpr,
 ):
-    n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
-    mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
-    dx = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
-    dx += tl.load(dmean_ptr + n.to(tl.int64) * size[0] + c, c < size[0], 0.0)[:, None] / size[1]
+    n, c, first_p = locate(blocks, BLOCK_C, BLOCK_P, STEPS_C, STEPS_P, BACKWARDS=True)
+    dmean = tl.load(dmean_ptr + n.to(tl.int64) * size[0] + c, c < size[0], 0.0)[:, None] / size[1]
+    dweight = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    for step_p in range(STEPS_P):
+        p = first_p + step_p * BLOCK_P
+        mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
+        dx_at = dx_ptr + offsets(n, c, p, dx_strides, ALIGN, CHANNELS_INNER)
+        dx = tl.load(dx_at, mask, 0.0).to(tl.float32) + dmean
+        if weight_ptr is not None:
+            dlogits = tl.load(dlogits_ptr + n.to(tl.int64) * size[1] + p, p < size[1], 0.0)[None, :]
+            dx += dlogits * tl.load(weight_ptr + c, c < size[0], 0.0).to(tl.float32)[:, None]
+            x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
+            dweight += dlogits * x
+        tl.store(dx_at, dx.to(dx_ptr.dtype.element_ty), mask)
     if weight_ptr is not None:
-        dlogits = tl.load(dlogits_ptr + n.to(tl.int64) * size[1] + p, p < size[1], 0.0)[None, :]
-        dx += dlogits * tl.load(weight_ptr + c, c < size[0], 0.0).to(tl.float32)[:, None]
-        x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
+        # Where a partial sum lies does not matter, as long as each run has its own place.
         row = n.to(tl.int64) * blocks[1] + tl.program_id(0) % blocks[1]
-        tl.store(dweight_ptr + row * size[0] + c, tl.sum(dlogits * x, 1), c < size[0])
-    tl.store(dx_ptr + offsets(n, c, p, dx_strides, ALIGN, CHANNELS_INNER), dx.to(dx_ptr.dtype.element_ty), mask)
+        tl.store(dweight_ptr + row * size[0] + c, tl.sum(dweight, 1), c < size[0])
 
 
 class _Runs(NamedTuple):
@@ -168,7 +177,8 @@ class _Runs(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, over_channels: bool) -> '_Runs':
         if over_channels:
-            tiling = tiling_of(x, elements=4096, positions=4096 if channels_inner(x) else 256)
+            # Many positions and few channels at a time: partial sums of the former, a loop over the latter.
+            tiling = tiling_of(x, elements=4096, positions=4096 if channels_inner(x) else 256, channels=32)
             return cls(tiling, (tiling.blocks[0], 1))
         tiling = tiling_of(x)
         return cls(tiling, (1, max(1, min(_RUN, tiling.blocks[1], tiling.programs // _ENOUGH))))
@@ -215,6 +225,19 @@ def apply_backward(
         max_value: float | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, None]:
     """Gradients of `x`, `theta` and `pi`."""
+    dx, dtheta, dpi = _apply_backward(dy, x, theta, pi, max_value)
+    dtheta = dtheta.sum(1).sum_to_size(theta.shape).to(theta.dtype)
+    return dx, dtheta, None if pi is None else dpi.to(pi.dtype), None
+
+
+def _apply_backward(
+        dy: Tensor,
+        x: Tensor,
+        theta: Tensor,
+        pi: Tensor | None,
+        max_value: float | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `apply_backward`, but of `theta` partial sums, (N, runs, C, 2K), and the smaller gradients in fp32."""
     dy, x = readable(dy), readable(x)
     pi = None if pi is None else readable(pi)
     dx = torch.empty_like(x)
@@ -227,51 +250,98 @@ def apply_backward(
         strides(dy), strides(x), _theta_strides(theta), None if pi is None else strides(pi), strides(dx),
         _bound(max_value), theta.shape[2] // 2, alignment(runs.tiling, dy, x, dx), *runs.constants,
     )
-    dtheta = dtheta.sum(1).sum_to_size(theta.shape).to(theta.dtype)
-    return dx, dtheta, None if pi is None else dpi.to(pi.dtype), None
+    return dx, dtheta, dpi
 
 
-def statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x; the mean of each plane, (N, C); with a `weight` of shape (1, C) its product with x, (N, 1, *spatial)."""
-    source, x = x, readable(x)
+def _statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Summands of the mean of each plane, (N, runs, C); with a `weight` of C elements its product with x, (N, 1, *)."""
     runs = _Runs.of(x, over_channels=weight is not None)
-    sums = runs.partial_sums(x)
+    means = runs.partial_sums(x)
     logits = None
     if weight is not None:
         logits = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=torch.float32, device=x.device)
     launch(
         _statistics_kernel, runs.programs,
-        x, None if weight is None else weight.contiguous(), sums, logits, runs.tiling.size, runs.blocks, strides(x),
+        x, None if weight is None else weight.contiguous(), means, logits, runs.tiling.size, runs.blocks, strides(x),
         alignment(runs.tiling, x), *runs.constants,
     )
-    return source, sums.sum(1) / runs.tiling.positions, logits
+    return means, logits
 
 
-def statistics_backward(
-        dy: Tensor,
+def _add_statistics_backward(
+        dx: Tensor,
         dmean: Tensor,
         dlogits: Tensor | None,
         x: Tensor,
         weight: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `x` and `weight`, added to the gradient `dy` that x has from elsewhere."""
-    dy, x = readable(dy), readable(x)
-    dx = torch.empty_like(x)
-    tiling = tiling_of(x)
-    dweight = None
-    if weight is not None:
-        shape = (tiling.batch, tiling.blocks[1], tiling.channels)
-        dweight = torch.empty(shape, dtype=torch.float32, device=x.device)
+) -> Tensor | None:
+    """Adds to `dx` what comes back through the statistics. Returns the gradient of `weight`."""
+    x = readable(x)
+    # Partial sums only for the weight.
+    runs = _Runs.of(x, over_channels=False) if weight is not None else _Runs(tiling_of(x), (1, 1))
+    dweight = None if weight is None else runs.partial_sums(x)
     launch(
-        _statistics_backward_kernel, tiling.programs,
-        dy, dmean.contiguous(), None if weight is None else dlogits.contiguous(), x,
-        None if weight is None else weight.contiguous(), dx, dweight, tiling.size, tiling.blocks,
-        strides(dy), strides(x), strides(dx),
-        alignment(tiling, dy, x, dx), tiling.channels_inner, tiling.block_c, tiling.block_p,
+        _statistics_backward_kernel, runs.programs,
+        dx, dmean, dlogits, x, None if weight is None else weight.contiguous(), dweight, runs.tiling.size, runs.blocks,
+        strides(dx), strides(x), alignment(runs.tiling, dx, x), *runs.constants,
     )
-    if weight is not None:
-        dweight = dweight.sum((0, 1)).reshape(weight.shape).to(weight.dtype)
-    return dx, dweight
+    return None if weight is None else dweight.sum((0, 1)).reshape(weight.shape).to(weight.dtype)
+
+
+class Found(NamedTuple):
+    """What the forward pass keeps for the backward pass beside its arguments."""
+
+    theta: Tensor
+    mean: Tensor
+    hidden: Tensor
+    residual: Tensor
+    pi: Tensor | None
+    share: Tensor | None
+
+
+def dynamic_relu(
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor,
+        spatial_weight: Tensor | None,
+        spatial_bias: Tensor | None,
+        settings: DyReLUSettings,
+) -> tuple[Tensor, ...]:
+    """The whole of a module. Returns the output, then the fields of `Found`."""
+    x = readable(x)
+    parts, logits = _statistics(x, spatial_weight)
+    theta, *inner = hyper.coefficients(parts, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
+    pi = share = None
+    if logits is not None:
+        pi, share = hyper.attention(logits, spatial_bias, settings)
+    return apply(x, theta, pi, settings.max_value), *Found(theta, *inner, pi, share)
+
+
+def dynamic_relu_backward(
+        dy: Tensor,
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor,
+        spatial_weight: Tensor | None,
+        spatial_bias: Tensor | None,
+        settings: DyReLUSettings,
+        found: tuple[Tensor | None, ...],
+) -> tuple[Tensor | None, ...]:
+    """A gradient or None for each argument but the last."""
+    found = Found(*found)
+    dx, dtheta, dpi = _apply_backward(dy, x, found.theta, found.pi, settings.max_value)
+    dlogits = dspatial_bias = None
+    if dpi is not None:
+        dlogits = hyper.attention_backward(dpi, found.share, settings)
+        dspatial_bias = torch.zeros_like(spatial_bias)  # softmax does not see it
+    dmean, *dparams = hyper.coefficients_backward(
+        dtheta, found.mean, found.hidden, found.residual, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
+    dspatial_weight = _add_statistics_backward(dx, dmean, dlogits, x, spatial_weight)
+    return dx, *dparams, dspatial_weight, dspatial_bias, None
 
 
 def _theta_strides(theta: Tensor) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: how a tensor is cut into tiles, and how a kernel is launched.
+"""What the Triton kernels share: how a tensor is cut into tiles, how a kernel is launched, and a function.
 
 Activations see a tensor as (N, C, P), the positions P being all spatial dimensions in one, with one stride each. That
 covers contiguous and channels_last tensors and most slices of them, which are read where they lie. A tile has channels
@@ -19,6 +19,7 @@ __all__ = [
     'alignment',
     'channels_inner',
     'existing',
+    'expm1',
     'launch',
     'locate',
     'offsets',
@@ -57,12 +58,19 @@ def channels_inner(x: Tensor) -> bool:
     return x.stride(1) == 1 and x.shape[1] > 1
 
 
-def tiling_of(x: Tensor, elements: int = 2048, positions: int = 2048) -> Tiling:
-    """Cuts a tensor into tiles of up to `elements` elements and `positions` positions."""
+def tiling_of(x: Tensor, elements: int = 2048, positions: int = 2048, channels: int = 128) -> Tiling:
+    """Cuts a tensor into tiles of up to `elements` elements.
+
+    Args:
+        x: Shape (N, C, *spatial).
+        elements: Most elements of a tile.
+        positions: Most positions of a tile.
+        channels: Most channels of a tile where the channels are contiguous in memory.
+    """
     n, c = x.shape[:2]
     p = math.prod(x.shape[2:])
     if channels_inner(x):
-        block_c = min(triton.next_power_of_2(c), 128)
+        block_c = min(triton.next_power_of_2(c), channels)
         block_p = min(triton.next_power_of_2(p), positions, elements // block_c)
     else:
         block_p = min(triton.next_power_of_2(p), positions, elements)
@@ -104,9 +112,16 @@ def launch(kernel, programs: int, *args, **meta) -> None:
 def locate(
         blocks,
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STEPS_C: tl.constexpr = 1, STEPS_P: tl.constexpr = 1,
+        BACKWARDS: tl.constexpr = False,
 ):
-    """The sample, channels and positions of this program's (first) tile, of `blocks` = (along C, along P) a sample."""
+    """The sample, channels and positions of this program's (first) tile, of `blocks` = (along C, along P) a sample.
+
+    Programs start about in their order. One that goes over a tensor for the second time does so backwards: what the
+    first has touched last is still in the L2 cache.
+    """
     pid = tl.program_id(0)
+    if BACKWARDS:
+        pid = tl.num_programs(0) - 1 - pid
     n = pid // (blocks[0] * blocks[1])
     c = pid // blocks[1] % blocks[0] * (STEPS_C * BLOCK_C) + tl.arange(0, BLOCK_C)
     p = pid % blocks[1] * (STEPS_P * BLOCK_P) + tl.arange(0, BLOCK_P)
@@ -137,3 +152,12 @@ def offsets(n, c, p, strides, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr)
     else:
         rows, columns = c.to(tl.int64) * _aligned(strides[1], ALIGN), p.to(tl.int64) * strides[2]
     return start + rows[:, None] + columns[None, :]
+
+
+@triton.jit
+def expm1(u):
+    """exp(u) - 1 for u <= 0, without cancellation near 0."""
+    series = 1 + u / 8
+    for i in tl.static_range(1, 7):
+        series = 1 + u / (8 - i) * series
+    return tl.where(u > -0.5, u * series, tl.exp(u) - 1)

@@ -2,6 +2,7 @@
 
 Paper: `Dynamic ReLU` (Chen et al., 2020) - https://arxiv.org/abs/2003.10027
 """
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from .. import kernels
+from ..kernels.settings import DyReLUSettings
 from ._checks import (
     check_channels,
     check_choice,
@@ -105,26 +107,18 @@ class _DyReLUFunction(torch.autograd.Function):
         return None, *kernels.differentiate(fused, _dyrelu_definition, args, (dy,), ctx.needs_input_grad[1:])
 
 
-@torch.fx.wrap
-def _statistics(x: Tensor, fc1_weight: Tensor, spatial_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What the coefficients need to know of the input, in one pass over it.
+def _check_input(x: Tensor, fc1_weight: Tensor) -> None:
+    check_input(x, _DIMS)
+    check_channels(x, fc1_weight.shape[1])
+
+
+def _statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What the coefficients need to know of the input.
 
     Returns:
-        x itself, to be used from here on, so that its gradients meet where those of the others are formed; the mean of
-        each plane, (N, C); with a spatial weight of shape (1, C), its product with x, (N, 1, *spatial). The last two
-        in fp32 for half-precision inputs.
+        The mean of each plane, (N, C); with a spatial weight of shape (1, C), its product with x, (N, 1, *spatial).
+        In fp32 for half-precision inputs.
     """
-    if not torch.jit.is_scripting():
-        check_input(x, _DIMS)
-        check_channels(x, fc1_weight.shape[1])
-        fused = kernels.find_pass('dyrelu', 'statistics', x, spatial_weight)
-        if fused is not None:
-            return _StatisticsFunction.apply(fused, x, spatial_weight)
-    return _statistics_definition(x, spatial_weight)
-
-
-def _statistics_definition(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`_statistics` in plain operations."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     mean = x.unsqueeze(-1).flatten(2).mean(2, dtype=dtype)
     logits: Tensor | None = None
@@ -133,22 +127,7 @@ def _statistics_definition(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Te
         # torch.compile makes one pass of it.
         product = x * weight.to(dtype).reshape([1, weight.shape[1]] + [1] * (x.dim() - 2))
         logits = product.sum(1, keepdim=True)
-    return x, mean, logits
-
-
-class _StatisticsFunction(torch.autograd.Function):
-    """Adds all that comes back to the input in one pass."""
-
-    @staticmethod
-    def forward(ctx, fused: Callable, x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        ctx.save_for_backward(x, weight)
-        return kernels.run(fused, _statistics_definition, x, weight)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        args = ctx.saved_tensors
-        fused = kernels.find_pass('dyrelu', 'statistics_backward', *grads, *args)
-        return None, *kernels.differentiate(fused, _statistics_definition, args, grads, ctx.needs_input_grad[1:])
+    return mean, logits
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -166,40 +145,103 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-@torch.fx.wrap
 def _coefficients(
         mean: Tensor,
         fc1_weight: Tensor,
         fc1_bias: Tensor,
         fc2_weight: Tensor,
         fc2_bias: Tensor,
-        alpha: list[float],
-        beta: list[float],
-        lambda_a: float,
-        lambda_b: float,
+        settings: DyReLUSettings,
 ) -> Tensor:
     """The hyper function: (N, C) -> (N, C or 1, 2K)."""
-    k = len(alpha)
+    k = len(settings.alpha)
     z = _linear(_linear(mean, fc1_weight, fc1_bias).relu(), fc2_weight, fc2_bias)
     # 2 * sigmoid(z) - 1 = tanh(z / 2)
     residuals = torch.tanh(z / 2).reshape(mean.shape[0], fc2_bias.shape[0] // (2 * k), 2 * k).unbind(2)
     # The constants enter as scalars: a tensor made of them here would be a synchronising copy to the device.
-    slopes = [alpha[i] + lambda_a * residuals[i] for i in range(k)]
-    intercepts = [beta[i] + lambda_b * residuals[k + i] for i in range(k)]
+    slopes = [settings.alpha[i] + settings.lambda_a * residuals[i] for i in range(k)]
+    intercepts = [settings.beta[i] + settings.lambda_b * residuals[k + i] for i in range(k)]
     # In memory the channels are last, for kernels that read those of many at once.
     return torch.stack(slopes + intercepts, 1).transpose(1, 2)
 
 
-@torch.fx.wrap
-def _attention(logits: Tensor, bias: Tensor, tau: float, paper_scale: bool) -> Tensor:
+def _attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> Tensor:
     """The spatial weight of DyReLU-C from its logits without bias, (N, 1, *spatial)."""
-    z = (logits + bias.to(logits.dtype)).flatten(1) / tau
+    z = (logits + bias.to(logits.dtype)).flatten(1) / settings.tau
     # exp / mean(exp) is HW * softmax, and exactly 1 where the attention is uniform.
     e = torch.exp(z - z.detach().amax(1, keepdim=True))
     pi = torch.clamp(e / e.mean(1, keepdim=True), max=3.0)
-    if paper_scale:
+    if settings.paper_scale:
         pi = pi / 3
     return pi.reshape(logits.shape)
+
+
+@torch.fx.wrap
+def _dynamic_relu(
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor,
+        spatial_weight: Tensor | None,
+        spatial_bias: Tensor | None,
+        settings: DyReLUSettings,
+) -> Tensor:
+    """A module as a function of its input, parameters and settings."""
+    if not torch.jit.is_scripting():
+        _check_input(x, fc1_weight)
+        operands = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias
+        fused = kernels.find_pass('dyrelu', 'dynamic_relu', *operands)
+        if fused is not None:
+            return _DynamicReLUFunction.apply(fused, settings, *operands)
+    return _dynamic_relu_definition(
+        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias, settings)
+
+
+def _dynamic_relu_definition(
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor,
+        spatial_weight: Tensor | None,
+        spatial_bias: Tensor | None,
+        settings: DyReLUSettings,
+) -> Tensor:
+    """`_dynamic_relu` step by step."""
+    mean, logits = _statistics(x, spatial_weight)
+    theta = _coefficients(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
+    pi: Tensor | None = None
+    if logits is not None and spatial_bias is not None:
+        pi = _attention(logits, spatial_bias, settings)
+    return dyrelu(x, theta, pi, settings.max_value)
+
+
+class _DynamicReLUFunction(torch.autograd.Function):
+    """The whole module as one function: few passes over the input, few launches, and what goes from one of them to the
+    next, such as partial sums and gradients to be added to in place, stays inside.
+    """
+
+    @staticmethod
+    def forward(ctx, fused: Callable, settings: DyReLUSettings, *operands: Tensor | None) -> Tensor:
+        def definition(*args) -> tuple[Tensor]:
+            return _dynamic_relu_definition(*args),
+
+        y, *found = kernels.run(fused, definition, *operands, settings)
+        ctx.settings = settings
+        ctx.save_for_backward(*operands, *found)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        operands, found = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        fused = kernels.find_pass('dyrelu', 'dynamic_relu_backward', dy, *operands, *found) if found else None
+        if fused is not None:
+            fused = functools.partial(fused, found=found)
+        args = (*operands, ctx.settings)
+        *grads, _ = kernels.differentiate(
+            fused, _dynamic_relu_definition, args, (dy,), (*ctx.needs_input_grad[2:], False))
+        return None, None, *grads
 
 
 class DyReLU(nn.Module):
@@ -343,21 +385,10 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, C, 2K), or (N, 1, 2K) in mode "a": K slopes, then K intercepts. At least fp32.
         """
-        _, mean, _ = _statistics(x, self.fc1_weight, None)
-        return self._coefficients_from(mean)
-
-    def _coefficients_from(self, mean: Tensor) -> Tensor:
+        _check_input(x, self.fc1_weight)
+        mean, _ = _statistics(x, None)
         return _coefficients(
-            mean,
-            self.fc1_weight,
-            self.fc1_bias,
-            self.fc2_weight,
-            self.fc2_bias,
-            self.alpha,
-            self.beta,
-            self.lambda_a,
-            self.lambda_b,
-        )
+            mean, self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias, self._settings())
 
     def attention(self, x: Tensor) -> Tensor | None:
         """Computes the spatial weight for an input.
@@ -368,19 +399,34 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, 1, *spatial), at least fp32; None in modes "a" and "b".
         """
-        _, _, logits = _statistics(x, self.fc1_weight, self.spatial_weight)
-        return self._attention_from(logits)
+        _check_input(x, self.fc1_weight)
+        _, logits = _statistics(x, self.spatial_weight)
+        return None if logits is None else _attention(logits, self.spatial_bias, self._settings())
 
-    def _attention_from(self, logits: Tensor | None) -> Tensor | None:
-        if self.spatial_bias is None or logits is None:
-            return None
-        return _attention(logits, self.spatial_bias, self.tau, self.paper_scale)
+    def _settings(self) -> DyReLUSettings:
+        return DyReLUSettings(
+            self.alpha,
+            self.beta,
+            self.lambda_a,
+            self.lambda_b,
+            self.tau,
+            self.paper_scale,
+            self.max_value,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_dim != 1:
             x = x.movedim(-1, 1)
-        x, mean, logits = _statistics(x, self.fc1_weight, self.spatial_weight)
-        y = dyrelu(x, self._coefficients_from(mean), self._attention_from(logits), self.max_value)
+        y = _dynamic_relu(
+            x,
+            self.fc1_weight,
+            self.fc1_bias,
+            self.fc2_weight,
+            self.fc2_bias,
+            self.spatial_weight,
+            self.spatial_bias,
+            self._settings(),
+        )
         return y if self.channel_dim == 1 else y.movedim(1, -1)
 
     def extra_repr(self) -> str:
