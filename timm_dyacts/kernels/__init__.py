@@ -25,7 +25,7 @@ def find_pass(module: str, name: str, *operands: Any) -> Callable | None:
 
     Args:
         module: The module of Triton kernels that has the pass.
-        name: Name of the function, there and in `cpu`.
+        name: Name of the function, there and in the module of this name in `cpu`.
         operands: What enters the pass, tensors and other things.
 
     Returns:
@@ -60,7 +60,7 @@ def _is_plain(t: Tensor) -> bool:
 
 
 def _find_on_cpu(module: str, name: str) -> Callable | None:
-    return getattr(importlib.import_module('.cpu', __name__), name, None)
+    return getattr(importlib.import_module(f'.cpu.{module}', __name__), name, None)
 
 
 def _find_kernel(module: str, name: str) -> Callable | None:
@@ -88,7 +88,7 @@ def run(fused: Callable, definition: Callable, *args: Any) -> Any:
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as e:
-        if fused.__module__ == f'{__name__}.cpu':
+        if fused.__module__.startswith(f'{__name__}.cpu.'):
             raise
         _give_up(e)
         return definition(*args)

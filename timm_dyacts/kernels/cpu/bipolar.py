@@ -1,0 +1,41 @@
+"""Bipolar ReLU on CPUs. The other members of the family have no passes of their own here."""
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ['brelu', 'brelu_backward']
+
+
+def brelu(x: Tensor, weight: None, kind: str, bound: float, layout: str, inplace: bool) -> Tensor:
+    """Bipolar ReLU: one pass over memory in any layout."""
+    y = x if inplace else torch.empty_like(x)
+    channels = x.shape[1]
+    if layout == 'halves':
+        positive, negative = slice(0, (channels + 1) // 2), slice((channels + 1) // 2, None)
+    else:
+        positive, negative = slice(0, None, 2), slice(1, None, 2)
+    if x.stride(1) == 1:
+        # Slices of the channels would take memory in single steps.
+        lower, upper = x.new_zeros(2, channels, *[1] * (x.dim() - 2))
+        lower[negative], upper[positive] = -bound, bound
+        return torch.clamp(x, lower, upper, out=y)
+    torch.clamp(x[:, positive], 0, bound, out=y[:, positive])
+    torch.clamp(x[:, negative], -bound, 0, out=y[:, negative])
+    return y
+
+
+def brelu_backward(
+        dy: Tensor,
+        y: Tensor,
+        weight: None,
+        kind: str,
+        bound: float,
+        layout: str,
+        inplace: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradient of the input, from the output: the mask ``y != 0`` does not depend on the sign of the channel."""
+    dx = torch.ops.aten.hardshrink_backward(dy, y, 0)
+    if bound < math.inf:
+        torch.ops.aten.hardtanh_backward(dx, y, -bound, bound, grad_input=dx)
+    return dx, None, None, None, None, None
