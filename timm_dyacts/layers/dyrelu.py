@@ -34,7 +34,8 @@ def _check_operands(x: Tensor, theta: Tensor, pi: Tensor | None) -> None:
     check_input(x, _DIMS)
     n, c, *spatial = x.shape
     shape = theta.shape
-    if len(shape) != 3 or shape[0] != n or shape[1] not in (1, c) or shape[2] < 2 or shape[2] % 2:
+    channels_fit = len(shape) == 3 and (shape[1] == c or shape[1] == 1)
+    if not channels_fit or shape[0] != n or shape[2] < 2 or shape[2] % 2:
         raise ValueError(f'theta must have shape (N, C or 1, 2K) with N={n}, C={c}, K >= 1, got {tuple(shape)}')
     if pi is not None and pi.shape != (n, 1, *spatial):
         raise ValueError(f'pi must have shape {(n, 1, *spatial)}, got {tuple(pi.shape)}')
