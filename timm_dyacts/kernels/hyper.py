@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .settings import DyReLUSettings
-from .tiles import expm1, launch
+from .tiles import cdiv, expm1, launch, power_of_2
 
 __all__ = ['attention', 'attention_backward', 'coefficients', 'coefficients_backward']
 
@@ -208,7 +208,7 @@ def _divisor(settings: DyReLUSettings) -> float:
 
 def _block(size: int, other: int = 1) -> int:
     """The side of a tile along a dimension of some size, where the other side is `other`."""
-    return min(triton.next_power_of_2(size), _TILE // other)
+    return min(power_of_2(size), _TILE // other)
 
 
 def _are_few(fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
@@ -257,7 +257,7 @@ def coefficients(
         mean, hidden, residual = (parts.new_empty(n, size) for size in (channels, hidden_size, out))
         block_h = _block(hidden_size)
         block_c, block_o = _block(channels, block_h), _block(out, block_h)
-        blocks = triton.cdiv(out, block_o)
+        blocks = cdiv(out, block_o)
         launch(
             _coefficients_kernel, n * blocks,
             parts, fc1_weight.contiguous(), fc1_bias.contiguous(), fc2_weight.contiguous(), fc2_bias.contiguous(),
@@ -269,7 +269,7 @@ def coefficients(
         hidden = _linear(mean, fc1_weight, fc1_bias).relu_()
         residual = _linear(hidden, fc2_weight, fc2_bias)
         block_o = min(_block(out), 1024)
-        blocks = triton.cdiv(out, block_o)
+        blocks = cdiv(out, block_o)
         launch(_head_kernel, n * blocks, residual, theta, out, blocks, start, scale, coefs, block_o)
     return theta.transpose(1, 2), mean, hidden, residual
 
@@ -307,7 +307,7 @@ def coefficients_backward(
         )
     else:
         block_o = min(_block(out), 256)
-        blocks = triton.cdiv(out, block_o)
+        blocks = cdiv(out, block_o)
         launch(
             _head_backward_kernel, n * blocks,
             dtheta, residual, dz, rows, out, blocks, scale, coefs, _block(rows, block_o), block_o, num_warps=_WARPS,
