@@ -130,10 +130,15 @@ class TestDyReLU:
     def test_many_tiles(self, mode, shape, layout, monkeypatch):
         """Sums go over several tiles of a program and over several programs."""
         from timm_dyacts.kernels import dyrelu as module_of_kernels
-        monkeypatch.setattr(module_of_kernels, '_ENOUGH', 1)
-        monkeypatch.setattr(module_of_kernels, '_RUN', 2)
+        from timm_dyacts.kernels import hyper
         module = trained(DyReLU(shape[1], mode))
-        check(module, functools.partial(reference.dyrelu_module, module), LAYOUTS[layout](values(*shape)), 1e-4)
+        for tile, few in ((8192, 2 ** 16), (16, 2 ** 16), (16, 15)):
+            monkeypatch.setattr(module_of_kernels, '_ENOUGH', 1)
+            monkeypatch.setattr(module_of_kernels, '_RUN', 2)
+            monkeypatch.setattr(hyper, '_TILE', tile)
+            monkeypatch.setattr(hyper, '_FEW', few)
+            x = LAYOUTS[layout](values(*shape))
+            check(module, functools.partial(reference.dyrelu_module, module), x, 1e-4)
 
     @pytest.mark.parametrize('dtype', HALVES, ids=str)
     @pytest.mark.parametrize('mode', 'abc')

@@ -355,7 +355,7 @@ def _add_statistics_backward(
     return None if weight is None else dweight.sum((0, 1)).reshape(weight.shape).to(weight.dtype)
 
 
-class Found(NamedTuple):
+class _Found(NamedTuple):
     """What the forward pass keeps for the backward pass beside its arguments."""
 
     theta: Tensor
@@ -376,14 +376,14 @@ def dynamic_relu(
         spatial_bias: Tensor | None,
         settings: DyReLUSettings,
 ) -> tuple[Tensor, ...]:
-    """The whole of a module. Returns the output, then the fields of `Found`."""
+    """The whole of a module. Returns the output, then the fields of `_Found`."""
     x = readable(x)
     parts, logits = _statistics(x, spatial_weight)
     theta, *inner = hyper.coefficients(parts, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
     pi = share = None
     if logits is not None:
         pi, share = hyper.attention(logits, spatial_bias, settings)
-    return apply(x, theta, pi, settings.max_value), *Found(theta, *inner, pi, share)
+    return apply(x, theta, pi, settings.max_value), *_Found(theta, *inner, pi, share)
 
 
 def dynamic_relu_backward(
@@ -399,7 +399,7 @@ def dynamic_relu_backward(
         found: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
     """A gradient or None for each argument but the last."""
-    found = Found(*found)
+    found = _Found(*found)
     dx, dtheta, dpi = _apply_backward(dy, x, found.theta, found.pi, settings.max_value)
     dlogits = dspatial_bias = None
     if dpi is not None:

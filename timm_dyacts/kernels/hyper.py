@@ -16,7 +16,8 @@ from .tiles import cdiv, expm1, launch, power_of_2
 
 __all__ = ['attention', 'attention_backward', 'coefficients', 'coefficients_backward']
 
-# Weights of both layers together up to which every sample reads them anew, out of the L2 cache.
+# Numbers that a program may read for a sample: the weights of both layers, which come out of the L2 cache, or partial
+# sums. With more of them, it is faster to have a whole GPU at them, in launches of their own.
 _FEW = 64 * 1024
 # Elements that a program loads at once, and the warps that share them.
 _TILE = 8192
@@ -211,8 +212,23 @@ def _block(size: int, other: int = 1) -> int:
     return min(power_of_2(size), _TILE // other)
 
 
+def _row(t: Tensor) -> tuple[int, int, int]:
+    """The positions of (N, 1, *spatial), how many of them a program loads at once, and its warps.
+
+    Where they are many, it has all the warps that there may be.
+    """
+    positions = math.prod(t.shape[1:])
+    block = min(power_of_2(positions), 2 * _TILE)
+    return positions, block, _WARPS if block <= _TILE else 4 * _WARPS
+
+
 def _are_few(fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
     return fc1_weight.numel() + fc2_weight.numel() <= _FEW
+
+
+def _few_rows(parts: Tensor) -> Tensor:
+    """(N, summands, columns) with fewer summands if there are many."""
+    return parts.sum(1, keepdim=True) if parts.shape[1] * parts.shape[2] > _FEW else parts
 
 
 # Products that are told where to go are left alone by autocast.
@@ -248,6 +264,7 @@ def coefficients(
         The coefficients, (N, C or 1, 2K), in memory with the channels last; and what the gradients take: the means,
         the hidden units and the residuals.
     """
+    parts = _few_rows(parts)
     n, rows, channels = parts.shape
     hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
     start, scale = (*settings.alpha, *settings.beta), _scale(settings)
@@ -293,7 +310,8 @@ def coefficients_backward(
     hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
     scale = _scale(settings)
     coefs = len(scale)
-    rows = math.prod(dtheta.shape[1:]) // out
+    dtheta = _few_rows(dtheta.view(n, math.prod(dtheta.shape[1:]) // out, out))
+    rows = dtheta.shape[1]
     dz = torch.empty_like(residual)
     if _are_few(fc1_weight, fc2_weight):
         dhidden, dmean = torch.empty_like(hidden), torch.empty_like(mean)
@@ -330,19 +348,19 @@ def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[T
     The latter is written over the logits, (N, 1, *spatial) and contiguous.
     """
     pi = torch.empty_like(logits)
-    positions = math.prod(logits.shape[1:])
+    positions, block, warps = _row(logits)
     launch(
         _attention_kernel, len(logits),
-        logits, bias, pi, positions, settings.tau, _divisor(settings), _block(positions), num_warps=_WARPS,
+        logits, bias, pi, positions, settings.tau, _divisor(settings), block, num_warps=warps,
     )
     return pi, logits
 
 
 def attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
     """Gradient of the logits, written over that of the attention. That of the bias is zero: softmax does not see it."""
-    positions = math.prod(share.shape[1:])
+    positions, block, warps = _row(share)
     launch(
         _attention_backward_kernel, len(share),
-        dpi, share, positions, settings.tau, _divisor(settings), _block(positions), num_warps=_WARPS,
+        dpi, share, positions, settings.tau, _divisor(settings), block, num_warps=warps,
     )
     return dpi
