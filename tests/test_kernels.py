@@ -36,6 +36,8 @@ from timm_dyacts.layers import (
 )
 
 pytest.importorskip('triton')
+# Without kernels, results would be those of the definitions.
+pytestmark = pytest.mark.filterwarnings('error:timm_dyacts runs without its fused kernels')
 ON_GPU = torch.cuda.is_available()
 DEVICE = 'cuda' if ON_GPU else 'cpu'
 
@@ -548,7 +550,8 @@ class TestDispatch:
         DyReLU(4, mode).to(DEVICE)(values(2, 4, 5).requires_grad_()).sum().backward()
         assert launches == [
             '_statistics_kernel', '_coefficients_kernel', *between, '_apply_kernel',
-            '_apply_backward_kernel', *back, '_coefficients_backward_kernel', '_statistics_backward_kernel']
+            '_apply_backward_kernel', *back, '_coefficients_backward_kernel', '_parameters_backward_kernel',
+            '_statistics_backward_kernel']
 
     @pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
     @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
@@ -651,9 +654,9 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
         [sys.executable, str(script)], env=dict(env, TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len({kernel for _, _, kernel, _, _ in lines}) == 17
+    assert len({kernel for _, _, kernel, _, _ in lines}) == 18
     # What has one number for each coefficient moves little.
-    small = {'_coefficients_kernel', '_head_kernel', '_head_backward_kernel'}
+    small = {'_coefficients_kernel', '_parameters_backward_kernel', '_head_kernel', '_head_backward_kernel'}
     for dtype, layout, kernel, vector, stack in lines:
         assert vector == '16' or kernel in small, (dtype, layout, kernel)
         assert stack == '0', (dtype, layout, kernel)
