@@ -1,8 +1,11 @@
 """Compiles every Triton kernel for an H200, on a machine with or without a GPU.
 
-Prints a line for each: dtype, memory format, name of the kernel, and the widest access to global memory in bytes.
+Prints a line for each: dtype, memory format, name of the kernel, the widest access to global memory in bytes, and the
+bytes of each thread's stack, to which registers are spilled.
 """
 import re
+import subprocess
+import tempfile
 
 import torch
 import triton
@@ -27,12 +30,18 @@ class H200:
 
 
 def compile_and_print(kernel, programs, *args, **meta):
-    ptx = kernel.warmup(*args, grid=(programs,), enable_fp_fusion=True, **meta).asm['ptx']
+    asm = kernel.warmup(*args, grid=(programs,), enable_fp_fusion=True, **meta).asm
     widths = [
         int(count or 1) * int(bits) // 8
-        for count, bits in re.findall(r'(?:ld|st)\.global(?:\.v(\d))?\.b(\d+)', ptx)
+        for count, bits in re.findall(r'(?:ld|st)\.global(?:\.v(\d))?\.b(\d+)', asm['ptx'])
     ]
-    print(*case, kernel.fn.__name__, max(widths))
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(asm['cubin'])
+        file.flush()
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, '--dump-resource-usage', file.name],
+            check=True, capture_output=True, text=True).stdout
+    print(*case, kernel.fn.__name__, max(widths), re.search(r'STACK:(\d+)', usage)[1])
 
 
 def compile_dyrelu(x, hidden, spatial):

@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from timm_dyacts import kernels
 from timm_dyacts.layers import (
@@ -33,6 +36,8 @@ from timm_dyacts.layers import (
 )
 
 pytest.importorskip('triton')
+# Without kernels, results would be those of the definitions.
+pytestmark = pytest.mark.filterwarnings('error:timm_dyacts runs without its fused kernels')
 ON_GPU = torch.cuda.is_available()
 DEVICE = 'cuda' if ON_GPU else 'cpu'
 
@@ -55,6 +60,14 @@ def triton_kernels(monkeypatch):
     monkeypatch.setattr(kernels, '_broken', False)
 
 
+def replace_launch(monkeypatch, launch):
+    """Has all kernels launched by another function."""
+    from timm_dyacts.kernels import bipolar, hyper, softpool
+    from timm_dyacts.kernels import dyrelu as module_of_kernels
+    for module in (bipolar, module_of_kernels, hyper, softpool):
+        monkeypatch.setattr(module, 'launch', launch)
+
+
 def values(*shape, seed=0):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     x.view(-1)[::7] = 0
@@ -66,6 +79,14 @@ def trained(module):
     with torch.no_grad():
         for param in module.parameters():
             param.normal_(generator=generator)
+    return module.to(DEVICE)
+
+
+def moderate(module):
+    """The module with parameters that leave the residuals of DyReLU well within their bounds."""
+    with torch.no_grad():
+        for i, param in enumerate(module.parameters()):
+            param.copy_(values(*param.shape, seed=i) / param.shape[-1] ** 0.5)
     return module.to(DEVICE)
 
 
@@ -111,10 +132,15 @@ class TestDyReLU:
     def test_many_tiles(self, mode, shape, layout, monkeypatch):
         """Sums go over several tiles of a program and over several programs."""
         from timm_dyacts.kernels import dyrelu as module_of_kernels
-        monkeypatch.setattr(module_of_kernels, '_ENOUGH', 1)
-        monkeypatch.setattr(module_of_kernels, '_RUN', 2)
+        from timm_dyacts.kernels import hyper
         module = trained(DyReLU(shape[1], mode))
-        check(module, functools.partial(reference.dyrelu_module, module), LAYOUTS[layout](values(*shape)), 1e-4)
+        for tile, few in ((8192, 2 ** 16), (16, 2 ** 16), (16, 15)):
+            monkeypatch.setattr(module_of_kernels, '_ENOUGH', 1)
+            monkeypatch.setattr(module_of_kernels, '_RUN', 2)
+            monkeypatch.setattr(hyper, '_TILE', tile)
+            monkeypatch.setattr(hyper, '_FEW', few)
+            x = LAYOUTS[layout](values(*shape))
+            check(module, functools.partial(reference.dyrelu_module, module), x, 1e-4)
 
     @pytest.mark.parametrize('dtype', HALVES, ids=str)
     @pytest.mark.parametrize('mode', 'abc')
@@ -129,6 +155,78 @@ class TestDyReLU:
         x = values(2, 5, 4, 3)
         for ours, expected in zip(run(DyReLU(5, mode).to(DEVICE), x), run(F.relu, x), strict=True):
             assert torch.equal(ours, expected)
+
+    @pytest.mark.parametrize('k', [1, 2, 3])
+    @pytest.mark.parametrize('channels', [1, 3, 8, 40, 300, 600])
+    @pytest.mark.parametrize('mode', 'abc')
+    def test_hyper_function(self, mode, channels, k):
+        """Of any size: the largest takes the way of layers that are left to PyTorch."""
+        from timm_dyacts.kernels import hyper
+        module = moderate(DyReLU(channels, mode, k=k, tau=0.5, max_value=2))
+        if channels == 600 and mode != 'a':
+            assert not hyper._are_few(module.fc1_weight, module.fc2_weight)
+        check(module, functools.partial(reference.dyrelu_module, module), values(2, channels, 3, 3), 1e-4)
+
+    @pytest.mark.parametrize('dtype', HALVES, ids=str)
+    @pytest.mark.parametrize('channels', [8, 600])
+    def test_half_precision_parameters(self, channels, dtype):
+        module = moderate(DyReLU(channels, 'c', dtype=dtype))
+        params = list(module.parameters())
+        x = values(2, channels, 3, 3)
+        for ours, expected in zip(
+                run(module, x, params), run(functools.partial(reference.dyrelu_module, module), x, params),
+                strict=True):
+            scale = max(expected.abs().max().item(), 1)
+            torch.testing.assert_close(ours.double(), expected.double(), rtol=0, atol=torch.finfo(dtype).eps * scale)
+
+    @pytest.mark.parametrize('mode', 'abc')
+    def test_gradients_that_are_not_asked_for(self, mode):
+        module, x = trained(DyReLU(5, mode)), values(2, 5, 4, 3)
+        params = list(module.parameters())
+        expected = run(module, x, params)[1:]
+        for needed in ([0], [1], range(1, len(expected)), range(len(expected))):
+            leaves = [x.detach(), *params]
+            for i, leaf in enumerate(leaves):
+                leaf.requires_grad_(i in needed)
+            y = module(leaves[0])
+            weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+            grads = torch.autograd.grad((y * weight).sum(), [leaves[i] for i in needed])
+            assert all(torch.equal(grad, expected[i]) for i, grad in zip(needed, grads, strict=True))
+
+    @each_layout
+    @pytest.mark.parametrize('mode', 'abc')
+    def test_two_backward_passes_over_one_graph(self, mode, layout):
+        """What the first overwrites is its own."""
+        module, x = trained(DyReLU(5, mode)), LAYOUTS[layout](values(2, 5, 6, 7)).requires_grad_()
+        y = module(x)
+        dy = values(*y.shape, seed=1)
+        kept = dy.clone()
+        first = torch.autograd.grad(y, [x, *module.parameters()], dy, retain_graph=True)
+        second = torch.autograd.grad(y, [x, *module.parameters()], dy)
+        assert torch.equal(dy, kept)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    @pytest.mark.parametrize('extreme', [float('nan'), float('inf'), -float('inf')])
+    @pytest.mark.parametrize('channels', [8, 600])
+    @pytest.mark.parametrize('mode', 'abc')
+    def test_not_finite_as_in_the_definition(self, mode, channels, extreme, monkeypatch):
+        """In one sample; the others know nothing of it."""
+        module, x = trained(DyReLU(channels, mode, max_value=6)), values(2, channels, 3, 3)
+        expected = module(x)[0]
+        x[1, 0, 1, 2] = extreme
+        y = module(x)
+        assert torch.equal(y[0], expected)
+        monkeypatch.setattr(kernels, 'find_pass', lambda *args: None)
+        torch.testing.assert_close(y, module(x), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+    def test_residuals_at_their_bounds(self):
+        """tanh(inf) is 1, and the gradient there 0."""
+        module = DyReLU(2, 'b').to(DEVICE)
+        with torch.no_grad():
+            module.fc2_bias.copy_(torch.tensor([float('inf'), -float('inf'), 200, -200, 1e-6, 0, 0, 0]))
+        y, *grads = run(module, values(3, 2, 4), list(module.parameters()))
+        torch.testing.assert_close(y.double(), reference.dyrelu_module(module, values(3, 2, 4)))
+        assert all(grad.isfinite().all() for grad in grads)
 
     def test_channels_at_the_end(self):
         first, last = trained(DyReLUB(6)), trained(DyReLUB(6, channel_dim=-1))
@@ -339,11 +437,13 @@ class TestSaved:
         # the input; four coefficients of each plane and what the hyper function keeps
         (lambda: DyReLU(8, 'b'), 1, 2 * 8 * 4 * 20),
         (lambda: DyReLU(8, 'a'), 1, 2 * 8 * 4 * 20),
+        # and, of each position, its weight before and after it is bounded; on CPUs also what leads there
+        (lambda: DyReLU(8, 'c'), 1, 2 * 8 * 4 * 20 + 2 * 144 * 4 * 5),
         (lambda: SoftPool2d(2), 1, 0),
         (lambda: SoftPool2d(3, 2, 1), 1, 0),
         (lambda: BReLU(), 1, 0),
         (lambda: BReLU(inplace=True, max_value=6), 1, 0),
-    ], ids=['dyrelu_b', 'dyrelu_a', 'softpool 2x2', 'softpool 3x3', 'brelu', 'brelu6 in place'])
+    ], ids=['dyrelu_b', 'dyrelu_a', 'dyrelu_c', 'softpool 2x2', 'softpool 3x3', 'brelu', 'brelu6 in place'])
     def test_bytes(self, make, in_inputs, others, backend, dtype, monkeypatch):
         if backend == 'cpu':
             monkeypatch.undo()
@@ -372,20 +472,58 @@ class TestSaved:
         assert sizes == [y.numel()]
 
 
+class Memory(TorchFunctionMode):
+    """Counts the bytes of all tensors that come out of functions, for as long as these exist, and their peak."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.held = {t.untyped_storage().data_ptr(): 0 for t in known}
+        self.peak = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor):
+                storage = t.untyped_storage()
+                if storage.data_ptr() not in self.held:
+                    self.held[storage.data_ptr()] = storage.nbytes()
+                    weakref.finalize(storage, self.held.pop, storage.data_ptr())
+        self.peak = max(self.peak, sum(self.held.values()))
+        return out
+
+
+class TestMemory:
+    """The peak of a forward and backward pass. Nothing is computed, so that tensors may be large."""
+
+    @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize('shape', [(64, 64, 56, 56), (64, 256, 28, 28)], ids=str)
+    @pytest.mark.parametrize('mode, limit', [('a', 1.05), ('b', 1.05), ('c', 1.15)])
+    def test_dyrelu_takes_little_more_than_relu(self, mode, limit, shape, dtype, layout, monkeypatch):
+        replace_launch(monkeypatch, lambda *args, **kwargs: None)
+        x = LAYOUTS[layout](torch.empty(shape, dtype=dtype, device=DEVICE)).requires_grad_()
+        module, dy = DyReLU(shape[1], mode).to(DEVICE), torch.empty_like(x)
+        with Memory(x, dy, *module.parameters()) as memory:
+            y = module(x)
+            with torch.no_grad():
+                # Not through the engine of autograd, which is one function for the counter.
+                grads = y.grad_fn.apply(dy)
+        of_relu = y.nbytes + x.nbytes  # the output and the gradient of the input
+        assert len(grads) == 9 and of_relu <= memory.peak <= limit * of_relu
+
+
 class TestDispatch:
     @pytest.fixture
     def launches(self, monkeypatch):
         """The names of the kernels that are launched."""
-        from timm_dyacts.kernels import bipolar, hyper, softpool, tiles
-        from timm_dyacts.kernels import dyrelu as module_of_kernels
+        from timm_dyacts.kernels import tiles
         names = []
 
         def launch(kernel, *args, **kwargs):
             names.append(kernel.fn.__name__)
             tiles.launch(kernel, *args, **kwargs)
 
-        for module in (bipolar, module_of_kernels, hyper, softpool):
-            monkeypatch.setattr(module, 'launch', launch)
+        replace_launch(monkeypatch, launch)
         return names
 
     MODULES = {
@@ -404,6 +542,16 @@ class TestDispatch:
         forward = len(launches)
         y.sum().backward()
         assert 0 < forward < len(launches)
+
+    @pytest.mark.parametrize('mode', 'abc')
+    def test_dyrelu_launches_few_kernels(self, mode, launches):
+        between = ['_attention_kernel'] if mode == 'c' else []
+        back = ['_attention_backward_kernel'] if mode == 'c' else []
+        DyReLU(4, mode).to(DEVICE)(values(2, 4, 5).requires_grad_()).sum().backward()
+        assert launches == [
+            '_statistics_kernel', '_coefficients_kernel', *between, '_apply_kernel',
+            '_apply_backward_kernel', *back, '_coefficients_backward_kernel', '_parameters_backward_kernel',
+            '_statistics_backward_kernel']
 
     @pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
     @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
@@ -437,8 +585,7 @@ class TestDispatch:
     @each_module
     def test_triton_fails(self, name, failing, monkeypatch):
         """One warning, and the same results as from the definition."""
-        from timm_dyacts.kernels import bipolar, hyper, softpool, tiles
-        from timm_dyacts.kernels import dyrelu as module_of_kernels
+        from timm_dyacts.kernels import tiles
         module, x = self.MODULES[name](), values(1, 4, 4, 4)
         expected = run(module, x)
 
@@ -447,8 +594,7 @@ class TestDispatch:
                 raise RuntimeError('Failed to find C compiler.')
             tiles.launch(kernel, *args, **kwargs)
 
-        for kernels_of in (bipolar, module_of_kernels, hyper, softpool):
-            monkeypatch.setattr(kernels_of, 'launch', launch)
+        replace_launch(monkeypatch, launch)
         with pytest.warns(RuntimeWarning, match='without its fused kernels.*Failed to find C compiler') as caught:
             for ours, theirs in zip(run(module, x), expected, strict=True):
                 torch.testing.assert_close(ours, theirs)
@@ -474,9 +620,10 @@ class TestDispatch:
             y = BReLU()(values(2, 4))
         assert torch.equal(y, reference.bipolar(values(2, 4), F.relu))
 
+    @pytest.mark.parametrize('channels', [4, 600])
     @pytest.mark.parametrize('mode', 'bc')
-    def test_autocast(self, mode):
-        module, x = trained(DyReLU(4, mode)), values(2, 4, 3, 3)
+    def test_autocast(self, mode, channels):
+        module, x = trained(DyReLU(channels, mode)), values(2, channels, 3, 3)
         expected = run(module, x)
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             for ours, theirs in zip(run(module, x), expected, strict=True):
@@ -500,13 +647,16 @@ def test_offsets_of_more_than_32_bits():
 
 
 def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
-    """The interpreter accepts what the compiler may not. Activations have to move 16 bytes at a time."""
+    """The interpreter accepts what the compiler may not. Activations move by 16 bytes and no register is spilled."""
     env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     script = Path(__file__).with_name('compile_kernels.py')
     done = subprocess.run(
         [sys.executable, str(script)], env=dict(env, TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len({kernel for _, _, kernel, _ in lines}) == 11
-    for dtype, layout, kernel, vector in lines:
-        assert vector == '16', (dtype, layout, kernel)
+    assert len({kernel for _, _, kernel, _, _ in lines}) == 18
+    # What has one number for each coefficient moves little.
+    small = {'_coefficients_kernel', '_parameters_backward_kernel', '_head_kernel', '_head_backward_kernel'}
+    for dtype, layout, kernel, vector, stack in lines:
+        assert vector == '16' or kernel in small, (dtype, layout, kernel)
+        assert stack == '0', (dtype, layout, kernel)

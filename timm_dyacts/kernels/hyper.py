@@ -1,8 +1,9 @@
 """Dynamic ReLU between its passes over the input: from the means to the coefficients, from the logits to the attention.
 
-The tensors are small: the time goes into launches, so there is one for each of the two forward and one backward, and
-two for the gradients of each layer. A program has a sample, all in fp32. What comes in are partial sums over the input,
-as the passes leave them. Layers so large that each sample should not read them anew are left to cuBLAS.
+The tensors are small and the time goes into launches: there is one for each of the two forward and one backward, of
+programs that have a sample each, and one for the gradients of all parameters. All is in fp32. What comes in are partial
+sums over the input, as the passes leave them. Layers so large that each sample should not read them anew are left to
+cuBLAS.
 """
 import math
 
@@ -12,15 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .settings import DyReLUSettings
-from .tiles import expm1, launch
+from .tiles import cdiv, expm1, launch, power_of_2
 
 __all__ = ['attention', 'attention_backward', 'coefficients', 'coefficients_backward']
 
-# Weights of both layers together up to which every sample reads them anew, out of the L2 cache.
+# Numbers that a program may read for a sample: the weights of both layers, which come out of the L2 cache, or partial
+# sums. With more of them, it is faster to have a whole GPU at them, in launches of their own.
 _FEW = 64 * 1024
-# Elements that a program loads at once, and the warps that share them.
+# Elements that a program computes with at once, and the warps that share them.
 _TILE = 8192
 _WARPS = 8
+# The sides of the tiles of the gradients of weights.
+_SIDE = 16
 
 
 @triton.jit
@@ -130,6 +134,45 @@ def _coefficients_backward_kernel(
 
 
 @triton.jit
+def _layer_gradients(
+        tile, dout_ptr, in_ptr, dweight_ptr, dbias_ptr, batch, outs, ins,
+        BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):
+    """A tile of the gradient of a layer's weight, and with the first inputs also that of its bias."""
+    blocks = tl.cdiv(ins, BLOCK_I)
+    o = tile // blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = tile % blocks * BLOCK_I + tl.arange(0, BLOCK_I)
+    dweight = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
+    dbias = tl.zeros([BLOCK_O], tl.float32)
+    for first in range(0, batch, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        dout = _tile(dout_ptr, batch, outs, n, o)
+        dweight += tl.sum(dout[:, :, None] * _tile(in_ptr, batch, ins, n, i)[:, None, :], 0)
+        dbias += tl.sum(dout, 0)
+    mask = (o < outs)[:, None] & (i < ins)[None, :]
+    tl.store(dweight_ptr + o[:, None] * ins + i[None, :], dweight.to(dweight_ptr.dtype.element_ty), mask)
+    if tile % blocks == 0:
+        tl.store(dbias_ptr + o, dbias.to(dbias_ptr.dtype.element_ty), o < outs)
+
+
+@triton.jit
+def _parameters_backward_kernel(
+        mean_ptr, hidden_ptr, dhidden_ptr, dz_ptr, dfc1_weight_ptr, dfc1_bias_ptr, dfc2_weight_ptr, dfc2_bias_ptr,
+        batch, channels, hidden, out, tiles,
+        BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    if tile < tiles:
+        _layer_gradients(
+            tile, dhidden_ptr, mean_ptr, dfc1_weight_ptr, dfc1_bias_ptr, batch, hidden, channels,
+            BLOCK_N, BLOCK_O, BLOCK_I)
+    else:
+        _layer_gradients(
+            tile - tiles, dz_ptr, hidden_ptr, dfc2_weight_ptr, dfc2_bias_ptr, batch, out, hidden,
+            BLOCK_N, BLOCK_O, BLOCK_I)
+
+
+@triton.jit
 def _head_kernel(
         residual_ptr, theta_ptr, out, blocks, start, scale, COEFS: tl.constexpr, BLOCK_O: tl.constexpr,
 ):
@@ -208,11 +251,26 @@ def _divisor(settings: DyReLUSettings) -> float:
 
 def _block(size: int, other: int = 1) -> int:
     """The side of a tile along a dimension of some size, where the other side is `other`."""
-    return min(triton.next_power_of_2(size), _TILE // other)
+    return min(power_of_2(size), max(_TILE // other, 1))
+
+
+def _row(t: Tensor) -> tuple[int, int, int]:
+    """The positions of (N, 1, *spatial), how many of them a program loads at once, and its warps.
+
+    Where they are many, it has all the warps that there may be.
+    """
+    positions = math.prod(t.shape[1:])
+    block = min(power_of_2(positions), 2 * _TILE)
+    return positions, block, _WARPS if block <= _TILE else 4 * _WARPS
 
 
 def _are_few(fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
     return fc1_weight.numel() + fc2_weight.numel() <= _FEW
+
+
+def _few_rows(parts: Tensor) -> Tensor:
+    """(N, summands, columns) with fewer summands if there are many."""
+    return parts.sum(1, keepdim=True) if parts.shape[1] * parts.shape[2] > _FEW else parts
 
 
 # Products that are told where to go are left alone by autocast.
@@ -248,6 +306,7 @@ def coefficients(
         The coefficients, (N, C or 1, 2K), in memory with the channels last; and what the gradients take: the means,
         the hidden units and the residuals.
     """
+    parts = _few_rows(parts)
     n, rows, channels = parts.shape
     hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
     start, scale = (*settings.alpha, *settings.beta), _scale(settings)
@@ -257,7 +316,7 @@ def coefficients(
         mean, hidden, residual = (parts.new_empty(n, size) for size in (channels, hidden_size, out))
         block_h = _block(hidden_size)
         block_c, block_o = _block(channels, block_h), _block(out, block_h)
-        blocks = triton.cdiv(out, block_o)
+        blocks = cdiv(out, block_o)
         launch(
             _coefficients_kernel, n * blocks,
             parts, fc1_weight.contiguous(), fc1_bias.contiguous(), fc2_weight.contiguous(), fc2_bias.contiguous(),
@@ -269,7 +328,7 @@ def coefficients(
         hidden = _linear(mean, fc1_weight, fc1_bias).relu_()
         residual = _linear(hidden, fc2_weight, fc2_bias)
         block_o = min(_block(out), 1024)
-        blocks = triton.cdiv(out, block_o)
+        blocks = cdiv(out, block_o)
         launch(_head_kernel, n * blocks, residual, theta, out, blocks, start, scale, coefs, block_o)
     return theta.transpose(1, 2), mean, hidden, residual
 
@@ -293,7 +352,9 @@ def coefficients_backward(
     hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
     scale = _scale(settings)
     coefs = len(scale)
-    rows = math.prod(dtheta.shape[1:]) // out
+    dtheta = _few_rows(dtheta.view(n, math.prod(dtheta.shape[1:]) // out, out))
+    rows = dtheta.shape[1]
+    params = fc1_weight, fc1_bias, fc2_weight, fc2_bias
     dz = torch.empty_like(residual)
     if _are_few(fc1_weight, fc2_weight):
         dhidden, dmean = torch.empty_like(hidden), torch.empty_like(mean)
@@ -305,22 +366,23 @@ def coefficients_backward(
             rows, channels, hidden_size, out, scale,
             coefs, _block(rows, block_o), _block(channels, block_h), block_h, block_o, num_warps=_WARPS,
         )
-    else:
-        block_o = min(_block(out), 256)
-        blocks = triton.cdiv(out, block_o)
+        dparams = [torch.empty_like(t) for t in params]
+        tiles = [cdiv(len(t), _SIDE) * cdiv(t.shape[1], _SIDE) for t in (fc1_weight, fc2_weight)]
         launch(
-            _head_backward_kernel, n * blocks,
-            dtheta, residual, dz, rows, out, blocks, scale, coefs, _block(rows, block_o), block_o, num_warps=_WARPS,
+            _parameters_backward_kernel, sum(tiles),
+            mean, hidden, dhidden, dz, *dparams, n, channels, hidden_size, out, tiles[0],
+            _block(n, _SIDE * _SIDE), _SIDE, _SIDE, num_warps=_WARPS,
         )
-        dhidden = torch.ops.aten.threshold_backward(_product(dz, fc2_weight.float()), hidden, 0)
-        dmean = _product(dhidden, fc1_weight.float())
-    return (
-        dmean,
-        _product(dhidden.t(), mean).to(fc1_weight.dtype),
-        dhidden.sum(0).to(fc1_bias.dtype),
-        _product(dz.t(), hidden).to(fc2_weight.dtype),
-        dz.sum(0).to(fc2_bias.dtype),
+        return dmean, *dparams
+    block_o = min(_block(out), 256)
+    blocks = cdiv(out, block_o)
+    launch(
+        _head_backward_kernel, n * blocks,
+        dtheta, residual, dz, rows, out, blocks, scale, coefs, _block(rows, block_o), block_o, num_warps=_WARPS,
     )
+    dhidden = torch.ops.aten.threshold_backward(_product(dz, fc2_weight.float()), hidden, 0)
+    dparams = _product(dhidden.t(), mean), dhidden.sum(0), _product(dz.t(), hidden), dz.sum(0)
+    return _product(dhidden, fc1_weight.float()), *(d.to(t.dtype) for d, t in zip(dparams, params, strict=True))
 
 
 def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
@@ -330,19 +392,19 @@ def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[T
     The latter is written over the logits, (N, 1, *spatial) and contiguous.
     """
     pi = torch.empty_like(logits)
-    positions = math.prod(logits.shape[1:])
+    positions, block, warps = _row(logits)
     launch(
         _attention_kernel, len(logits),
-        logits, bias, pi, positions, settings.tau, _divisor(settings), _block(positions), num_warps=_WARPS,
+        logits, bias, pi, positions, settings.tau, _divisor(settings), block, num_warps=warps,
     )
     return pi, logits
 
 
 def attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
     """Gradient of the logits, written over that of the attention. That of the bias is zero: softmax does not see it."""
-    positions = math.prod(share.shape[1:])
+    positions, block, warps = _row(share)
     launch(
         _attention_backward_kernel, len(share),
-        dpi, share, positions, settings.tau, _divisor(settings), _block(positions), num_warps=_WARPS,
+        dpi, share, positions, settings.tau, _divisor(settings), block, num_warps=warps,
     )
     return dpi

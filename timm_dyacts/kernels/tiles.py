@@ -17,16 +17,31 @@ from torch import Tensor
 __all__ = [
     'Tiling',
     'alignment',
+    'cdiv',
     'channels_inner',
     'existing',
     'expm1',
     'launch',
     'locate',
     'offsets',
+    'power_of_2',
     'readable',
     'strides',
     'tiling_of',
 ]
+
+
+# Triton has both of these, for compiled code too, and slower than anything else here.
+
+
+def cdiv(size: int, block: int) -> int:
+    """The number of blocks that cover a size."""
+    return -(-size // block)
+
+
+def power_of_2(size: int) -> int:
+    """The smallest power of 2 that is not smaller."""
+    return 1 << (size - 1).bit_length()
 
 
 class Tiling(NamedTuple):
@@ -46,7 +61,7 @@ class Tiling(NamedTuple):
     @property
     def blocks(self) -> tuple[int, int]:
         """Tiles along the channels and along the positions of a sample."""
-        return triton.cdiv(self.channels, self.block_c), triton.cdiv(self.positions, self.block_p)
+        return cdiv(self.channels, self.block_c), cdiv(self.positions, self.block_p)
 
     @property
     def programs(self) -> int:
@@ -70,20 +85,26 @@ def tiling_of(x: Tensor, elements: int = 2048, positions: int = 2048, channels: 
     n, c = x.shape[:2]
     p = math.prod(x.shape[2:])
     if channels_inner(x):
-        block_c = min(triton.next_power_of_2(c), channels)
-        block_p = min(triton.next_power_of_2(p), positions, elements // block_c)
+        block_c = min(power_of_2(c), channels)
+        block_p = min(power_of_2(p), positions, elements // block_c)
     else:
-        block_p = min(triton.next_power_of_2(p), positions, elements)
-        block_c = min(triton.next_power_of_2(c), elements // block_p)
+        block_p = min(power_of_2(p), positions, elements)
+        block_c = min(power_of_2(c), elements // block_p)
     return Tiling(n, c, p, channels_inner(x), block_c, block_p)
 
 
 def strides(x: Tensor) -> tuple[int, int, int] | None:
     """Strides of batch, channel and position; None if no single stride steps through all positions."""
-    dims = [(size, stride) for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size > 1]
-    if any(outer != size * inner for (_, outer), (size, inner) in zip(dims, dims[1:], strict=False)):
-        return None
-    return x.stride(0), x.stride(1), dims[-1][1] if dims else 1
+    step, reached = 1, None
+    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
+        if size == 1:
+            continue
+        if reached is None:
+            step = stride
+        elif stride != reached:
+            return None
+        reached = size * stride
+    return x.stride(0), x.stride(1), step
 
 
 def readable(x: Tensor) -> Tensor:
@@ -97,7 +118,8 @@ def alignment(tiling: Tiling, *tensors: Tensor) -> int:
     Triton finds out about divisors of 16 by itself; planes of 14 x 14 have the divisor 4, all that fp32 needs.
     """
     outer, length = (2, tiling.channels) if tiling.channels_inner else (1, tiling.positions)
-    return math.gcd(16, length, *(strides(t)[dim] for t in tensors for dim in (0, outer)))
+    steps = [strides(t) for t in tensors]
+    return math.gcd(16, length, *(step[dim] for step in steps for dim in (0, outer)))
 
 
 def launch(kernel, programs: int, *args, **meta) -> None:

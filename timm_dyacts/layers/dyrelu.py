@@ -236,7 +236,7 @@ class _DynamicReLUFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         operands, found = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
-        fused = kernels.find_pass('dyrelu', 'dynamic_relu_backward', dy, *operands, *found) if found else None
+        fused = kernels.find_pass('dyrelu', 'dynamic_relu_backward', dy) if found else None
         if fused is not None:
             fused = functools.partial(fused, found=found)
         args = (*operands, ctx.settings)
