@@ -251,7 +251,7 @@ def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window:
     grads = five_dims(dy)
     shape = (*dy.shape[:2], *size)
     dx = empty_planes(winner, size_of(shape), dy.dtype)
-    tiles = layout_of(window, (dx,), (grads, winner), by_window=False)
+    tiles = layout_of(window, (dx,), (grads, winner), 'positions', merge_channels=False)
     launch(
         _max_pool_backward_kernel, tiles.programs,
         grads, winner, dx, tiles.channels, tiles.size, tiles.out_size, tiles.blocks,

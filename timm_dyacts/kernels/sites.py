@@ -14,6 +14,7 @@ An H200 reads 16-bit numbers so fast that no more than 20 instructions are left 
   neighbouring threads read on beyond the end of a row.
 """
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -37,7 +38,9 @@ __all__ = [
     'layout_of',
     'locate_sites',
     'plane_offsets',
+    'shifted_window',
     'site_offsets',
+    'site_position',
     'split_word',
     'unroll',
     'window_element',
@@ -80,12 +83,17 @@ class _Dim(NamedTuple):
         last = (self.out_size - 1) * self.stride + self.dilation * (self.kernel_size - 1)
         return self.padding > 0 or last >= self.size
 
+    def sites(self, kind: str) -> int:
+        """The number of sites, see `layout_of`."""
+        return {'windows': self.out_size, 'positions': self.size, 'steps': -(-self.size // self.stride)}[kind]
+
 
 class Layout(NamedTuple):
     """How a kernel sees tensors of shape (N, C, D, H, W), after dimensions have been merged and cut.
 
     Attributes:
         channels: C.
+        sites: Sites along D, H and W.
         size: D, H and W of the input.
         out_size: D, H and W of the output.
         blocks: The number of samples, and of tiles along the rows, the channels and the columns.
@@ -99,6 +107,7 @@ class Layout(NamedTuple):
     """
 
     channels: int
+    sites: Sizes
     size: Sizes
     out_size: Sizes
     blocks: tuple[int, int, int, int]
@@ -123,12 +132,17 @@ class Layout(NamedTuple):
         """The number of windows, along D, H and W, that an element may belong to."""
         return Window(*self.window[:4]).overlap
 
+    @property
+    def shares(self) -> tuple:
+        """Which windows the positions of a site are in, see `_shares`."""
+        return _shares(Window(*self.window[:4]))
+
 
 def layout_of(
         window: Window,
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
-        by_window: bool = True,
+        sites: str = 'windows',
         merge_channels: bool = True,
 ) -> Layout:
     """Finds the layout for tensors of shape (N, C, D, H, W), some of the size of the input and some of the output.
@@ -137,13 +151,14 @@ def layout_of(
         window: The window.
         inputs: The input, and other tensors of its size.
         outputs: Tensors of the size of the output.
-        by_window: Whether the sites of a tile are windows, and not positions of the input.
+        sites: What the sites of a tile are: "windows", "positions" of the input, or "steps": as many positions, along
+            each dimension, as windows step over.
         merge_channels: Whether channels need not be told apart.
     """
     x, item = inputs[0], inputs[0].element_size()
     return _layout(
         window, x.shape, outputs[0].shape, tuple(t.stride() for t in inputs), tuple(t.stride() for t in outputs),
-        channels_inner(x), by_window, merge_channels, item, all(t.data_ptr() % (2 * item) == 0 for t in inputs),
+        channels_inner(x), sites, merge_channels, item, all(t.data_ptr() % (2 * item) == 0 for t in inputs),
     )
 
 
@@ -155,7 +170,7 @@ def _layout(
         strides: Sequence[Sequence[int]],
         out_strides: Sequence[Sequence[int]],
         inner: bool,
-        by_window: bool,
+        sites: str,
         merge_channels: bool,
         item: int,
         even: bool,
@@ -163,30 +178,33 @@ def _layout(
     windows = [(1, 1, 0, 1)] * 2 + list(zip(*window, strict=True))
     sizes = zip(shape, out_shape, zip(*strides, strict=True), zip(*out_strides, strict=True), strict=True)
     dims = [_Dim(*of_dim, *rest) for of_dim, rest in zip(windows, sizes, strict=True)]
-    words = by_window and even and not inner and window.elements <= MOST_HELD and _has_words(dims)
+    words = even and not inner and window.elements <= MOST_HELD and _has_words(dims, sites)
     if words:
-        dims = _in_words(dims)
-    slots = _merged_slots(dims, inner or not merge_channels, inner, 8 // item if words else 1)
+        dims = _in_words(dims, sites)
+    slots = _merged_slots(dims, inner or not merge_channels, inner, 8 // item if words and sites == 'windows' else 1)
     if slots[2].size * slots[3].size > _MOST_ROWS:
         slots = dims
-    return _cut_into_tiles(slots, inner, by_window, words)
+    return _cut_into_tiles(slots, inner, sites, words)
 
 
-def _has_words(dims: Sequence[_Dim]) -> bool:
-    """Whether windows have two columns each, side by side in memory, of which the first has an even offset."""
+def _has_words(dims: Sequence[_Dim], sites: str) -> bool:
+    """Whether a site has two columns, side by side in memory, of which the first has an even offset."""
     *outer, w = dims
+    if sites == 'windows':
+        two = (w.kernel_size, w.stride, w.padding, w.dilation) == (2, 2, 0, 1) and not w.hangs_over
+    else:
+        two = sites == 'steps' and w.stride == 2 and w.size % 2 == 0
     return (
-        (w.kernel_size, w.stride, w.padding, w.dilation) == (2, 2, 0, 1) and not w.hangs_over
-        and all(stride == 1 for stride in w.strides)
+        two and all(stride == 1 for stride in w.strides)
         and all(stride % 2 == 0 for dim in outer if dim.size > 1 for stride in dim.strides)
     )
 
 
-def _in_words(dims: Sequence[_Dim]) -> list[_Dim]:
-    """The dimensions of tensors that are seen as words."""
-    *outer, w = dims
-    halved = [dim._replace(strides=tuple(stride // 2 for stride in dim.strides)) for dim in outer]
-    return [*halved, w._replace(kernel_size=1, stride=1, size=w.out_size)]
+def _in_words(dims: Sequence[_Dim], sites: str) -> list[_Dim]:
+    """The dimensions of tensors that are seen as words. A window of two columns has a window of one word."""
+    *outer, w = [dim._replace(strides=tuple(stride // 2 for stride in dim.strides)) for dim in dims]
+    w = w._replace(strides=dims[-1].strides)
+    return [*outer, w._replace(kernel_size=1, stride=1, size=w.out_size) if sites == 'windows' else w]
 
 
 def _merged_slots(dims: Sequence[_Dim], channels_apart: bool, inner: bool, vector: int) -> list[_Dim]:
@@ -197,8 +215,8 @@ def _merged_slots(dims: Sequence[_Dim], channels_apart: bool, inner: bool, vecto
         merged = _merge([n, *others])
     else:
         c, merged = unit, _merge(dims)
-    if vector > 1 and len(merged) < 3 and merged[-1].size % vector == 0:
-        merged[-1:] = _cut(merged[-1], vector)
+    if vector > 1 and len(merged) < 3:
+        merged[-1:] = _cut(merged[-1], math.gcd(merged[-1].size, vector))
     while len(merged) < 3:
         merged.insert(len(merged) if inner else -1, unit)
     if len(merged) > 4:
@@ -237,19 +255,20 @@ def _join(outer: _Dim, inner: _Dim) -> _Dim | None:
     return None
 
 
-def _cut_into_tiles(slots: Sequence[_Dim], inner: bool, by_window: bool, words: bool, elements: int = 1024) -> Layout:
-    sites = [dim.out_size if by_window else dim.size for dim in slots]
-    n, c, d, h, w = sites
+def _cut_into_tiles(slots: Sequence[_Dim], inner: bool, sites: str, words: bool, elements: int = 1024) -> Layout:
+    counts = [dim.sites(sites) for dim in slots]
+    n, c, d, h, w = counts
     block_c = _block(c, 128, 32) if inner else 1
     block_w = _block(w, elements // block_c, 1 if inner else 16)
     block_r = _block(d * h, elements // (block_c * block_w), elements)
     contiguous = 1 if inner else 4
-    divisor = math.gcd(16, sites[contiguous], *(
+    divisor = math.gcd(16, counts[contiguous], *(
         stride for dim in (*slots[:contiguous], *slots[contiguous + 1:]) if dim.size > 1
         for stride in (*dim.strides, *dim.out_strides)))
     units = tuple(1 if i == contiguous else divisor for i in range(5))
     return Layout(
-        channels=slots[1].size,
+        channels=c,
+        sites=(d, h, w),
         size=tuple(dim.size for dim in slots[2:]),
         out_size=tuple(dim.out_size for dim in slots[2:]),
         blocks=(n, triton.cdiv(d * h, block_r), triton.cdiv(c, block_c), triton.cdiv(w, block_w)),
@@ -278,6 +297,25 @@ def _in_units(strides: Sequence[Sequence[int]], units: Sequence[int]) -> tuple[t
     )
 
 
+@functools.lru_cache
+def _shares(window: Window) -> tuple[tuple[Sizes, tuple[int, ...]], ...]:
+    """Where the windows lie that hold positions of a site, a site having as many positions as windows step over.
+
+    Returns:
+        For each of these windows: how far it lies from the window with the number of the site, in D, H and W; and of
+        which of its elements the positions are, -1 if of none.
+    """
+    shares: dict[Sizes, list[int]] = {}
+    along = [
+        [divmod(e * dilation - padding, stride) for e in range(kernel_size)]
+        for kernel_size, stride, padding, dilation in zip(*window, strict=True)
+    ]
+    for e, ((d, d_at), (h, h_at), (w, w_at)) in enumerate(itertools.product(*along)):
+        elements = shares.setdefault((-d, -h, -w), [-1] * math.prod(window.stride))
+        elements[(d_at * window.stride[1] + h_at) * window.stride[2] + w_at] = e
+    return tuple((shift, tuple(elements)) for shift, elements in shares.items())
+
+
 def unroll(count: int) -> int:
     """How often a loop is unrolled: wholly, if it is over few elements."""
     return count if count <= MOST_HELD else 1
@@ -292,7 +330,10 @@ def empty_planes(x: Tensor, size: Sizes, dtype: torch.dtype | None = None, count
 
 @triton.jit
 def locate_sites(blocks, BLOCK: tl.constexpr):
-    """The sample, rows, channels and columns of this program's tile. Where there is one sample, rows take no division."""
+    """The sample, rows, channels and columns of this program's tile.
+
+    Rows come last: where there is one sample, and one tile in every other dimension, nothing is divided.
+    """
     pid = tl.program_id(0)
     w = pid % blocks[3] * BLOCK[2] + tl.arange(0, BLOCK[2])
     pid //= blocks[3]
@@ -329,11 +370,16 @@ def site_offsets(row, w, size, strides, UNITS: tl.constexpr):
 
 
 @triton.jit
+def _within(at, size):
+    return (at >= 0) & (at < size)
+
+
+@triton.jit
 def _reach(at, e, size, WINDOW: tl.constexpr, DIM: tl.constexpr):
     """Position in the input of element `e` of the windows `at`, along one dimension, and whether it is there."""
     position = at * WINDOW[1][DIM] - WINDOW[2][DIM] + e * WINDOW[3][DIM]
     if WINDOW[4][DIM]:
-        return position, (position >= 0) & (position < size[DIM])
+        return position, _within(position, size[DIM])
     else:
         return position, tl.full(position.shape, True, tl.int1)
 
@@ -347,6 +393,38 @@ def window_element(e, row, w, size, out_size, strides, WINDOW: tl.constexpr, UNI
     w, w_inside = _reach(w, e % KERNEL[2], size, WINDOW, 2)
     inside = (d_inside & h_inside)[:, None, None] & w_inside[None, None, :]
     return _offsets_in_plane(d, h, w, strides, UNITS), inside
+
+
+@triton.jit
+def _stepped(at, phase, size, STEP: tl.constexpr):
+    """Position number `phase` of the sites `at`, along one dimension, and whether it is there."""
+    position = at * STEP + phase
+    if STEP == 1:
+        return position, tl.full(position.shape, True, tl.int1)
+    else:
+        return position, position < size
+
+
+@triton.jit
+def site_position(
+        phase, row, w, sites, size, strides, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr,
+):
+    """Where in their plane the positions (or words) number `phase` of the sites of a tile lie, and which are there."""
+    STEP: tl.constexpr = WINDOW[1]
+    COLUMNS: tl.constexpr = 1 if WORDS else STEP[2]
+    d, d_inside = _stepped(row // sites[1], phase // (COLUMNS * STEP[1]), size[0], STEP[0])
+    h, h_inside = _stepped(row % sites[1], phase // COLUMNS % STEP[1], size[1], STEP[1])
+    w, w_inside = _stepped(w, phase % COLUMNS, size[2], COLUMNS)
+    inside = (d_inside & h_inside)[:, None, None] & w_inside[None, None, :]
+    return _offsets_in_plane(d, h, w, strides, UNITS), inside
+
+
+@triton.jit
+def shifted_window(shift, row, w, sites, out_size, strides, UNITS: tl.constexpr):
+    """Where in their plane the windows lie that are `shift` away from the sites of a tile, and which of them exist."""
+    d, h, w = row // sites[1] + shift[0], row % sites[1] + shift[1], w + shift[2]
+    rows = _within(d, out_size[0]) & _within(h, out_size[1])
+    return _offsets_in_plane(d, h, w, strides, UNITS), rows[:, None, None] & _within(w, out_size[2])[None, None, :]
 
 
 @triton.jit
@@ -386,9 +464,13 @@ def as_words(pointer):
 
 @triton.jit
 def split_word(word, DTYPE: tl.constexpr):
-    """The two elements of each word."""
-    if DTYPE.primitive_bitwidth == 16:
-        return word.to(tl.int16).to(DTYPE, bitcast=True), (word >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+    """The two elements of each word, in fp32."""
+    if DTYPE == tl.bfloat16:
+        # They are the upper halves of fp32 numbers.
+        return (word << 16).to(tl.float32, bitcast=True), (word & -65536).to(tl.float32, bitcast=True)
+    elif DTYPE == tl.float16:
+        first, second = word.to(tl.int16).to(DTYPE, bitcast=True), (word >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+        return first.to(tl.float32), second.to(tl.float32)
     else:
         return word.to(tl.int32).to(DTYPE, bitcast=True), (word >> 32).to(tl.int32).to(DTYPE, bitcast=True)
 

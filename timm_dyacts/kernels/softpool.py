@@ -27,9 +27,10 @@ from .sites import (
     layout_of,
     locate_sites,
     plane_offsets,
+    shifted_window,
     site_offsets,
+    site_position,
     split_word,
-    unroll,
     window_element,
 )
 from .tiles import launch
@@ -60,14 +61,15 @@ def _hold(
             loaded, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS)
             if WORDS:
                 first, second = split_word(loaded, DTYPE)
-                elements = elements + ((first.to(tl.float32), inside), (second.to(tl.float32), inside))
+                elements = elements + ((first, inside), (second, inside))
             else:
                 elements = elements + ((loaded.to(tl.float32), inside),)
     return elements
 
 
 @triton.jit
-def _find_top(top, value, mask, PADDED: tl.constexpr, RISING: tl.constexpr):
+def _heavier(top, value, mask, PADDED: tl.constexpr, RISING: tl.constexpr):
+    """Of two elements the one with the larger weight."""
     if RISING:
         return tl.maximum(top, tl.where(mask, value, float('-inf')) if PADDED else value)
     else:
@@ -75,8 +77,15 @@ def _find_top(top, value, mask, PADDED: tl.constexpr, RISING: tl.constexpr):
 
 
 @triton.jit
-def _add(total, moment, value, mask, top, scale, sharpness, PADDED: tl.constexpr):
-    distance = value * scale - top
+def _reciprocal(total):
+    """One over a sum of weights, which lies between 1 and their number: division would see to other ranges too."""
+    root = tl.rsqrt(total)
+    return root * root
+
+
+@triton.jit
+def _add(total, moment, value, mask, top, sharpness, SCALE: tl.constexpr, PADDED: tl.constexpr):
+    distance = value * SCALE - top
     weight = tl.exp2(sharpness * distance)
     if PADDED:
         weight = tl.where(mask, weight, 0.0)
@@ -85,9 +94,9 @@ def _add(total, moment, value, mask, top, scale, sharpness, PADDED: tl.constexpr
 
 @triton.jit
 def _window_sums(
-        x_ptr, elements, row, w, mask, size, out_size, x_strides, scale, sharpness,
+        x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
         WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
-        RISING: tl.constexpr, BLOCK: tl.constexpr,
+        SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """The scaled element with the largest weight, one over the sum of the weights, and the mean distance from it."""
     COUNT: tl.constexpr = WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2] * (2 if WORDS else 1)
@@ -96,26 +105,26 @@ def _window_sums(
     moment = tl.zeros(BLOCK, tl.float32)
     if HELD:
         for e in tl.static_range(COUNT):
-            top = _find_top(top, elements[e][0], elements[e][1], PADDED, RISING)
-        top *= scale
+            top = _heavier(top, elements[e][0], elements[e][1], PADDED, RISING)
+        top *= SCALE
         for e in tl.static_range(COUNT):
-            total, moment = _add(total, moment, elements[e][0], elements[e][1], top, scale, sharpness, PADDED)
+            total, moment = _add(total, moment, elements[e][0], elements[e][1], top, sharpness, SCALE, PADDED)
     else:
         for e in range(COUNT):
             value, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS)
-            top = _find_top(top, value.to(tl.float32), inside, PADDED, RISING)
-        top *= scale
+            top = _heavier(top, value.to(tl.float32), inside, PADDED, RISING)
+        top *= SCALE
         for e in range(COUNT):
             value, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS)
-            total, moment = _add(total, moment, value.to(tl.float32), inside, top, scale, sharpness, PADDED)
-    share = 1 / total
+            total, moment = _add(total, moment, value.to(tl.float32), inside, top, sharpness, SCALE, PADDED)
+    share = _reciprocal(total)
     return top, share, moment * share
 
 
 @triton.jit
-def _slope(value, top, mean, scale, sharpness, DETACH: tl.constexpr):
+def _slope(value, top, mean, sharpness, SCALE: tl.constexpr, DETACH: tl.constexpr):
     """The derivative of the output by an element, ``w * (1 + beta * (x - y))``, times the sum of the weights."""
-    distance = value * scale - top
+    distance = value * SCALE - top
     weight = tl.exp2(sharpness * distance)
     if DETACH:
         return weight
@@ -125,34 +134,36 @@ def _slope(value, top, mean, scale, sharpness, DETACH: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-        x_ptr, y_ptr, sums_ptr, channels, size, out_size, blocks, x_strides, y_strides, part, scale, sharpness,
+        x_ptr, dy_ptr, y_ptr, channels, size, out_size, blocks, x_strides, y_strides, dy_strides, part, sharpness,
         WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
-        RISING: tl.constexpr, BLOCK: tl.constexpr,
+        SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Writes the output, or what the gradient needs to know of each window."""
+    """Writes the output; given its gradient, the two numbers of each window that `_gradient` takes."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     n, row, c, w = locate_sites(blocks, BLOCK)
     mask = existing_sites(row, c, w, channels, out_size, UNITS)
     x_ptr = (as_words(x_ptr) if WORDS else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
     elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, WORDS, HELD)
     top, share, mean = _window_sums(
-        x_ptr, elements, row, w, mask, size, out_size, x_strides, scale, sharpness,
-        WINDOW, UNITS, WORDS, PADDED, HELD, RISING, BLOCK)
-    site = plane_offsets(n, c, y_strides, UNITS) + site_offsets(row, w, out_size, y_strides, UNITS)
-    if sums_ptr is None:
-        tl.store(y_ptr + site, ((top + mean) * (1 / scale)).to(y_ptr.dtype.element_ty), mask)
+        x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
+        WINDOW, UNITS, WORDS, PADDED, HELD, SCALE, RISING, BLOCK)
+    center = top + mean
+    y_ptr += plane_offsets(n, c, y_strides, UNITS) + site_offsets(row, w, out_size, y_strides, UNITS)
+    if dy_ptr is None:
+        tl.store(y_ptr, (center * (1 / SCALE)).to(y_ptr.dtype.element_ty), mask)
     else:
-        tl.store(sums_ptr + site, top, mask)
-        tl.store(sums_ptr + site + part, share, mask)
-        tl.store(sums_ptr + site + 2 * part, mean, mask)
+        dy_ptr += plane_offsets(n, c, dy_strides, UNITS) + site_offsets(row, w, out_size, dy_strides, UNITS)
+        dy = tl.load(dy_ptr, mask, 0.0).to(tl.float32)
+        tl.store(y_ptr, center, mask)
+        tl.store(y_ptr + part, dy * share * tl.exp2(sharpness * (center - top)), mask)
 
 
 @triton.jit
 def _disjoint_backward_kernel(
-        dy_ptr, x_ptr, dx_ptr, channels, size, out_size, blocks, dy_strides, x_strides, dx_strides, scale, sharpness,
+        dy_ptr, x_ptr, dx_ptr, channels, size, out_size, blocks, dy_strides, x_strides, dx_strides, sharpness,
         DETACH: tl.constexpr,
         WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
-        RISING: tl.constexpr, BLOCK: tl.constexpr,
+        SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Gradients of the elements of windows that share none."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -164,52 +175,110 @@ def _disjoint_backward_kernel(
     dy = tl.load(dy_ptr, mask, 0.0).to(tl.float32)
     elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, WORDS, HELD)
     top, share, mean = _window_sums(
-        x_ptr, elements, row, w, mask, size, out_size, x_strides, scale, sharpness,
-        WINDOW, UNITS, WORDS, PADDED, HELD, RISING, BLOCK)
+        x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
+        WINDOW, UNITS, WORDS, PADDED, HELD, SCALE, RISING, BLOCK)
     dy *= share
     COUNT: tl.constexpr = WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2]
     if HELD:
         for e in tl.static_range(COUNT):
             at, inside = window_element(e, row, w, size, out_size, dx_strides, WINDOW, UNITS)
             if WORDS:
-                first = dy * _slope(elements[2 * e][0], top, mean, scale, sharpness, DETACH)
-                second = dy * _slope(elements[2 * e + 1][0], top, mean, scale, sharpness, DETACH)
+                first = dy * _slope(elements[2 * e][0], top, mean, sharpness, SCALE, DETACH)
+                second = dy * _slope(elements[2 * e + 1][0], top, mean, sharpness, SCALE, DETACH)
                 tl.store(dx_ptr + at, join_word(first.to(DTYPE), second.to(DTYPE)), mask & inside)
             else:
-                dx = dy * _slope(elements[e][0], top, mean, scale, sharpness, DETACH)
+                dx = dy * _slope(elements[e][0], top, mean, sharpness, SCALE, DETACH)
                 tl.store(dx_ptr + at, dx.to(DTYPE), mask & inside)
     else:
         for e in range(COUNT):
             value, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS)
-            dx = dy * _slope(value.to(tl.float32), top, mean, scale, sharpness, DETACH)
+            dx = dy * _slope(value.to(tl.float32), top, mean, sharpness, SCALE, DETACH)
             at, _ = window_element(e, row, w, size, out_size, dx_strides, WINDOW, UNITS)
             tl.store(dx_ptr + at, dx.to(DTYPE), inside)
 
 
 @triton.jit
+def _gradient(value, center, factor, holds, sharpness, SCALE: tl.constexpr, DETACH: tl.constexpr):
+    """What an element gets from a window: ``dy * w * (1 + beta * (x - y))`` where `center` is the scaled y.
+
+    Weights are relative to y here: it is close to the element with the largest weight, so that none overflows.
+    """
+    distance = tl.where(holds, value * SCALE - center, 0.0)
+    weight = tl.exp2(sharpness * distance)
+    if DETACH:
+        return factor * weight
+    else:
+        return factor * (weight + sharpness * LN_2 * (weight * distance))
+
+
+@triton.jit
 def _overlapping_backward_kernel(
-        dy_ptr, x_ptr, sums_ptr, dx_ptr, channels, size, out_size, blocks, dy_strides, x_strides, sums_strides, dx_strides,
-        part, scale, sharpness,
-        DETACH: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, OVERLAP: tl.constexpr, UNROLL: tl.constexpr,
-        BLOCK: tl.constexpr,
+        x_ptr, sums_ptr, dx_ptr, channels, sites, size, out_size, blocks, x_strides, dx_strides, sums_strides,
+        part, sharpness,
+        DETACH: tl.constexpr, SHARES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr,
+        SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Gradients of the elements, each gathered from all windows that it is in."""
+    """Gradients of the elements. A site has as many positions as windows step over, which share the sums they need."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    n, row, c, w = locate_sites(blocks, BLOCK)
+    mask = existing_sites(row, c, w, channels, sites, UNITS)
+    x_ptr = (as_words(x_ptr) if WORDS else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
+    dx_ptr = (as_words(dx_ptr) if WORDS else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
+    sums_ptr += plane_offsets(n, c, sums_strides, UNITS)
+    COUNT: tl.constexpr = WINDOW[1][0] * WINDOW[1][1] * (1 if WORDS else WINDOW[1][2])
+    values = ()
+    grads = ()
+    for phase in tl.static_range(COUNT):
+        at, inside = site_position(phase, row, w, sites, size, x_strides, WINDOW, UNITS, WORDS)
+        loaded = tl.load(x_ptr + at, mask & inside, 0)
+        if WORDS:
+            values = values + split_word(loaded, DTYPE)
+            grads = grads + (tl.zeros(BLOCK, tl.float32), tl.zeros(BLOCK, tl.float32))
+        else:
+            values = values + (loaded.to(tl.float32),)
+            grads = grads + (tl.zeros(BLOCK, tl.float32),)
+    for i in tl.static_range(len(SHARES)):
+        at, holds = shifted_window(SHARES[i][0], row, w, sites, out_size, sums_strides, UNITS)
+        holds = mask & holds
+        center = tl.load(sums_ptr + at, holds, 0.0)
+        factor = tl.load(sums_ptr + at + part, holds, 0.0)
+        summed = ()
+        for phase in tl.static_range(len(SHARES[i][1])):
+            if SHARES[i][1][phase] < 0:
+                summed = summed + (grads[phase],)
+            else:
+                grad = _gradient(values[phase], center, factor, holds, sharpness, SCALE, DETACH)
+                summed = summed + (grads[phase] + grad,)
+        grads = summed
+    for phase in tl.static_range(COUNT):
+        at, inside = site_position(phase, row, w, sites, size, dx_strides, WINDOW, UNITS, WORDS)
+        if WORDS:
+            dx = join_word(grads[2 * phase].to(DTYPE), grads[2 * phase + 1].to(DTYPE))
+        else:
+            dx = grads[phase].to(DTYPE)
+        tl.store(dx_ptr + at, dx, mask & inside)
+
+
+@triton.jit
+def _large_overlapping_backward_kernel(
+        x_ptr, sums_ptr, dx_ptr, channels, sites, size, out_size, blocks, x_strides, dx_strides, sums_strides,
+        part, sharpness,
+        DETACH: tl.constexpr, OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr,
+        SCALE: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """The same for windows that are too large for constants: a site is a position."""
     n, row, c, w = locate_sites(blocks, BLOCK)
     mask = existing_sites(row, c, w, channels, size, UNITS)
-    dy_ptr += plane_offsets(n, c, dy_strides, UNITS)
     sums_ptr += plane_offsets(n, c, sums_strides, UNITS)
     x_ptr += plane_offsets(n, c, x_strides, UNITS) + site_offsets(row, w, size, x_strides, UNITS)
     value = tl.load(x_ptr, mask, 0.0).to(tl.float32)
     dx = tl.zeros(BLOCK, tl.float32)
-    for i in tl.range(0, OVERLAP[0] * OVERLAP[1] * OVERLAP[2], loop_unroll_factor=UNROLL):
+    for i in range(OVERLAP[0] * OVERLAP[1] * OVERLAP[2]):
         _, out_row, out_w, holds = candidate(i, row, w, size, out_size, WINDOW, OVERLAP)
+        holds = mask & holds
         at = sums_ptr + site_offsets(out_row, out_w, out_size, sums_strides, UNITS)
-        top = tl.load(at, mask & holds, 0.0)
-        share = tl.load(at + part, mask & holds, 0.0)
-        mean = tl.load(at + 2 * part, mask & holds, 0.0)
-        dy = tl.load(dy_ptr + site_offsets(out_row, out_w, out_size, dy_strides, UNITS), mask & holds, 0.0)
-        slope = dy.to(tl.float32) * share * _slope(value, top, mean, scale, sharpness, DETACH)
-        dx += tl.where(holds, slope, 0.0)
+        center, factor = tl.load(at, holds, 0.0), tl.load(at + part, holds, 0.0)
+        dx += _gradient(value, center, factor, holds, sharpness, SCALE, DETACH)
     dx_ptr += plane_offsets(n, c, dx_strides, UNITS) + site_offsets(row, w, size, dx_strides, UNITS)
     tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask)
 
@@ -218,7 +287,13 @@ def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_wei
     """SoftPool of (N, C, *spatial)."""
     out_size = window.out_size(size_of(x.shape), ceil_mode)
     y = empty_planes(x, out_size)
-    _launch_forward(five_dims(x), y, None, window, beta)
+    planes = five_dims(x)
+    layout = layout_of(window, (planes,), (y,))
+    launch(
+        _forward_kernel, layout.programs,
+        planes, None, y, *_sizes(layout), *layout.strides, *layout.out_strides, None, 0,
+        _sharpness(window, beta), *_constants(layout, window, beta),
+    )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
 
 
@@ -231,53 +306,60 @@ def softpool_backward(
         detach_weights: bool,
 ) -> tuple[Tensor, None, None, None, None]:
     """Gradient of the input."""
-    grads, planes = five_dims(dy), five_dims(x)
-    size, out_size = size_of(x.shape), size_of(dy.shape)
-    dx = empty_planes(x, size)
-    if max(window.overlap) == 1:
-        if not window.covers(size, out_size):
-            dx.zero_()
-        layout = layout_of(window, (planes, dx), (grads,))
-        launch(
-            _disjoint_backward_kernel, layout.programs,
-            grads, planes, dx, *_sizes(layout), layout.out_strides[0], *layout.strides,
-            *_scales(window, beta), detach_weights, *_constants(layout, window, beta),
-        )
-    else:
-        sums = empty_planes(x, out_size, torch.float32, count=3).unflatten(0, (3, x.shape[0]))
-        _launch_forward(planes, None, sums, window, beta)
-        layout = layout_of(window, (planes, dx), (grads, sums[0]), by_window=False)
-        launch(
-            _overlapping_backward_kernel, layout.programs,
-            grads, planes, sums, dx, *_sizes(layout),
-            layout.out_strides[0], layout.strides[0], layout.out_strides[1], layout.strides[1], sums.stride(0),
-            *_scales(window, beta), detach_weights, layout.window, layout.units, layout.overlap,
-            unroll(math.prod(window.overlap)), layout.block,
-        )
+    differentiate = _disjoint_backward if max(window.overlap) == 1 else _overlapping_backward
+    dx = differentiate(five_dims(dy), five_dims(x), window, beta, detach_weights)
     return dx.reshape(x.shape), None, None, None, None
 
 
-def _launch_forward(planes: Tensor, y: Tensor | None, sums: Tensor | None, window: Window, beta: float) -> None:
-    """Writes `y`, or the numbers of each window to `sums`."""
-    layout = layout_of(window, (planes,), (y if sums is None else sums[0],))
+def _disjoint_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> Tensor:
+    dx = empty_planes(x, size_of(x.shape))
+    if not window.covers(size_of(x.shape), size_of(dy.shape)):
+        dx.zero_()
+    layout = layout_of(window, (x, dx), (dy,))
+    launch(
+        _disjoint_backward_kernel, layout.programs,
+        dy, x, dx, *_sizes(layout), *layout.out_strides, *layout.strides,
+        _sharpness(window, beta), detach_weights, *_constants(layout, window, beta),
+    )
+    return dx
+
+
+def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> Tensor:
+    sums = empty_planes(x, size_of(dy.shape), torch.float32, count=2).unflatten(0, (2, x.shape[0]))
+    layout = layout_of(window, (x,), (sums[0], dy))
     launch(
         _forward_kernel, layout.programs,
-        planes, y, sums, *_sizes(layout), *layout.strides, *layout.out_strides, 0 if sums is None else sums.stride(0),
-        *_scales(window, beta), *_constants(layout, window, beta),
+        x, dy, sums, *_sizes(layout), *layout.strides, *layout.out_strides, sums.stride(0),
+        _sharpness(window, beta), *_constants(layout, window, beta),
     )
+    dx = empty_planes(x, size_of(x.shape))
+    held = window.elements <= MOST_HELD and math.prod(window.stride) <= MOST_HELD
+    layout = layout_of(window, (x, dx), (sums[0],), 'steps' if held else 'positions')
+    kernel, shared = (_overlapping_backward_kernel, layout.shares) if held else (_large_overlapping_backward_kernel, layout.overlap)
+    launch(
+        kernel, layout.programs,
+        x, sums, dx, layout.channels, layout.sites, layout.size, layout.out_size, layout.blocks,
+        *layout.strides, *layout.out_strides, sums.stride(0), _sharpness(window, beta), detach_weights, shared,
+        layout.window, layout.units, *((layout.words,) if held else ()), _scale(window), layout.block,
+    )
+    return dx
 
 
 def _sizes(layout: Layout) -> tuple:
     return layout.channels, layout.size, layout.out_size, layout.blocks
 
 
-def _scales(window: Window, beta: float) -> tuple[float, float]:
-    """The factor of x, and that of its products in the exponents of 2. Bounded: infinity times 0 is NaN."""
-    scale = 0.5 / triton.next_power_of_2(window.elements)
-    return scale, max(-1e38, min(beta / scale / math.log(2), 1e38))
+def _scale(window: Window) -> float:
+    """The factor of x."""
+    return 0.5 / triton.next_power_of_2(window.elements)
+
+
+def _sharpness(window: Window, beta: float) -> float:
+    """The factor of a scaled x in exponents of 2. Bounded: infinity times 0 is NaN."""
+    return max(-1e38, min(beta / _scale(window) / math.log(2), 1e38))
 
 
 def _constants(layout: Layout, window: Window, beta: float) -> tuple:
     """Of a kernel: besides the layout, whether registers hold a window, and whether large elements weigh most."""
     held = window.elements <= MOST_HELD
-    return layout.window, layout.units, layout.words, layout.padded, held, beta >= 0, layout.block
+    return layout.window, layout.units, layout.words, layout.padded, held, _scale(window), beta >= 0, layout.block
