@@ -3,8 +3,6 @@
 ReLU keeps its output for the backward pass, whose mask ``y != 0`` does not depend on the sign of the channel. Max
 pooling keeps one byte per window, which element won: its backward pass reads neither the input nor 64-bit indices.
 """
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -18,10 +16,14 @@ from .sites import (
     layout_of,
     locate_sites,
     plane_offsets,
+    shifted_window,
     site_offsets,
     split_word,
+    steps_held,
+    store_positions,
     unroll,
     window_element,
+    zeros,
 )
 from .tiles import alignment, existing, launch, locate, offsets, readable, strides, tiling_of
 from .window import Window, five_dims, size_of
@@ -214,19 +216,49 @@ def _max_pool_kernel(
 
 @triton.jit
 def _max_pool_backward_kernel(
-        dy_ptr, winner_ptr, dx_ptr, channels, size, out_size, blocks, dy_strides, winner_strides, dx_strides,
-        WINDOW: tl.constexpr, UNITS: tl.constexpr, OVERLAP: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
+        dy_ptr, winner_ptr, dx_ptr, channels, sites, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
+        SHARES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):
+    """A site has as many positions as windows step over, which share the windows that they are in."""
+    DTYPE: tl.constexpr = dx_ptr.dtype.element_ty
     n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, size, UNITS)
+    mask = existing_sites(row, c, w, channels, sites, UNITS)
+    dy_ptr += plane_offsets(n, c, dy_strides, UNITS)
+    winner_ptr += plane_offsets(n, c, winner_strides, UNITS)
+    dx_ptr = (as_words(dx_ptr) if WORDS else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
+    grads = zeros(WINDOW, BLOCK)
+    for i in tl.static_range(len(SHARES)):
+        at, holds = shifted_window(SHARES[i][0], row, w, sites, out_size, dy_strides, UNITS)
+        dy = tl.load(dy_ptr + at, mask & holds, 0.0).to(tl.float32)
+        at, holds = shifted_window(SHARES[i][0], row, w, sites, out_size, winner_strides, UNITS)
+        winner = tl.load(winner_ptr + at, mask & holds, -1)
+        summed = ()
+        for phase in tl.static_range(len(grads)):
+            if SHARES[i][1][phase] < 0:
+                summed = summed + (grads[phase],)
+            else:
+                summed = summed + (grads[phase] + tl.where(winner == SHARES[i][1][phase], dy, 0.0),)
+        grads = summed
+    store_positions(dx_ptr, grads, row, w, mask, sites, size, dx_strides, DTYPE, WINDOW, UNITS, WORDS)
+
+
+@triton.jit
+def _large_max_pool_backward_kernel(
+        dy_ptr, winner_ptr, dx_ptr, channels, sites, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
+        OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """The same for windows that are too large for constants: a site is a position."""
+    n, row, c, w = locate_sites(blocks, BLOCK)
+    mask = existing_sites(row, c, w, channels, sites, UNITS)
     dy_ptr += plane_offsets(n, c, dy_strides, UNITS)
     winner_ptr += plane_offsets(n, c, winner_strides, UNITS)
     dx = tl.zeros(BLOCK, tl.float32)
-    for i in tl.range(0, OVERLAP[0] * OVERLAP[1] * OVERLAP[2], loop_unroll_factor=UNROLL):
+    for i in range(OVERLAP[0] * OVERLAP[1] * OVERLAP[2]):
         e, out_row, out_w, holds = candidate(i, row, w, size, out_size, WINDOW, OVERLAP)
-        winner = tl.load(winner_ptr + site_offsets(out_row, out_w, out_size, winner_strides, UNITS), mask & holds, -1)
-        dy = tl.load(dy_ptr + site_offsets(out_row, out_w, out_size, dy_strides, UNITS), mask & holds, 0.0)
-        dx += tl.where(holds & (winner == e), dy.to(tl.float32), 0.0)
+        holds = mask & holds
+        winner = tl.load(winner_ptr + site_offsets(out_row, out_w, out_size, winner_strides, UNITS), holds, -1)
+        dy = tl.load(dy_ptr + site_offsets(out_row, out_w, out_size, dy_strides, UNITS), holds, 0.0).to(tl.float32)
+        dx += tl.where(holds & (winner == e), dy, 0.0)
     site = plane_offsets(n, c, dx_strides, UNITS) + site_offsets(row, w, size, dx_strides, UNITS)
     tl.store(dx_ptr + site, dx.to(dx_ptr.dtype.element_ty), mask)
 
@@ -251,11 +283,13 @@ def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window:
     grads = five_dims(dy)
     shape = (*dy.shape[:2], *size)
     dx = empty_planes(winner, size_of(shape), dy.dtype)
-    tiles = layout_of(window, (dx,), (grads, winner), 'positions', merge_channels=False)
+    held = steps_held(window)
+    tiles = layout_of(window, (dx,), (grads, winner), 'steps' if held else 'positions')
+    kernel, shared = (
+        (_max_pool_backward_kernel, tiles.shares) if held else (_large_max_pool_backward_kernel, tiles.overlap))
     launch(
-        _max_pool_backward_kernel, tiles.programs,
-        grads, winner, dx, tiles.channels, tiles.size, tiles.out_size, tiles.blocks,
-        *tiles.out_strides, *tiles.strides,
-        tiles.window, tiles.units, tiles.overlap, unroll(math.prod(window.overlap)), tiles.block,
+        kernel, tiles.programs,
+        grads, winner, dx, tiles.channels, tiles.sites, tiles.size, tiles.out_size, tiles.blocks,
+        *tiles.strides, *tiles.out_strides, shared, tiles.window, tiles.units, tiles.words, tiles.block,
     )
     return dx.reshape(shape)

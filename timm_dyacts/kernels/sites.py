@@ -42,8 +42,11 @@ __all__ = [
     'site_offsets',
     'site_position',
     'split_word',
+    'steps_held',
+    'store_positions',
     'unroll',
     'window_element',
+    'zeros',
 ]
 
 # The most elements of a window that registers hold
@@ -297,6 +300,11 @@ def _in_units(strides: Sequence[Sequence[int]], units: Sequence[int]) -> tuple[t
     )
 
 
+def steps_held(window: Window) -> bool:
+    """Whether registers hold what the positions of a site share."""
+    return window.elements <= MOST_HELD and math.prod(window.stride) <= MOST_HELD
+
+
 @functools.lru_cache
 def _shares(window: Window) -> tuple[tuple[Sizes, tuple[int, ...]], ...]:
     """Where the windows lie that hold positions of a site, a site having as many positions as windows step over.
@@ -428,6 +436,21 @@ def shifted_window(shift, row, w, sites, out_size, strides, UNITS: tl.constexpr)
 
 
 @triton.jit
+def store_positions(
+        pointer, values, row, w, mask, sites, size, strides,
+        DTYPE: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr,
+):
+    """Stores a number for each position of the sites of a tile."""
+    for phase in tl.static_range(len(values) // 2 if WORDS else len(values)):
+        at, inside = site_position(phase, row, w, sites, size, strides, WINDOW, UNITS, WORDS)
+        if WORDS:
+            value = join_word(values[2 * phase].to(DTYPE), values[2 * phase + 1].to(DTYPE))
+        else:
+            value = values[phase].to(DTYPE)
+        tl.store(pointer + at, value, mask & inside)
+
+
+@triton.jit
 def _owner(at, i, size, out_size, WINDOW: tl.constexpr, DIM: tl.constexpr):
     """The `i`-th last window that may hold the positions `at`, which element they are there, and whether they are."""
     padded = at + WINDOW[2][DIM]
@@ -451,6 +474,15 @@ def candidate(i, row, w, size, out_size, WINDOW: tl.constexpr, OVERLAP: tl.const
     out_w, w_e, w_holds = _owner(w, i % OVERLAP[2], size, out_size, WINDOW, 2)
     e = ((d_e * KERNEL[1] + h_e) * KERNEL[2])[:, None, None] + w_e[None, None, :]
     return e, d * out_size[1] + h, out_w, (d_holds & h_holds)[:, None, None] & w_holds[None, None, :]
+
+
+@triton.jit
+def zeros(WINDOW: tl.constexpr, BLOCK: tl.constexpr):
+    """A sum to start with for each position of the sites of a tile."""
+    sums = ()
+    for _ in tl.static_range(WINDOW[1][0] * WINDOW[1][1] * WINDOW[1][2]):
+        sums = sums + (tl.zeros(BLOCK, tl.float32),)
+    return sums
 
 
 @triton.jit

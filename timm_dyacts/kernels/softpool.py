@@ -31,7 +31,10 @@ from .sites import (
     site_offsets,
     site_position,
     split_word,
+    steps_held,
+    store_positions,
     window_element,
+    zeros,
 )
 from .tiles import launch
 from .window import Window, five_dims, size_of
@@ -225,38 +228,26 @@ def _overlapping_backward_kernel(
     x_ptr = (as_words(x_ptr) if WORDS else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
     dx_ptr = (as_words(dx_ptr) if WORDS else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
     sums_ptr += plane_offsets(n, c, sums_strides, UNITS)
-    COUNT: tl.constexpr = WINDOW[1][0] * WINDOW[1][1] * (1 if WORDS else WINDOW[1][2])
     values = ()
-    grads = ()
-    for phase in tl.static_range(COUNT):
+    for phase in tl.static_range(WINDOW[1][0] * WINDOW[1][1] * (1 if WORDS else WINDOW[1][2])):
         at, inside = site_position(phase, row, w, sites, size, x_strides, WINDOW, UNITS, WORDS)
         loaded = tl.load(x_ptr + at, mask & inside, 0)
-        if WORDS:
-            values = values + split_word(loaded, DTYPE)
-            grads = grads + (tl.zeros(BLOCK, tl.float32), tl.zeros(BLOCK, tl.float32))
-        else:
-            values = values + (loaded.to(tl.float32),)
-            grads = grads + (tl.zeros(BLOCK, tl.float32),)
+        values = values + (split_word(loaded, DTYPE) if WORDS else (loaded.to(tl.float32),))
+    grads = zeros(WINDOW, BLOCK)
     for i in tl.static_range(len(SHARES)):
         at, holds = shifted_window(SHARES[i][0], row, w, sites, out_size, sums_strides, UNITS)
         holds = mask & holds
         center = tl.load(sums_ptr + at, holds, 0.0)
         factor = tl.load(sums_ptr + at + part, holds, 0.0)
         summed = ()
-        for phase in tl.static_range(len(SHARES[i][1])):
+        for phase in tl.static_range(len(values)):
             if SHARES[i][1][phase] < 0:
                 summed = summed + (grads[phase],)
             else:
                 grad = _gradient(values[phase], center, factor, holds, sharpness, SCALE, DETACH)
                 summed = summed + (grads[phase] + grad,)
         grads = summed
-    for phase in tl.static_range(COUNT):
-        at, inside = site_position(phase, row, w, sites, size, dx_strides, WINDOW, UNITS, WORDS)
-        if WORDS:
-            dx = join_word(grads[2 * phase].to(DTYPE), grads[2 * phase + 1].to(DTYPE))
-        else:
-            dx = grads[phase].to(DTYPE)
-        tl.store(dx_ptr + at, dx, mask & inside)
+    store_positions(dx_ptr, grads, row, w, mask, sites, size, dx_strides, DTYPE, WINDOW, UNITS, WORDS)
 
 
 @triton.jit
@@ -333,7 +324,7 @@ def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, de
         _sharpness(window, beta), *_constants(layout, window, beta),
     )
     dx = empty_planes(x, size_of(x.shape))
-    held = window.elements <= MOST_HELD and math.prod(window.stride) <= MOST_HELD
+    held = steps_held(window)
     layout = layout_of(window, (x, dx), (sums[0],), 'steps' if held else 'positions')
     kernel, shared = (_overlapping_backward_kernel, layout.shares) if held else (_large_overlapping_backward_kernel, layout.overlap)
     launch(

@@ -45,13 +45,6 @@ class Window(NamedTuple):
         spans = [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
         return tuple(-(-span // s) for span, s in zip(spans, self.stride, strict=True))
 
-    def hangs_over(self, size: Sizes, out_size: Sizes) -> bool:
-        """Whether any window reaches into the padding or over the end."""
-        return any(
-            p > 0 or (out - 1) * s + d * (k - 1) >= n
-            for n, out, k, s, p, d in zip(size, out_size, *self, strict=True)
-        )
-
     def covers(self, size: Sizes, out_size: Sizes) -> bool:
         """Whether windows that do not overlap hold all elements."""
         return all(
