@@ -38,7 +38,7 @@ __all__ = [
     'layout_of',
     'locate_sites',
     'plane_offsets',
-    'shifted_window',
+    'shared_window',
     'site_offsets',
     'site_position',
     'split_word',
@@ -138,7 +138,7 @@ class Layout(NamedTuple):
     @property
     def shares(self) -> tuple:
         """Which windows the positions of a site are in, see `_shares`."""
-        return _shares(Window(*self.window[:4]))
+        return _shares(Window(*self.window[:4]), self.sites, self.out_size)
 
 
 def layout_of(
@@ -212,7 +212,8 @@ def _in_words(dims: Sequence[_Dim], sites: str) -> list[_Dim]:
 
 def _merged_slots(dims: Sequence[_Dim], channels_apart: bool, inner: bool, vector: int) -> list[_Dim]:
     """N, C, D, H and W after everything has been merged that can be, and a row of words cut into vectors."""
-    unit = dims[0]._replace(size=1, out_size=1, strides=(0,) * len(dims[0].strides), out_strides=(0,) * len(dims[0].out_strides))
+    no_strides = (0,) * len(dims[0].strides), (0,) * len(dims[0].out_strides)
+    unit = _Dim(1, 1, 0, 1, 1, 1, *no_strides)
     if channels_apart:
         n, c, *others = dims
         merged = _merge([n, *others])
@@ -305,13 +306,13 @@ def steps_held(window: Window) -> bool:
     return window.elements <= MOST_HELD and math.prod(window.stride) <= MOST_HELD
 
 
-@functools.lru_cache
-def _shares(window: Window) -> tuple[tuple[Sizes, tuple[int, ...]], ...]:
+@functools.lru_cache(maxsize=4096)
+def _shares(window: Window, sites: Sizes, out_size: Sizes) -> tuple:
     """Where the windows lie that hold positions of a site, a site having as many positions as windows step over.
 
     Returns:
-        For each of these windows: how far it lies from the window with the number of the site, in D, H and W; and of
-        which of its elements the positions are, -1 if of none.
+        For each of these windows, in D, H and W: how far it lies from the window with the number of the site, and
+        whether there are sites without it; and of which of its elements the positions are, -1 if of none.
     """
     shares: dict[Sizes, list[int]] = {}
     along = [
@@ -321,7 +322,10 @@ def _shares(window: Window) -> tuple[tuple[Sizes, tuple[int, ...]], ...]:
     for e, ((d, d_at), (h, h_at), (w, w_at)) in enumerate(itertools.product(*along)):
         elements = shares.setdefault((-d, -h, -w), [-1] * math.prod(window.stride))
         elements[(d_at * window.stride[1] + h_at) * window.stride[2] + w_at] = e
-    return tuple((shift, tuple(elements)) for shift, elements in shares.items())
+    return tuple(
+        (shift, tuple(i < 0 or n + i > out for i, n, out in zip(shift, sites, out_size, strict=True)), tuple(elements))
+        for shift, elements in shares.items()
+    )
 
 
 def unroll(count: int) -> int:
@@ -428,11 +432,23 @@ def site_position(
 
 
 @triton.jit
-def shifted_window(shift, row, w, sites, out_size, strides, UNITS: tl.constexpr):
-    """Where in their plane the windows lie that are `shift` away from the sites of a tile, and which of them exist."""
-    d, h, w = row // sites[1] + shift[0], row % sites[1] + shift[1], w + shift[2]
-    rows = _within(d, out_size[0]) & _within(h, out_size[1])
-    return _offsets_in_plane(d, h, w, strides, UNITS), rows[:, None, None] & _within(w, out_size[2])[None, None, :]
+def _shifted(at, size, SHARE: tl.constexpr, DIM: tl.constexpr):
+    """The windows at `SHARE`'s distance from the sites `at`, along one dimension, and whether they are there."""
+    window = at + SHARE[0][DIM]
+    if SHARE[1][DIM]:
+        return window, _within(window, size[DIM])
+    else:
+        return window, tl.full(window.shape, True, tl.int1)
+
+
+@triton.jit
+def shared_window(row, w, sites, out_size, strides, SHARE: tl.constexpr, UNITS: tl.constexpr):
+    """Where in their plane the windows lie that the sites of a tile have a share in, and which of them exist."""
+    d, d_exists = _shifted(row // sites[1], out_size, SHARE, 0)
+    h, h_exists = _shifted(row % sites[1], out_size, SHARE, 1)
+    w, w_exists = _shifted(w, out_size, SHARE, 2)
+    exists = (d_exists & h_exists)[:, None, None] & w_exists[None, None, :]
+    return _offsets_in_plane(d, h, w, strides, UNITS), exists
 
 
 @triton.jit

@@ -27,7 +27,7 @@ from .sites import (
     layout_of,
     locate_sites,
     plane_offsets,
-    shifted_window,
+    shared_window,
     site_offsets,
     site_position,
     split_word,
@@ -235,13 +235,13 @@ def _overlapping_backward_kernel(
         values = values + (split_word(loaded, DTYPE) if WORDS else (loaded.to(tl.float32),))
     grads = zeros(WINDOW, BLOCK)
     for i in tl.static_range(len(SHARES)):
-        at, holds = shifted_window(SHARES[i][0], row, w, sites, out_size, sums_strides, UNITS)
+        at, holds = shared_window(row, w, sites, out_size, sums_strides, SHARES[i], UNITS)
         holds = mask & holds
         center = tl.load(sums_ptr + at, holds, 0.0)
         factor = tl.load(sums_ptr + at + part, holds, 0.0)
         summed = ()
         for phase in tl.static_range(len(values)):
-            if SHARES[i][1][phase] < 0:
+            if SHARES[i][2][phase] < 0:
                 summed = summed + (grads[phase],)
             else:
                 grad = _gradient(values[phase], center, factor, holds, sharpness, SCALE, DETACH)
@@ -251,7 +251,7 @@ def _overlapping_backward_kernel(
 
 
 @triton.jit
-def _large_overlapping_backward_kernel(
+def _large_backward_kernel(
         x_ptr, sums_ptr, dx_ptr, channels, sites, size, out_size, blocks, x_strides, dx_strides, sums_strides,
         part, sharpness,
         DETACH: tl.constexpr, OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr,
@@ -326,7 +326,8 @@ def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, de
     dx = empty_planes(x, size_of(x.shape))
     held = steps_held(window)
     layout = layout_of(window, (x, dx), (sums[0],), 'steps' if held else 'positions')
-    kernel, shared = (_overlapping_backward_kernel, layout.shares) if held else (_large_overlapping_backward_kernel, layout.overlap)
+    kernel, shared = (
+        (_overlapping_backward_kernel, layout.shares) if held else (_large_backward_kernel, layout.overlap))
     launch(
         kernel, layout.programs,
         x, sums, dx, layout.channels, layout.sites, layout.size, layout.out_size, layout.blocks,
