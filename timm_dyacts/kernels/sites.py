@@ -219,7 +219,7 @@ def _merged_slots(dims: Sequence[_Dim], channels_apart: bool, inner: bool, vecto
         merged = _merge([n, *others])
     else:
         c, merged = unit, _merge(dims)
-    if vector > 1 and len(merged) < 3:
+    if vector > 1 and len(merged) < 3 and merged[-1].elementwise:
         merged[-1:] = _cut(merged[-1], math.gcd(merged[-1].size, vector))
     while len(merged) < 3:
         merged.insert(len(merged) if inner else -1, unit)

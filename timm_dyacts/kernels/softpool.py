@@ -9,6 +9,7 @@ Windows of up to 9 elements are held in registers, larger ones read once more fr
 `layers/softpool.py`, what is summed up are differences from the element with the largest weight, of an x that has been
 divided by a power of 2 large enough for no sum to overflow, whatever the finite input.
 """
+import functools
 import math
 
 import torch
@@ -341,6 +342,7 @@ def _sizes(layout: Layout) -> tuple:
     return layout.channels, layout.size, layout.out_size, layout.blocks
 
 
+@functools.lru_cache
 def _scale(window: Window) -> float:
     """The factor of x."""
     return 0.5 / triton.next_power_of_2(window.elements)
