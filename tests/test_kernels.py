@@ -233,6 +233,10 @@ class TestSoftPool:
         module = SoftPool2d((1 if size[0] == 1 else 2, 2), ceil_mode=ceil_mode)
         check(module, softpool_of(module), values(2, 3, *size))
 
+    def test_more_windows_than_rows(self):
+        module = SoftPool2d(4, (2, 3), 2, (1, 2), True)
+        check(module, softpool_of(module), values(2, 2, 1, 2))
+
     @pytest.mark.parametrize('window', [(2,), ((1, 2, 2),), ((2, 1, 2),), (3, 2, 1)], ids=str)
     @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'slice'])
     def test_volumes(self, layout, window):

@@ -86,6 +86,11 @@ class _Dim(NamedTuple):
         last = (self.out_size - 1) * self.stride + self.dilation * (self.kernel_size - 1)
         return self.padding > 0 or last >= self.size
 
+    @property
+    def strides_taken(self) -> tuple[int, ...]:
+        """The strides that lead anywhere."""
+        return (self.strides if self.size > 1 else ()) + (self.out_strides if self.out_size > 1 else ())
+
     def sites(self, kind: str) -> int:
         """The number of sites, see `layout_of`."""
         return {'windows': self.out_size, 'positions': self.size, 'steps': -(-self.size // self.stride)}[kind]
@@ -267,8 +272,7 @@ def _cut_into_tiles(slots: Sequence[_Dim], inner: bool, sites: str, words: bool,
     block_r = _block(d * h, elements // (block_c * block_w), elements)
     contiguous = 1 if inner else 4
     divisor = math.gcd(16, counts[contiguous], *(
-        stride for dim in (*slots[:contiguous], *slots[contiguous + 1:]) if dim.size > 1
-        for stride in (*dim.strides, *dim.out_strides)))
+        stride for i, dim in enumerate(slots) if i != contiguous for stride in dim.strides_taken))
     units = tuple(1 if i == contiguous else divisor for i in range(5))
     return Layout(
         channels=c,
