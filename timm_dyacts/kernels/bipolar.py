@@ -228,16 +228,16 @@ def _max_pool_backward_kernel(
     dx_ptr = (as_words(dx_ptr) if WORDS else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
     grads = zeros(WINDOW, BLOCK)
     for i in tl.static_range(len(SHARES)):
-        at, holds = shared_window(row, w, sites, out_size, dy_strides, SHARES[i], UNITS)
+        at, holds = shared_window(row, w, sites, out_size, dy_strides, SHARES, i, UNITS)
         dy = tl.load(dy_ptr + at, mask & holds, 0.0).to(tl.float32)
-        at, holds = shared_window(row, w, sites, out_size, winner_strides, SHARES[i], UNITS)
+        at, holds = shared_window(row, w, sites, out_size, winner_strides, SHARES, i, UNITS)
         winner = tl.load(winner_ptr + at, mask & holds, -1)
         summed = ()
         for phase in tl.static_range(len(grads)):
-            if SHARES[i][2][phase] < 0:
+            if SHARES[i][6 + phase] < 0:
                 summed = summed + (grads[phase],)
             else:
-                summed = summed + (grads[phase] + tl.where(winner == SHARES[i][2][phase], dy, 0.0),)
+                summed = summed + (grads[phase] + tl.where(winner == SHARES[i][6 + phase], dy, 0.0),)
         grads = summed
     store_positions(dx_ptr, grads, row, w, mask, sites, size, dx_strides, DTYPE, WINDOW, UNITS, WORDS)
 

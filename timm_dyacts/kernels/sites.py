@@ -141,7 +141,7 @@ class Layout(NamedTuple):
         return Window(*self.window[:4]).overlap
 
     @property
-    def shares(self) -> tuple:
+    def shares(self) -> tuple[tuple[int, ...], ...]:
         """Which windows the positions of a site are in, see `_shares`."""
         return _shares(Window(*self.window[:4]), self.sites, self.out_size)
 
@@ -311,12 +311,13 @@ def steps_held(window: Window) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _shares(window: Window, sites: Sizes, out_size: Sizes) -> tuple:
+def _shares(window: Window, sites: Sizes, out_size: Sizes) -> tuple[tuple[int, ...], ...]:
     """Where the windows lie that hold positions of a site, a site having as many positions as windows step over.
 
     Returns:
-        For each of these windows, in D, H and W: how far it lies from the window with the number of the site, and
-        whether there are sites without it; and of which of its elements the positions are, -1 if of none.
+        For each of these windows, in one row of numbers since Triton takes no deeper tables: how far it lies from the
+        window with the number of the site, in D, H and W; whether there are sites without it, in D, H and W; and for
+        each position, which element of the window it is, or -1.
     """
     shares: dict[Sizes, list[int]] = {}
     along = [
@@ -327,7 +328,7 @@ def _shares(window: Window, sites: Sizes, out_size: Sizes) -> tuple:
         elements = shares.setdefault((-d, -h, -w), [-1] * math.prod(window.stride))
         elements[(d_at * window.stride[1] + h_at) * window.stride[2] + w_at] = e
     return tuple(
-        (shift, tuple(i < 0 or n + i > out for i, n, out in zip(shift, sites, out_size, strict=True)), tuple(elements))
+        (*shift, *(i < 0 or n + i > out for i, n, out in zip(shift, sites, out_size, strict=True)), *elements)
         for shift, elements in shares.items()
     )
 
@@ -436,21 +437,21 @@ def site_position(
 
 
 @triton.jit
-def _shifted(at, size, SHARE: tl.constexpr, DIM: tl.constexpr):
-    """The windows at `SHARE`'s distance from the sites `at`, along one dimension, and whether they are there."""
-    window = at + SHARE[0][DIM]
-    if SHARE[1][DIM]:
+def _shifted(at, size, SHARES: tl.constexpr, NUMBER: tl.constexpr, DIM: tl.constexpr):
+    """The windows that sites have a share in, along one dimension, and whether they are there."""
+    window = at + SHARES[NUMBER][DIM]
+    if SHARES[NUMBER][3 + DIM]:
         return window, _within(window, size[DIM])
     else:
         return window, tl.full(window.shape, True, tl.int1)
 
 
 @triton.jit
-def shared_window(row, w, sites, out_size, strides, SHARE: tl.constexpr, UNITS: tl.constexpr):
-    """Where in their plane the windows lie that the sites of a tile have a share in, and which of them exist."""
-    d, d_exists = _shifted(row // sites[1], out_size, SHARE, 0)
-    h, h_exists = _shifted(row % sites[1], out_size, SHARE, 1)
-    w, w_exists = _shifted(w, out_size, SHARE, 2)
+def shared_window(row, w, sites, out_size, strides, SHARES: tl.constexpr, NUMBER: tl.constexpr, UNITS: tl.constexpr):
+    """Where in their plane windows lie that the sites of a tile have a share in, and which of them exist."""
+    d, d_exists = _shifted(row // sites[1], out_size, SHARES, NUMBER, 0)
+    h, h_exists = _shifted(row % sites[1], out_size, SHARES, NUMBER, 1)
+    w, w_exists = _shifted(w, out_size, SHARES, NUMBER, 2)
     exists = (d_exists & h_exists)[:, None, None] & w_exists[None, None, :]
     return _offsets_in_plane(d, h, w, strides, UNITS), exists
 
