@@ -1,7 +1,8 @@
 """Compiles every Triton kernel for an H200, on a machine with or without a GPU.
 
-Prints a line for each: dtype, memory format, name of the kernel, the widest access to global memory in bytes, and the
-bytes of each thread's stack, to which registers are spilled.
+Prints a line for each: dtype, memory format, columns of the input, size of the window, name of the kernel, the widths
+in bytes of its loads from global memory and of its stores, the number of its accesses to shared memory, and the bytes
+of each thread's stack, to which registers are spilled.
 """
 import re
 import subprocess
@@ -29,19 +30,26 @@ class H200:
         return 0
 
 
+def widths(ptx, instruction):
+    """The widths in bytes, each once."""
+    found = re.findall(rf'{instruction}\.global(?:\.v(\d))?\.b(\d+)', ptx)
+    return ','.join(map(str, sorted({int(count or 1) * int(bits) // 8 for count, bits in found})))
+
+
 def compile_and_print(kernel, programs, *args, **meta):
     asm = kernel.warmup(*args, grid=(programs,), enable_fp_fusion=True, **meta).asm
-    widths = [
-        int(count or 1) * int(bits) // 8
-        for count, bits in re.findall(r'(?:ld|st)\.global(?:\.v(\d))?\.b(\d+)', asm['ptx'])
-    ]
+    shared = len(re.findall(r'(?:ld|st)\.shared|(?:ld|st)matrix|bar\.', asm['ptx']))
+    print(*case, kernel.fn.__name__, widths(asm['ptx'], 'ld'), widths(asm['ptx'], 'st'), shared, stack(asm['cubin']))
+
+
+def stack(cubin):
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(asm['cubin'])
+        file.write(cubin)
         file.flush()
         usage = subprocess.run(
             [triton.knobs.nvidia.cuobjdump.path, '--dump-resource-usage', file.name],
             check=True, capture_output=True, text=True).stdout
-    print(*case, kernel.fn.__name__, max(widths), re.search(r'STACK:(\d+)', usage)[1])
+    return re.search(r'STACK:(\d+)', usage)[1]
 
 
 def compile_dyrelu(x, hidden, spatial):
@@ -57,21 +65,58 @@ triton.runtime.driver.set_active(H200())
 for module in (bipolar, dyrelu, hyper, softpool):
     module.launch = compile_and_print
 
-case = 'bfloat16', 'channels_last'
+case = 'bfloat16', 'channels_last', 28, '-'
 x = torch.empty(4, 64, 28, 28, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
 weight = torch.empty(64)
 bipolar.activation(x, weight, 'prelu', 0.0, 'interleaved', False)
 bipolar.activation_backward(x, x, weight, 'prelu', 0.0, 'interleaved', False)
 bipolar.activation(x, None, 'elu', 1.0, 'halves', False)
 compile_dyrelu(x, 8, True)
-for kernel_size, padding in ((2, 0), (3, 1)):
-    window = Window.of([kernel_size] * 2, (2, 2), [padding] * 2, (1, 1))
-    softpool.softpool_backward(softpool.softpool(x, window, False, 1.0, False), x, window, False, 1.0, False)
-y, winner = bipolar.max_pool(x, window, False, 'interleaved')
-bipolar.max_pool_backward(y, winner, (28, 28), window)
 
-case = 'float32', 'contiguous'
+case = 'float32', 'contiguous', 14, '-'
 x = torch.empty(4, 64, 14, 14)
 bipolar.activation(x, None, 'relu', 6.0, 'interleaved', False)
 bipolar.activation_backward(x, x, None, 'relu', 6.0, 'interleaved', False)
 compile_dyrelu(x, 1024, False)
+
+WINDOWS = {'2x2': (2, 2, 0), '3x3': (3, 2, 1), '5x5': (5, 3, 2)}
+
+
+def window_of(size):
+    return Window.of(*([number] * 2 for number in WINDOWS[size]), (1, 1))
+
+
+def pool(x, size, backward=True):
+    window = window_of(size)
+    y = softpool.softpool(x, window, False, 1.0, False)
+    if backward:
+        softpool.softpool_backward(y, x, window, False, 1.0, False)
+
+
+def max_pool(x, size):
+    window = window_of(size)
+    y, winner = bipolar.max_pool(x, window, False, 'interleaved')
+    bipolar.max_pool_backward(y, winner, x.shape[2:], window)
+
+
+for dtype in (torch.bfloat16, torch.float32):
+    name = str(dtype).removeprefix('torch.')
+    for columns in (112, 56, 28):
+        x = torch.empty(4, 64, columns, columns, dtype=dtype)
+        case = name, 'contiguous', columns, '2x2'
+        pool(x, '2x2')
+        case = name, 'channels_last', columns, '2x2'
+        pool(x.to(memory_format=torch.channels_last), '2x2')
+    case = name, 'slice', 28, '2x2'
+    pool(torch.empty(4, 64, 28, 32, dtype=dtype)[..., 2:30], '2x2', backward=False)
+
+x = torch.empty(4, 64, 56, 56, dtype=torch.bfloat16)
+for size in WINDOWS:
+    case = 'bfloat16', 'contiguous', 56, size
+    max_pool(x, size)
+    case = 'bfloat16', 'channels_last', 56, size
+    max_pool(x.to(memory_format=torch.channels_last), size)
+    if size != '2x2':
+        pool(x.to(memory_format=torch.channels_last), size)
+        case = 'bfloat16', 'contiguous', 56, size
+        pool(x, size)

@@ -3,6 +3,7 @@
 With a GPU they run there. Without one, Triton's interpreter runs them on the CPU (see conftest.py).
 """
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -49,6 +50,15 @@ LAYOUTS = {
     'transposed': lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
 }
 each_layout = pytest.mark.parametrize('layout', LAYOUTS)
+# Of an input whose columns are seen in pairs, these are laid out in other ways.
+COLUMN_LAYOUTS = {
+    'from an odd column': lambda x: F.pad(x, (1, 0))[..., 1:],
+    'from an even column': lambda x: F.pad(x, (2, 4))[..., 2:-4],
+    'odd rows': lambda x: F.pad(x, (0, 1))[..., :-1],
+    'every other column': lambda x: torch.stack([x, x], -1).flatten(-2)[..., ::2],
+    'some rows': lambda x: F.pad(x, (0, 0, 1, 2))[..., 1:-2, :],
+    'batch inside': lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+}
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -280,6 +290,7 @@ WINDOWS = [
     (2, 3, 0, 1, True),
     (3, 1, 1, 2, False),
     (4, 3, 2, 2, True),
+    (5, 2, 1, 1, False),
 ]
 
 
@@ -306,6 +317,41 @@ class TestSoftPool:
         module = SoftPool2d(*window)
         check(module, softpool_of(module), LAYOUTS[layout](values(2, 3, 5, 6)))
 
+    @pytest.mark.parametrize('dtype', [torch.float32, *HALVES], ids=str)
+    @pytest.mark.parametrize('window', [(2,), (3, 2, 1), ((1, 2),), ((3, 2), 2, (1, 0)), ((2, 4), 2)], ids=str)
+    @pytest.mark.parametrize('layout', COLUMN_LAYOUTS)
+    def test_layouts_of_columns(self, layout, window, dtype):
+        module = SoftPool2d(*window)
+        tolerance = 1.5 * torch.finfo(dtype).eps if dtype in HALVES else 1e-5
+        check(module, softpool_of(module), COLUMN_LAYOUTS[layout](values(2, 2, 6, 16).to(dtype)), tolerance)
+
+    @pytest.mark.parametrize('size', [(6, 9), (7, 8), (7, 9), (5, 28), (2, 2), (1, 4)], ids=str)
+    @pytest.mark.parametrize('ceil_mode', [False, True])
+    def test_sizes(self, ceil_mode, size):
+        module = SoftPool2d((1 if size[0] == 1 else 2, 2), ceil_mode=ceil_mode)
+        check(module, softpool_of(module), values(2, 3, *size))
+
+    def test_more_windows_than_rows(self):
+        module = SoftPool2d(4, (2, 3), 2, (1, 2), True)
+        check(module, softpool_of(module), values(2, 2, 1, 2))
+
+    @pytest.mark.parametrize('window', [(2,), ((1, 2, 2),), ((2, 1, 2),), (3, 2, 1)], ids=str)
+    @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'slice'])
+    def test_volumes(self, layout, window):
+        module = SoftPool3d(*window)
+        check(module, softpool_of(module), LAYOUTS[layout](values(2, 2, 4, 2, 4)))
+
+    @pytest.mark.parametrize('window', WINDOWS[:2], ids=str)
+    @pytest.mark.parametrize('change', [
+        lambda dy: dy[..., :1, :1].expand_as(dy), LAYOUTS['channels_last'], *COLUMN_LAYOUTS.values(),
+    ], ids=['expanded', 'channels_last', *COLUMN_LAYOUTS])
+    def test_layouts_of_the_gradient(self, change, window):
+        module, x = SoftPool2d(*window), values(2, 3, 6, 8).requires_grad_()
+        y, expected = module(x), softpool_of(module)(x)
+        dy = change(values(*y.shape, seed=1))
+        dx, = torch.autograd.grad(y, x, dy)
+        torch.testing.assert_close(dx, torch.autograd.grad(expected, x, dy.double())[0], rtol=1e-5, atol=1e-5)
+
     @pytest.mark.parametrize('window', WINDOWS[:2], ids=str)
     @pytest.mark.parametrize('beta, detach_weights', [(0, False), (-3, False), (2.5, True)])
     def test_beta_and_detached_weights(self, beta, detach_weights, window):
@@ -325,8 +371,8 @@ class TestSoftPool:
         levels = torch.tensor([largest, -largest, largest / 2, 0, 1, -1], dtype=dtype)
         x = levels[torch.randint(6, (1, 2, 7, 7), generator=torch.Generator().manual_seed(0))].to(DEVICE)
         for window in WINDOWS[:2]:
-            y = SoftPool2d(*window, beta=beta)(x)
-            assert y.isfinite().all()
+            y, dx = run(SoftPool2d(*window, beta=beta), x)
+            assert y.isfinite().all() and (beta > 1 or dx.isfinite().all())
             assert (y <= F.max_pool2d(x, *window)).all() and (y >= -F.max_pool2d(-x, *window)).all()
 
     def test_far_below_the_rest_of_the_plane(self):
@@ -343,6 +389,39 @@ class TestSoftPool:
         assert run(SoftPool2d(3, 2, 1), torch.zeros(0, 2, 5, 5, device=DEVICE))[1].shape == (0, 2, 5, 5)
         x = torch.tensor([[[float('nan'), 0.0, 0.0, 0.0]]], device=DEVICE)
         assert SoftPool1d(2)(x).isnan().tolist() == [[[True, False]]]
+
+
+class TestLayouts:
+    """How the kernels of pooling see tensors."""
+
+    @staticmethod
+    def layout_of(shape, kernel_size=2, stride=2, padding=0, dtype=torch.float32, **kwargs):
+        from timm_dyacts.kernels.sites import layout_of
+        from timm_dyacts.kernels.window import Window
+        window = Window.of([kernel_size] * 2, [stride] * 2, [padding] * 2, (1, 1))
+        x = torch.empty(*shape[:2], 1, *shape[2:], device='meta', dtype=dtype)
+        y = x.new_empty(*shape[:2], *window.out_size((1, *shape[2:]), False))
+        if kwargs.pop('channels_last', False):
+            x, y = (t.to(memory_format=torch.channels_last_3d) for t in (x, y))
+        return layout_of(window, (x,), (y,), **kwargs)
+
+    @pytest.mark.parametrize('dtype', [torch.float32, *HALVES], ids=str)
+    @pytest.mark.parametrize('channels_last', [False, True])
+    @pytest.mark.parametrize('columns', [112, 56, 28, 14])
+    def test_no_lane_is_idle(self, columns, channels_last, dtype):
+        layout = self.layout_of((256, 64, columns, columns), channels_last=channels_last, dtype=dtype)
+        assert layout.words != channels_last and layout.blocks[0] == layout.blocks[3] == 1
+        assert layout.programs * math.prod(layout.block) == 256 * 64 * columns ** 2 // 4
+
+    def test_rows_that_32_bits_do_not_count(self):
+        few, many = self.layout_of((2 ** 6, 2 ** 10, 2 ** 6, 4)), self.layout_of((2 ** 16, 2 ** 10, 2 ** 6, 4))
+        assert few.blocks[0] == 1 and many.blocks[0] == 2 ** 16
+        assert many.channels == 2 ** 10 and many.sites == (1, 2 ** 5, 2)
+
+    def test_windows_that_positions_share(self):
+        """Of 3x3/2, the first of two positions is in one window, the second in two."""
+        shares = self.layout_of((1, 1, 1, 8), 3, 2, 1, sites='steps').shares
+        assert {share[2:3] + share[6:8] for share in shares if share[:2] == (0, 0)} == {(0, 4, 5), (1, -1, 3)}
 
 
 MEMBERS = {
@@ -411,11 +490,11 @@ class TestBipolar:
         assert torch.equal(second, 2.0 * (BReLU()(x) != 0))
 
     @each_layout
-    @pytest.mark.parametrize('args', [(2,), (3, 2, 1), ((3, 2), (2, 1), (1, 0), 2, True)], ids=str)
+    @pytest.mark.parametrize('args', [(2,), (3, 2, 1), ((3, 2), (2, 1), (1, 0), 2, True), (5, 2, 2)], ids=str)
     def test_max_pool(self, args, layout):
         signs = channel_signs(3, device=DEVICE).reshape(3, 1, 1)
         module = BipolarMaxPool2d(*args)
-        x = LAYOUTS[layout](values(1, 3, 7, 6))
+        x = LAYOUTS[layout](values(2, 3, 7, 8))
         ours, expected = run(module, x), run(lambda x: signs * F.max_pool2d(signs * x, *args), x)
         assert torch.equal(ours[0], expected[0])
         torch.testing.assert_close(ours[1], expected[1])
@@ -647,16 +726,36 @@ def test_offsets_of_more_than_32_bits():
 
 
 def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
-    """The interpreter accepts what the compiler may not. Activations move by 16 bytes and no register is spilled."""
+    """The interpreter accepts what the compiler may not.
+
+    Activations have to move 16 bytes at a time, and so does SoftPool 2x2, the smaller output in as many steps. Threads
+    have to keep to themselves what they have read, and no register is spilled.
+    """
     env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     script = Path(__file__).with_name('compile_kernels.py')
     done = subprocess.run(
         [sys.executable, str(script)], env=dict(env, TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len({kernel for _, _, kernel, _, _ in lines}) == 18
+    assert len({kernel for *_, kernel, _, _, _, _ in lines}) == 20
     # What has one number for each coefficient moves little.
     small = {'_coefficients_kernel', '_parameters_backward_kernel', '_head_kernel', '_head_backward_kernel'}
-    for dtype, layout, kernel, vector, stack in lines:
-        assert vector == '16' or kernel in small, (dtype, layout, kernel)
-        assert stack == '0', (dtype, layout, kernel)
+    for dtype, layout, columns, window, kernel, loads, stores, shared, stack in lines:
+        case = dtype, layout, columns, window, kernel, loads, stores, shared, stack
+        assert stack == '0', case
+        if window == '-' and kernel not in small:
+            assert '16' in (loads + ',' + stores).split(','), case
+        if window == '2x2' and 'max_pool' not in kernel:
+            assert shared == '0', case
+            assert (loads, stores) == expected_widths(dtype, layout, int(columns), 'backward' in kernel), case
+
+
+def expected_widths(dtype, layout, columns, backward):
+    """Of the loads and stores of SoftPool 2x2 of 64 channels."""
+    if layout == 'channels_last':
+        return '16', '16'
+    item = 2 if dtype == 'bfloat16' else 4
+    if layout == 'slice':  # its rows begin at an odd word
+        return str(2 * item), str(2 * item)
+    x, y = math.gcd(columns, 16 // item) * item, math.gcd(columns, 16 // item) * item // 2
+    return (f'{y},{x}', str(x)) if backward else (str(x), str(y))

@@ -3,25 +3,29 @@
 ReLU keeps its output for the backward pass, whose mask ``y != 0`` does not depend on the sign of the channel. Max
 pooling keeps one byte per window, which element won: its backward pass reads neither the input nor 64-bit indices.
 """
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .sites import (
-    SiteTiling,
+    as_words,
     candidate,
     empty_planes,
     existing_sites,
+    layout_of,
     locate_sites,
     plane_offsets,
+    shared_window,
     site_offsets,
+    split_word,
+    steps_held,
+    store_positions,
     unroll,
     window_element,
+    zeros,
 )
-from .tiles import alignment, channels_inner, existing, expm1, launch, locate, offsets, readable, strides, tiling_of
+from .tiles import alignment, existing, expm1, launch, locate, offsets, readable, strides, tiling_of
 from .window import Window, five_dims, size_of
 
 __all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
@@ -164,61 +168,103 @@ def _step(weight: Tensor | None) -> int:
 
 
 @triton.jit
+def _compete(best, winner, value, e, valid, mirrored):
+    """Has element number `e` of each window compete with the best so far."""
+    value = value.to(tl.float32)
+    value = tl.where(mirrored, -value, value)
+    # As in PyTorch, the first of equal elements wins, and NaN wins over everything.
+    wins = valid & ((value > best) | (value != value) | (winner < 0))
+    return tl.where(wins, value, best), tl.where(wins, e, winner)
+
+
+@triton.jit
 def _max_pool_kernel(
-        x_ptr, y_ptr, winner_ptr, channels, size, out_size, blocks, x_strides, y_strides,
-        HALVES: tl.constexpr, WINDOW: tl.constexpr, PADDED: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
+        x_ptr, y_ptr, winner_ptr, channels, size, out_size, blocks, x_strides, y_strides, winner_strides,
+        HALVES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, UNROLL: tl.constexpr,
+        BLOCK: tl.constexpr,
 ):
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, out_size)
+    mask = existing_sites(row, c, w, channels, out_size, UNITS)
     mirrored = _mirrored(c, channels, HALVES)[None, :, None]
-    x_ptr += plane_offsets(n, c, x_strides)
+    x_ptr = (as_words(x_ptr) if WORDS else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
     best = tl.full(BLOCK, float('-inf'), tl.float32)
     winner = tl.full(BLOCK, -1, tl.int32)
     for e in tl.range(0, WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2], loop_unroll_factor=UNROLL):
-        at, inside = window_element(e, row, w, size, out_size, x_strides, WINDOW)
-        valid = mask & inside if PADDED else mask
-        value = tl.load(x_ptr + at, valid, 0.0).to(tl.float32)
-        value = tl.where(mirrored, -value, value)
-        # As in PyTorch, the first of equal elements wins, and NaN wins over everything.
-        wins = valid & ((value > best) | (value != value) | (winner < 0))
-        best = tl.where(wins, value, best)
-        winner = tl.where(wins, e, winner)
-    site = plane_offsets(n, c, y_strides) + site_offsets(row, w, out_size, y_strides)
+        at, inside = window_element(e, row, w, size, out_size, x_strides, WINDOW, UNITS)
+        valid = mask & inside
+        loaded = tl.load(x_ptr + at, valid, 0)
+        if WORDS:
+            first, second = split_word(loaded, DTYPE)
+            best, winner = _compete(best, winner, first, 2 * e, valid, mirrored)
+            best, winner = _compete(best, winner, second, 2 * e + 1, valid, mirrored)
+        else:
+            best, winner = _compete(best, winner, loaded, e, valid, mirrored)
+    site = plane_offsets(n, c, y_strides, UNITS) + site_offsets(row, w, out_size, y_strides, UNITS)
     tl.store(y_ptr + site, tl.where(mirrored, -best, best).to(y_ptr.dtype.element_ty), mask)
     tl.store(winner_ptr + site, winner.to(winner_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
 def _max_pool_backward_kernel(
-        dy_ptr, winner_ptr, dx_ptr, channels, size, out_size, blocks, dy_strides, winner_strides, dx_strides,
-        WINDOW: tl.constexpr, OVERLAP: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
+        dy_ptr, winner_ptr, dx_ptr, channels, sites, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
+        SHARES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):
+    """A site has as many positions as windows step over, which share the windows that they are in."""
+    DTYPE: tl.constexpr = dx_ptr.dtype.element_ty
     n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, size)
-    dy_ptr += plane_offsets(n, c, dy_strides)
-    winner_ptr += plane_offsets(n, c, winner_strides)
+    mask = existing_sites(row, c, w, channels, sites, UNITS)
+    dy_ptr += plane_offsets(n, c, dy_strides, UNITS)
+    winner_ptr += plane_offsets(n, c, winner_strides, UNITS)
+    dx_ptr = (as_words(dx_ptr) if WORDS else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
+    grads = zeros(WINDOW, BLOCK)
+    for i in tl.static_range(len(SHARES)):
+        at, holds = shared_window(row, w, sites, out_size, dy_strides, SHARES, i, UNITS)
+        dy = tl.load(dy_ptr + at, mask & holds, 0.0).to(tl.float32)
+        at, holds = shared_window(row, w, sites, out_size, winner_strides, SHARES, i, UNITS)
+        winner = tl.load(winner_ptr + at, mask & holds, -1)
+        summed = ()
+        for phase in tl.static_range(len(grads)):
+            if SHARES[i][6 + phase] < 0:
+                summed = summed + (grads[phase],)
+            else:
+                summed = summed + (grads[phase] + tl.where(winner == SHARES[i][6 + phase], dy, 0.0),)
+        grads = summed
+    store_positions(dx_ptr, grads, row, w, mask, sites, size, dx_strides, DTYPE, WINDOW, UNITS, WORDS)
+
+
+@triton.jit
+def _large_max_pool_backward_kernel(
+        dy_ptr, winner_ptr, dx_ptr, channels, sites, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
+        OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """The same for windows that are too large for constants: a site is a position."""
+    n, row, c, w = locate_sites(blocks, BLOCK)
+    mask = existing_sites(row, c, w, channels, sites, UNITS)
+    dy_ptr += plane_offsets(n, c, dy_strides, UNITS)
+    winner_ptr += plane_offsets(n, c, winner_strides, UNITS)
     dx = tl.zeros(BLOCK, tl.float32)
-    for i in tl.range(0, OVERLAP[0] * OVERLAP[1] * OVERLAP[2], loop_unroll_factor=UNROLL):
+    for i in range(OVERLAP[0] * OVERLAP[1] * OVERLAP[2]):
         e, out_row, out_w, holds = candidate(i, row, w, size, out_size, WINDOW, OVERLAP)
-        winner = tl.load(winner_ptr + site_offsets(out_row, out_w, out_size, winner_strides), mask & holds, -1)
-        dy = tl.load(dy_ptr + site_offsets(out_row, out_w, out_size, dy_strides), mask & holds, 0.0).to(tl.float32)
+        holds = mask & holds
+        winner = tl.load(winner_ptr + site_offsets(out_row, out_w, out_size, winner_strides, UNITS), holds, -1)
+        dy = tl.load(dy_ptr + site_offsets(out_row, out_w, out_size, dy_strides, UNITS), holds, 0.0).to(tl.float32)
         dx += tl.where(holds & (winner == e), dy, 0.0)
-    site = plane_offsets(n, c, dx_strides) + site_offsets(row, w, size, dx_strides)
+    site = plane_offsets(n, c, dx_strides, UNITS) + site_offsets(row, w, size, dx_strides, UNITS)
     tl.store(dx_ptr + site, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
 def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
     """Bipolar max pooling of (N, C, *spatial), and which element of each window has won, of shape (N, C, D, H, W)."""
     planes = five_dims(x)
-    size = size_of(x.shape)
-    out_size = window.out_size(size, ceil_mode)
+    out_size = window.out_size(size_of(x.shape), ceil_mode)
     y = empty_planes(planes, out_size)
     winner = empty_planes(planes, out_size, torch.int8 if window.elements <= 127 else torch.int32)
-    tiling = SiteTiling.of(*x.shape[:2], out_size, channels_inner(x))
+    tiles = layout_of(window, (planes,), (y, winner), merge_channels=False)
     launch(
-        _max_pool_kernel, tiling.programs,
-        planes, y, winner, x.shape[1], size, out_size, tiling.blocks, planes.stride(), y.stride(),
-        layout == 'halves', tuple(window), window.hangs_over(size, out_size), unroll(window.elements), tiling.block,
+        _max_pool_kernel, tiles.programs,
+        planes, y, winner, tiles.channels, tiles.size, tiles.out_size, tiles.blocks, *tiles.strides, *tiles.out_strides,
+        layout == 'halves', tiles.window, tiles.units, tiles.words, unroll(window.elements), tiles.block,
     )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():]), winner
 
@@ -228,11 +274,13 @@ def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window:
     grads = five_dims(dy)
     shape = (*dy.shape[:2], *size)
     dx = empty_planes(winner, size_of(shape), dy.dtype)
-    tiling = SiteTiling.of(*shape[:2], size_of(shape), channels_inner(winner))
+    held = steps_held(window)
+    tiles = layout_of(window, (dx,), (grads, winner), 'steps' if held else 'positions')
+    kernel, shared = (
+        (_max_pool_backward_kernel, tiles.shares) if held else (_large_max_pool_backward_kernel, tiles.overlap))
     launch(
-        _max_pool_backward_kernel, tiling.programs,
-        grads, winner, dx, shape[1], size_of(shape), size_of(dy.shape), tiling.blocks,
-        grads.stride(), winner.stride(), dx.stride(),
-        tuple(window), window.overlap, unroll(math.prod(window.overlap)), tiling.block,
+        kernel, tiles.programs,
+        grads, winner, dx, tiles.channels, tiles.sites, tiles.size, tiles.out_size, tiles.blocks,
+        *tiles.strides, *tiles.out_strides, shared, tiles.window, tiles.units, tiles.words, tiles.block,
     )
     return dx.reshape(shape)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     'Tiling',
+    'aligned',
     'alignment',
     'cdiv',
     'channels_inner',
@@ -151,7 +152,7 @@ def locate(
 
 
 @triton.jit
-def _aligned(length, ALIGN: tl.constexpr):
+def aligned(length, ALIGN: tl.constexpr):
     """A length that is a multiple of `ALIGN`, in a form that shows it to the compiler."""
     return length // ALIGN * ALIGN
 
@@ -160,19 +161,19 @@ def _aligned(length, ALIGN: tl.constexpr):
 def existing(c, p, size, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
     """Which elements of a tile exist, of a sample of `size` = (C, P)."""
     if CHANNELS_INNER:
-        return (c < _aligned(size[0], ALIGN))[:, None] & (p < size[1])[None, :]
+        return (c < aligned(size[0], ALIGN))[:, None] & (p < size[1])[None, :]
     else:
-        return (c < size[0])[:, None] & (p < _aligned(size[1], ALIGN))[None, :]
+        return (c < size[0])[:, None] & (p < aligned(size[1], ALIGN))[None, :]
 
 
 @triton.jit
 def offsets(n, c, p, strides, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
     """The offsets of a tile of shape (channels, positions)."""
-    start = n.to(tl.int64) * _aligned(strides[0], ALIGN)
+    start = n.to(tl.int64) * aligned(strides[0], ALIGN)
     if CHANNELS_INNER:
-        rows, columns = c.to(tl.int64) * strides[1], p.to(tl.int64) * _aligned(strides[2], ALIGN)
+        rows, columns = c.to(tl.int64) * strides[1], p.to(tl.int64) * aligned(strides[2], ALIGN)
     else:
-        rows, columns = c.to(tl.int64) * _aligned(strides[1], ALIGN), p.to(tl.int64) * strides[2]
+        rows, columns = c.to(tl.int64) * aligned(strides[1], ALIGN), p.to(tl.int64) * strides[2]
     return start + rows[:, None] + columns[None, :]
 
 

@@ -5,7 +5,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ['Sizes', 'Window', 'count_windows', 'five_dims', 'reach', 'scales', 'sharpness', 'size_of']
+__all__ = [
+    'Sizes',
+    'Window',
+    'count_windows',
+    'five_dims',
+    'power_scale',
+    'power_sharpness',
+    'reach',
+    'sharpness',
+    'size_of',
+]
 
 Sizes = tuple[int, int, int]
 
@@ -44,13 +54,6 @@ class Window(NamedTuple):
         """The number of windows, along each dimension, that an element may belong to."""
         spans = [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
         return tuple(-(-span // s) for span, s in zip(spans, self.stride, strict=True))
-
-    def hangs_over(self, size: Sizes, out_size: Sizes) -> bool:
-        """Whether any window reaches into the padding or over the end."""
-        return any(
-            p > 0 or (out - 1) * s + d * (k - 1) >= n
-            for n, out, k, s, p, d in zip(size, out_size, *self, strict=True)
-        )
 
     def covers(self, size: Sizes, out_size: Sizes) -> bool:
         """Whether windows that do not overlap hold all elements."""
@@ -115,11 +118,12 @@ def sharpness(beta: float) -> float:
     return max(-1e38, min(2 * beta, 1e38))
 
 
-def scales(window: Window, beta: float) -> tuple[float, float]:
-    """What the passes of SoftPool multiply x by, and the products in the exponents of 2.
+def power_scale(window: Window) -> float:
+    """What the passes of SoftPool multiply x by: a power of 2 so small that neither the difference of two elements nor
+    the sum of a window's differences overflows."""
+    return 0.5 ** ((window.elements - 1).bit_length() + 1)
 
-    The first is a power of 2 so small that neither the difference of two elements nor the sum of a window's differences
-    overflows. The second is bounded, see `sharpness`.
-    """
-    scale = 0.5 ** ((window.elements - 1).bit_length() + 1)
-    return scale, max(-1e38, min(beta / scale / math.log(2), 1e38))
+
+def power_sharpness(window: Window, beta: float) -> float:
+    """The factor of such an x in exponents of 2. Bounded, see `sharpness`."""
+    return max(-1e38, min(beta / power_scale(window) / math.log(2), 1e38))

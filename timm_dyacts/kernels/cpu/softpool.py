@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..window import Sizes, Window, five_dims, reach, scales, size_of
+from ..window import Sizes, Window, five_dims, power_scale, power_sharpness, reach, size_of
 from .blocks import BLOCK, arithmetic, cut, dense, is_channels_last
 
 __all__ = ['softpool', 'softpool_backward']
@@ -22,7 +22,7 @@ class _SoftPoolBlocks:
         self.planes = self.as_planes(self.x)
         self.out_size = out_size
         self.rising = beta >= 0
-        self.scale, self.sharpness = scales(window, beta)
+        self.scale, self.sharpness = power_scale(window), power_sharpness(window, beta)
         per_dim = [
             [(slice(first, last), slice(start, stop, dim[3])) for first, last, start, stop in reach(*dim)]
             for dim in zip(size_of(x.shape), out_size, *window, strict=True)
