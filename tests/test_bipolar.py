@@ -271,7 +271,13 @@ class TestTransforms:
     @pytest.mark.parametrize('module', [BReLU(), BipolarMaxPool2d(3, 2, 1)], ids=repr)
     def test_export_with_dynamic_batch_and_size(self, module):
         dims = {0: torch.export.Dim('n'), 2: torch.export.Dim('h', min=4), 3: torch.export.Dim('w', min=4)}
-        program = torch.export.export(module, (torch.zeros(2, 4, 9, 8),), dynamic_shapes=(dims,))
+        example = dict(args=(torch.zeros(2, 4, 9, 8),), dynamic_shapes=(dims,))
+        if isinstance(module, BipolarMaxPool2d):
+            try:
+                torch.export.export(nn.MaxPool2d(3, 2, 1), **example)
+            except Exception as e:
+                pytest.skip(f'the plain max pool cannot in torch {torch.__version__}: {type(e).__name__}')
+        program = torch.export.export(module, **example)
         x = values(3, 4, 12, 7, dtype=torch.float32)
         assert torch.equal(program.module()(x), module(x))
 

@@ -100,7 +100,7 @@ def assert_close(actual, expected, tolerance=1e-9):
         worst = max(expected, key=lambda key: (actual[key] - expected[key]).abs().max())
         assert (actual[worst] - expected[worst]).abs().max() <= tolerance * scale, worst
     else:
-        assert max_diff(actual, expected) <= tolerance
+        assert max_diff(actual, expected) <= tolerance * max(1, expected.abs().max())
 
 
 # Training

@@ -13,7 +13,6 @@ __all__ = [
     'power_scale',
     'power_sharpness',
     'reach',
-    'sharpness',
     'size_of',
 ]
 
@@ -113,17 +112,15 @@ def reach(
     return reach
 
 
-def sharpness(beta: float) -> float:
-    """The `beta` of SoftPool for halves of x. Bounded, since infinity times a difference of zero is NaN."""
-    return max(-1e38, min(2 * beta, 1e38))
+def power_scale(count: int) -> float:
+    """What SoftPool with windows of `count` elements multiplies x by: a power of 2 so small that neither the difference
+    of two elements nor the sum of a window's differences overflows."""
+    scale = 0.5
+    while scale * count > 0.5:
+        scale *= 0.5
+    return scale
 
 
-def power_scale(window: Window) -> float:
-    """What the passes of SoftPool multiply x by: a power of 2 so small that neither the difference of two elements nor
-    the sum of a window's differences overflows."""
-    return 0.5 ** ((window.elements - 1).bit_length() + 1)
-
-
-def power_sharpness(window: Window, beta: float) -> float:
-    """The factor of such an x in exponents of 2. Bounded, see `sharpness`."""
-    return max(-1e38, min(beta / power_scale(window) / math.log(2), 1e38))
+def power_sharpness(count: int, beta: float) -> float:
+    """The factor of such an x in exponents of 2. Bounded, since infinity times a difference of zero is NaN."""
+    return max(-1e38, min(beta / (power_scale(count) * math.log(2)), 1e38))

@@ -235,7 +235,8 @@ class _DynamicReLUFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        operands, found = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        saved = ctx.saved_tensors  # once: activation checkpointing computes them at that
+        operands, found = saved[:7], saved[7:]
         fused = kernels.find_pass('dyrelu', 'dynamic_relu_backward', dy) if found else None
         if fused is not None:
             fused = functools.partial(fused, found=found)

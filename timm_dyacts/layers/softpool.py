@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels.window import Window, count_windows, five_dims, reach, sharpness
+from ..kernels.window import Window, count_windows, five_dims, power_scale, power_sharpness, reach
 from ._checks import check_finite, check_input, check_window_fits, expand_window
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
 # Why the arithmetic stays finite for every finite input:
 # - y = top + sum(w * (x - top)), where top is the element with the largest weight. Its exponent is 0 and all others are
 #   negative, so that nothing overflows and the sum of the weights is never 0. (top cancels out: it needs no gradient.)
-# - It computes with halves of x, since the difference of two elements may overflow and that of their halves cannot.
+# - It computes with fractions of x, since the difference of two elements may overflow and that of their halves cannot.
 
 
 class _SoftPoolFunction(torch.autograd.Function):
@@ -102,7 +102,8 @@ def _softpool_definition(
     out_size = [count_windows(x.shape[i - 3], k[i], s[i], p[i], d[i], ceil_mode) for i in range(3)]
     count = k[0] * k[1] * k[2]
 
-    half = 0.5 * x.to(torch.promote_types(x.dtype, torch.float32))
+    scale, sharpness = power_scale(count), power_sharpness(count, beta)
+    scaled = scale * x.to(torch.promote_types(x.dtype, torch.float32))
     # The elements of all windows, one place in the window after the other; where an element may be padding, also the
     # numbers of windows on both sides whose element it is.
     elements: list[Tensor] = []
@@ -111,7 +112,7 @@ def _softpool_definition(
     for z0, z1, z_from, z_to in reach(x.shape[-3], out_size[0], k[0], s[0], p[0], d[0]):
         for y0, y1, y_from, y_to in reach(x.shape[-2], out_size[1], k[1], s[1], p[1], d[1]):
             for x0, x1, x_from, x_to in reach(x.shape[-1], out_size[2], k[2], s[2], p[2], d[2]):
-                elements.append(half[..., z_from:z_to:s[0], y_from:y_to:s[1], x_from:x_to:s[2]])
+                elements.append(scaled[..., z_from:z_to:s[0], y_from:y_to:s[1], x_from:x_to:s[2]])
                 ranges.append([z0, z1, y0, y1, x0, x1])
                 around = [x0, out_size[2] - x1, y0, out_size[1] - y1, z0, out_size[0] - z1]
                 margins.append(around if ceil_mode or max(p) > 0 else around[:0])
@@ -128,13 +129,12 @@ def _softpool_definition(
     for i in range(len(elements)):
         at = ranges[i]
         shifted = elements[i] - top[..., at[0]:at[1], at[2]:at[3], at[4]:at[5]]
-        weights = torch.exp(shifted * sharpness(beta))
+        weights = torch.exp2(shifted * sharpness)
         if detach_weights:
             weights = weights.detach()
         total += _fill_up(weights, margins[i], 0.0)
-        # A sum of `count` differences may overflow, their mean cannot.
-        moment.add_(_fill_up(weights * shifted, margins[i], 0.0), alpha=1 / count)
-    out = 2 * (top + moment / (total / count))
+        moment += _fill_up(weights * shifted, margins[i], 0.0)
+    out = (top + moment / total) / scale
     for _ in range(missing):
         out = out.squeeze(missing - 4)
     return out.to(x.dtype)
@@ -229,7 +229,8 @@ def global_softpool2d(x: Tensor, beta: float = 1.0, keepdim: bool = True, detach
     half = 0.5 * x.flatten(-2).to(torch.promote_types(x.dtype, torch.float32))
     top = half.detach().amin(-1, keepdim=True) if beta < 0 else half.detach().amax(-1, keepdim=True)
     shifted = half - top
-    weights = torch.softmax(shifted * sharpness(beta), -1)
+    # Bounded, since infinity times a difference of zero is NaN.
+    weights = torch.softmax(shifted * max(-1e38, min(2 * beta, 1e38)), -1)
     if detach_weights:
         weights = weights.detach()
     out = 2 * (top + (weights * shifted).sum(-1, keepdim=True))

@@ -22,7 +22,7 @@ class _SoftPoolBlocks:
         self.planes = self.as_planes(self.x)
         self.out_size = out_size
         self.rising = beta >= 0
-        self.scale, self.sharpness = power_scale(window), power_sharpness(window, beta)
+        self.scale, self.sharpness = power_scale(window.elements), power_sharpness(window.elements, beta)
         per_dim = [
             [(slice(first, last), slice(start, stop, dim[3])) for first, last, start, stop in reach(*dim)]
             for dim in zip(size_of(x.shape), out_size, *window, strict=True)
