@@ -3,8 +3,10 @@ import csv
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 
 SCRIPT = Path(__file__).parents[1] / 'scripts' / 'benchmark.py'
@@ -87,6 +89,28 @@ def test_aims(script, capsys):
     assert [line.split()[-1] for line in capsys.readouterr().out.split('\n')[1:4]] == ['met', 'MISSED', 'measured']
     for aims in script['AIMS'].values():
         assert all(aim.name in script['OPERATORS'] or aim.measured == 'training step' for aim in aims)
+
+
+def test_every_aim_on_cuda_is_measured(script, monkeypatch):
+    """Without a GPU, only what would be measured can be looked at."""
+    def measure_operator(name, shape, layout, dtype, variants, clock):
+        return [dict(name=name, measured=measured, variant=variant)
+                for measured in ('forward', 'forward+backward') for variant in variants]
+
+    def measure_models(names, batch_size, img_size, layout, dtype, compiled, clock, measured):
+        return [dict(name=name, measured=what, variant='compiled' if compiled else 'ours')
+                for name in names for what in measured]
+
+    measure_aims = script['measure_aims']
+    monkeypatch.setitem(measure_aims.__globals__, 'measure_operator', measure_operator)
+    monkeypatch.setitem(measure_aims.__globals__, 'measure_models', measure_models)
+    rows = []
+    for part in script['PARTS']:
+        report = SimpleNamespace(add=rows.extend)
+        measure_aims([part], SimpleNamespace(device=torch.device('cuda')), report)
+    measured = {(row['name'], row['measured'], row['variant']) for row in rows}
+    assert {(aim.name, aim.measured, aim.variant) for aim in script['AIMS']['cuda']} <= measured
+    assert {name for name, *_ in measured} <= set(script['OPERATORS']) | set(timm.list_models())
 
 
 @pytest.mark.parametrize('options, error', [
