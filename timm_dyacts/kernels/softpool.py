@@ -42,7 +42,7 @@ from .sites import (
     zeros,
 )
 from .tiles import launch
-from .window import Window, five_dims, power_scale, power_sharpness, size_of
+from .window import Window, five_dims, scale_of, sharpness_of, size_of
 
 __all__ = ['softpool', 'softpool_backward']
 
@@ -288,7 +288,7 @@ def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_wei
     launch(
         _forward_kernel, layout.programs,
         planes, None, y, *_sizes(layout), *layout.strides, *layout.out_strides, None, 0,
-        power_sharpness(window.elements, beta), *_constants(layout, window, beta),
+        _sharpness(window, beta), *_constants(layout, window, beta),
     )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
 
@@ -315,7 +315,7 @@ def _disjoint_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detac
     launch(
         _disjoint_backward_kernel, layout.programs,
         dy, x, dx, *_sizes(layout), *layout.out_strides, *layout.strides,
-        power_sharpness(window.elements, beta), detach_weights, *_constants(layout, window, beta),
+        _sharpness(window, beta), detach_weights, *_constants(layout, window, beta),
     )
     return dx
 
@@ -326,7 +326,7 @@ def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, de
     launch(
         _forward_kernel, layout.programs,
         x, dy, sums, *_sizes(layout), *layout.strides, *layout.out_strides, sums.stride(0),
-        power_sharpness(window.elements, beta), *_constants(layout, window, beta),
+        _sharpness(window, beta), *_constants(layout, window, beta),
     )
     dx = empty_planes(x, size_of(x.shape))
     held = steps_held(window)
@@ -336,8 +336,8 @@ def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, de
     launch(
         kernel, layout.programs,
         x, sums, dx, layout.channels, layout.sites, layout.size, layout.out_size, layout.blocks,
-        *layout.strides, *layout.out_strides, sums.stride(0), power_sharpness(window.elements, beta), detach_weights,
-        shared, layout.window, layout.units, *((layout.words,) if held else ()), power_scale(window.elements),
+        *layout.strides, *layout.out_strides, sums.stride(0), _sharpness(window, beta), detach_weights,
+        shared, layout.window, layout.units, *((layout.words,) if held else ()), scale_of(window.elements),
         layout.block,
     )
     return dx
@@ -347,10 +347,15 @@ def _sizes(layout: Layout) -> tuple:
     return layout.channels, layout.size, layout.out_size, layout.blocks
 
 
+def _sharpness(window: Window, beta: float) -> float:
+    """The factor of a scaled x in exponents of 2."""
+    return sharpness_of(window.elements, beta) / math.log(2)
+
+
 def _constants(layout: Layout, window: Window, beta: float) -> tuple:
     """Of a kernel: besides the layout, whether registers hold a window, and whether large elements weigh most."""
     count = window.elements
     return (
-        layout.window, layout.units, layout.words, layout.padded, count <= MOST_HELD, power_scale(count), beta >= 0,
+        layout.window, layout.units, layout.words, layout.padded, count <= MOST_HELD, scale_of(count), beta >= 0,
         layout.block,
     )

@@ -10,9 +10,9 @@ __all__ = [
     'Window',
     'count_windows',
     'five_dims',
-    'power_scale',
-    'power_sharpness',
     'reach',
+    'scale_of',
+    'sharpness_of',
     'size_of',
 ]
 
@@ -112,7 +112,7 @@ def reach(
     return reach
 
 
-def power_scale(count: int) -> float:
+def scale_of(count: int) -> float:
     """What SoftPool with windows of `count` elements multiplies x by: a power of 2 so small that neither the difference
     of two elements nor the sum of a window's differences overflows."""
     scale = 0.5
@@ -121,6 +121,6 @@ def power_scale(count: int) -> float:
     return scale
 
 
-def power_sharpness(count: int, beta: float) -> float:
-    """The factor of such an x in exponents of 2. Bounded, since infinity times a difference of zero is NaN."""
-    return max(-1e38, min(beta / (power_scale(count) * math.log(2)), 1e38))
+def sharpness_of(count: int, beta: float) -> float:
+    """The `beta` for such an x. Bounded, since infinity times a difference of zero is NaN."""
+    return max(-1e38, min(beta / scale_of(count), 1e38))

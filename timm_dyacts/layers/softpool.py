@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels.window import Window, count_windows, five_dims, power_scale, power_sharpness, reach
+from ..kernels.window import Window, count_windows, five_dims, reach, scale_of, sharpness_of
 from ._checks import check_finite, check_input, check_window_fits, expand_window
 
 __all__ = [
@@ -102,7 +102,7 @@ def _softpool_definition(
     out_size = [count_windows(x.shape[i - 3], k[i], s[i], p[i], d[i], ceil_mode) for i in range(3)]
     count = k[0] * k[1] * k[2]
 
-    scale, sharpness = power_scale(count), power_sharpness(count, beta)
+    scale, sharpness = scale_of(count), sharpness_of(count, beta)
     scaled = scale * x.to(torch.promote_types(x.dtype, torch.float32))
     # The elements of all windows, one place in the window after the other; where an element may be padding, also the
     # numbers of windows on both sides whose element it is.
@@ -129,7 +129,8 @@ def _softpool_definition(
     for i in range(len(elements)):
         at = ranges[i]
         shifted = elements[i] - top[..., at[0]:at[1], at[2]:at[3], at[4]:at[5]]
-        weights = torch.exp2(shifted * sharpness)
+        # Not powers of 2, as in the passes: torch.compile makes slower code of them.
+        weights = torch.exp(shifted * sharpness)
         if detach_weights:
             weights = weights.detach()
         total += _fill_up(weights, margins[i], 0.0)

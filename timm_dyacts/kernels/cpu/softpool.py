@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..window import Sizes, Window, five_dims, power_scale, power_sharpness, reach, size_of
+from ..window import Sizes, Window, five_dims, reach, scale_of, sharpness_of, size_of
 from .blocks import BLOCK, arithmetic, cut, dense, is_channels_last
 
 __all__ = ['softpool', 'softpool_backward']
@@ -22,7 +22,7 @@ class _SoftPoolBlocks:
         self.planes = self.as_planes(self.x)
         self.out_size = out_size
         self.rising = beta >= 0
-        self.scale, self.sharpness = power_scale(window.elements), power_sharpness(window.elements, beta)
+        self.scale, self.sharpness = scale_of(window.elements), sharpness_of(window.elements, beta)
         per_dim = [
             [(slice(first, last), slice(start, stop, dim[3])) for first, last, start, stop in reach(*dim)]
             for dim in zip(size_of(x.shape), out_size, *window, strict=True)
@@ -57,7 +57,7 @@ class _SoftPoolBlocks:
         top = distances.amax(0) if self.rising else distances.amin(0)
         distances.sub_(top)
         # PyTorch computes powers of 2 with vector instructions on every CPU, those of e with a library made for one.
-        weights = torch.mul(distances, self.sharpness).exp2_()
+        weights = torch.mul(distances, self.sharpness / math.log(2)).exp2_()
         if self.holes is not None:
             distances.masked_fill_(self.holes, 0)
             weights.masked_fill_(self.holes, 0)
@@ -106,7 +106,7 @@ def softpool_backward(
         if not detach_weights:
             # w * (1 + beta * (x - y))
             distances.sub_(_mean(distances, slopes, total))
-            slopes.addcmul_(slopes, distances, value=blocks.sharpness * math.log(2))
+            slopes.addcmul_(slopes, distances, value=blocks.sharpness)
         slopes.mul_(total.reciprocal_().mul_(dy_planes[at]))
         grads = dx_planes[at]
         block = torch.zeros(grads.shape, dtype=blocks.dtype) if overlap and grads.dtype != blocks.dtype else grads
