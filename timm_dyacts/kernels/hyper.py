@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .perceptron import perceptron, perceptron_backward
 from .settings import DyReLUSettings
 from .tiles import cdiv, expm1, launch, power_of_2
 
@@ -239,16 +240,6 @@ def _attention_backward_kernel(dpi_ptr, share_ptr, positions, tau, divisor, BLOC
         tl.store(dpi_ptr + p, dlogits, p < positions)
 
 
-def _scale(settings: DyReLUSettings) -> tuple[float, ...]:
-    """The ranges of the 2K coefficients of a channel."""
-    k = len(settings.alpha)
-    return (settings.lambda_a,) * k + (settings.lambda_b,) * k
-
-
-def _divisor(settings: DyReLUSettings) -> float:
-    return 3.0 if settings.paper_scale else 1.0
-
-
 def _block(size: int, other: int = 1) -> int:
     """The side of a tile along a dimension of some size, where the other side is `other`."""
     return min(power_of_2(size), max(_TILE // other, 1))
@@ -271,17 +262,6 @@ def _are_few(fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
 def _few_rows(parts: Tensor) -> Tensor:
     """(N, summands, columns) with fewer summands if there are many."""
     return parts.sum(1, keepdim=True) if parts.shape[1] * parts.shape[2] > _FEW else parts
-
-
-# Products that are told where to go are left alone by autocast.
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias.float(), x, weight.float().t(), out=x.new_empty(x.shape[0], weight.shape[0]))
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
 
 
 def coefficients(
@@ -309,8 +289,7 @@ def coefficients(
     parts = _few_rows(parts)
     n, rows, channels = parts.shape
     hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
-    start, scale = (*settings.alpha, *settings.beta), _scale(settings)
-    coefs = len(start)
+    coefs = len(settings.starts)
     theta = parts.new_empty(n, coefs, out // coefs)
     if _are_few(fc1_weight, fc2_weight):
         mean, hidden, residual = (parts.new_empty(n, size) for size in (channels, hidden_size, out))
@@ -320,16 +299,18 @@ def coefficients(
         launch(
             _coefficients_kernel, n * blocks,
             parts, fc1_weight.contiguous(), fc1_bias.contiguous(), fc2_weight.contiguous(), fc2_bias.contiguous(),
-            mean, hidden, residual, theta, rows, channels, hidden_size, out, blocks, start, scale,
+            mean, hidden, residual, theta, rows, channels, hidden_size, out, blocks, settings.starts, settings.ranges,
             coefs, _block(rows, block_c), block_c, block_h, block_o, num_warps=_WARPS,
         )
     else:
         mean = parts.sum(1) if rows > 1 else parts.squeeze(1)
-        hidden = _linear(mean, fc1_weight, fc1_bias).relu_()
-        residual = _linear(hidden, fc2_weight, fc2_bias)
+        hidden, residual = perceptron(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
         block_o = min(_block(out), 1024)
         blocks = cdiv(out, block_o)
-        launch(_head_kernel, n * blocks, residual, theta, out, blocks, start, scale, coefs, block_o)
+        launch(
+            _head_kernel, n * blocks,
+            residual, theta, out, blocks, settings.starts, settings.ranges, coefs, block_o,
+        )
     return theta.transpose(1, 2), mean, hidden, residual
 
 
@@ -350,8 +331,7 @@ def coefficients_backward(
     """
     n, channels = mean.shape
     hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
-    scale = _scale(settings)
-    coefs = len(scale)
+    coefs = len(settings.ranges)
     dtheta = _few_rows(dtheta.view(n, math.prod(dtheta.shape[1:]) // out, out))
     rows = dtheta.shape[1]
     params = fc1_weight, fc1_bias, fc2_weight, fc2_bias
@@ -363,7 +343,7 @@ def coefficients_backward(
         launch(
             _coefficients_backward_kernel, n,
             dtheta, residual, hidden, fc1_weight.contiguous(), fc2_weight.contiguous(), dz, dhidden, dmean,
-            rows, channels, hidden_size, out, scale,
+            rows, channels, hidden_size, out, settings.ranges,
             coefs, _block(rows, block_o), _block(channels, block_h), block_h, block_o, num_warps=_WARPS,
         )
         dparams = [torch.empty_like(t) for t in params]
@@ -378,11 +358,10 @@ def coefficients_backward(
     blocks = cdiv(out, block_o)
     launch(
         _head_backward_kernel, n * blocks,
-        dtheta, residual, dz, rows, out, blocks, scale, coefs, _block(rows, block_o), block_o, num_warps=_WARPS,
+        dtheta, residual, dz, rows, out, blocks, settings.ranges, coefs, _block(rows, block_o), block_o,
+        num_warps=_WARPS,
     )
-    dhidden = torch.ops.aten.threshold_backward(_product(dz, fc2_weight.float()), hidden, 0)
-    dparams = _product(dhidden.t(), mean), dhidden.sum(0), _product(dz.t(), hidden), dz.sum(0)
-    return _product(dhidden, fc1_weight.float()), *(d.to(t.dtype) for d, t in zip(dparams, params, strict=True))
+    return perceptron_backward(dz, mean, hidden, *params)
 
 
 def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
@@ -395,7 +374,7 @@ def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[T
     positions, block, warps = _row(logits)
     launch(
         _attention_kernel, len(logits),
-        logits, bias, pi, positions, settings.tau, _divisor(settings), block, num_warps=warps,
+        logits, bias, pi, positions, settings.tau, settings.divisor, block, num_warps=warps,
     )
     return pi, logits
 
@@ -405,6 +384,6 @@ def attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> 
     positions, block, warps = _row(share)
     launch(
         _attention_backward_kernel, len(share),
-        dpi, share, positions, settings.tau, _divisor(settings), block, num_warps=warps,
+        dpi, share, positions, settings.tau, settings.divisor, block, num_warps=warps,
     )
     return dpi

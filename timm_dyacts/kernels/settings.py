@@ -14,3 +14,19 @@ class DyReLUSettings(NamedTuple):
     tau: float
     paper_scale: bool
     max_value: float | None
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        """The 2K coefficients of a channel without what is added to them."""
+        return (*self.alpha, *self.beta)
+
+    @property
+    def ranges(self) -> tuple[float, ...]:
+        """The most that is added to each."""
+        k = len(self.alpha)
+        return (self.lambda_a,) * k + (self.lambda_b,) * k
+
+    @property
+    def divisor(self) -> float:
+        """What the attention is divided by."""
+        return 3.0 if self.paper_scale else 1.0

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import aligned, channels_inner
+from .tiles import aligned, cdiv, channels_inner, power_of_2
 from .window import Sizes, Window
 
 __all__ = [
@@ -279,7 +279,7 @@ def _cut_into_tiles(slots: Sequence[_Dim], inner: bool, sites: str, words: bool,
         sites=(d, h, w),
         size=tuple(dim.size for dim in slots[2:]),
         out_size=tuple(dim.out_size for dim in slots[2:]),
-        blocks=(n, triton.cdiv(d * h, block_r), triton.cdiv(c, block_c), triton.cdiv(w, block_w)),
+        blocks=(n, cdiv(d * h, block_r), cdiv(c, block_c), cdiv(w, block_w)),
         strides=_in_units([dim.strides for dim in slots], units),
         out_strides=_in_units([dim.out_strides for dim in slots], units),
         window=tuple(zip(*((*dim[:4], dim.hangs_over) for dim in slots[2:]), strict=True)),
@@ -291,10 +291,10 @@ def _cut_into_tiles(slots: Sequence[_Dim], inner: bool, sites: str, words: bool,
 
 def _block(size: int, most: int, least: int) -> int:
     """The power of 2 that leaves the fewest lanes idle, and of several the largest."""
-    largest = min(triton.next_power_of_2(max(size, 1)), most)
+    largest = min(power_of_2(max(size, 1)), most)
     smallest = min(largest, least)
     powers = [2 ** i for i in range(largest.bit_length() - 1, smallest.bit_length() - 2, -1)]
-    return min(powers, key=lambda block: triton.cdiv(size, block) * block)
+    return min(powers, key=lambda block: cdiv(size, block) * block)
 
 
 def _in_units(strides: Sequence[Sequence[int]], units: Sequence[int]) -> tuple[tuple[int, ...], ...]:

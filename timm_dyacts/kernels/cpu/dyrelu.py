@@ -4,6 +4,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..perceptron import perceptron, perceptron_backward
 from ..settings import DyReLUSettings
 from .blocks import arithmetic, as_rows, cut, dense, is_channels_last
 
@@ -149,35 +150,17 @@ def _add_statistics_backward(
     return dweights.reshape(weight.shape).to(weight.dtype)
 
 
-# Products that are told where to go are left alone by autocast.
-
-
-def _layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias.to(x.dtype), x, weight.to(x.dtype).t(), out=x.new_empty(x.shape[0], weight.shape[0]))
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    b = b.to(a.dtype)
-    return torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
-
-
-def _ranges(settings: DyReLUSettings, like: Tensor) -> Tensor:
-    """The ranges of the 2K coefficients of a channel."""
-    k = len(settings.alpha)
-    return like.new_tensor([settings.lambda_a] * k + [settings.lambda_b] * k)
-
-
 def _attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
     """The weight of each position, and what that is the minimum of and 3."""
     z = (logits + bias.to(logits.dtype)).flatten(1).div_(settings.tau)
     share = z.sub_(z.amax(1, keepdim=True)).exp_()
     share = share.div_(share.mean(1, keepdim=True)).reshape(logits.shape)
-    return share.clamp(max=3).div_(3 if settings.paper_scale else 1), share
+    return share.clamp(max=3).div_(settings.divisor), share
 
 
 def _attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
     """Gradient of the logits. That of the bias is zero: softmax does not see it."""
-    dshare = dpi.masked_fill(share > 3, 0).div_(3 if settings.paper_scale else 1)
+    dshare = dpi.masked_fill(share > 3, 0).div_(settings.divisor)
     mean = (dshare * share).flatten(1).mean(1).reshape(-1, *[1] * (share.dim() - 1))
     return dshare.sub_(mean).mul_(share).div_(settings.tau)
 
@@ -194,10 +177,10 @@ def dynamic_relu(
 ) -> tuple[Tensor | None, ...]:
     """The whole of a module. Returns the output, then what `dynamic_relu_backward` takes as `found`."""
     mean, logits = _statistics(x, spatial_weight)
-    hidden = _layer(mean, fc1_weight, fc1_bias).relu_()
-    residual = _layer(hidden, fc2_weight, fc2_bias).div_(2).tanh_()
-    start = mean.new_tensor([*settings.alpha, *settings.beta])
-    theta = residual.unflatten(1, (-1, len(start))) * _ranges(settings, mean) + start
+    hidden, z = perceptron(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    residual = z.div_(2).tanh_()
+    starts, ranges = mean.new_tensor(settings.starts), mean.new_tensor(settings.ranges)
+    theta = residual.unflatten(1, (-1, len(starts))) * ranges + starts
     pi = share = None
     if logits is not None:
         pi, share = _attention(logits, spatial_bias, settings)
@@ -223,16 +206,8 @@ def dynamic_relu_backward(
     if dpi is not None:
         dlogits = _attention_backward(dpi, share, settings)
         dspatial_bias = torch.zeros_like(spatial_bias)
-    dz = (dtheta * _ranges(settings, mean)).reshape(residual.shape) * (1 - residual * residual) * 0.5
-    dhidden = _where_positive(_product(dz, fc2_weight), hidden)
-    dspatial_weight = _add_statistics_backward(dx, _product(dhidden, fc1_weight), dlogits, x, spatial_weight)
-    return (
-        dx,
-        _product(dhidden.t(), mean).to(fc1_weight.dtype),
-        dhidden.sum(0).to(fc1_bias.dtype),
-        _product(dz.t(), hidden).to(fc2_weight.dtype),
-        dz.sum(0).to(fc2_bias.dtype),
-        dspatial_weight,
-        dspatial_bias,
-        None,
-    )
+    dresidual = (dtheta * mean.new_tensor(settings.ranges)).reshape(residual.shape)
+    dz = dresidual * (1 - residual * residual) * 0.5
+    dmean, *dparams = perceptron_backward(dz, mean, hidden, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    dspatial_weight = _add_statistics_backward(dx, dmean, dlogits, x, spatial_weight)
+    return dx, *dparams, dspatial_weight, dspatial_bias, None
