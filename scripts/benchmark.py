@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import timm_dyacts
+from timm_dyacts.device import resolve_device
+from timm_dyacts.evaluation.curves import require_matplotlib
 from timm_dyacts.files import format_csv, replace_text
 from timm_dyacts.layers import BELU, BipolarMaxPool2d, BReLU, DyReLU, SoftPool2d, channel_signs
-from timm_dyacts.training.build import resolve_device
-from timm_dyacts.training.curves import require_matplotlib
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}

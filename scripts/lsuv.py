@@ -12,9 +12,10 @@ from timm.data import create_transform, resolve_data_config
 
 import timm_dyacts  # noqa: F401  registers the variants
 from timm_dyacts.data import create_dataset
-from timm_dyacts.init import LSUVReport, OutputStd, lsuv_
-from timm_dyacts.training.build import resolve_device, resolve_model_name
-from timm_dyacts.training.curves import require_matplotlib
+from timm_dyacts.device import resolve_device
+from timm_dyacts.evaluation.curves import require_matplotlib
+from timm_dyacts.loading import resolve_model_name
+from timm_dyacts.lsuv import LSUVReport, OutputStd, lsuv_
 
 BEFORE_COLOR = '#9a9a9a'
 AFTER_COLOR = '#1f6fb4'

@@ -10,6 +10,7 @@ import io
 import sys
 
 import timm_dyacts  # noqa: F401  registers the variants
+from timm_dyacts.evaluation.predict import FORMATS, predict
 from timm_dyacts.files import replace_text
 from timm_dyacts.training.options import (
     ArgumentParser,
@@ -17,7 +18,6 @@ from timm_dyacts.training.options import (
     add_loader_options,
     add_preprocessing_options,
 )
-from timm_dyacts.training.prediction import FORMATS, predict
 
 
 def create_parser() -> argparse.ArgumentParser:

@@ -9,8 +9,8 @@ import json
 import sys
 
 from timm_dyacts import hub  # which registers the variants, too
+from timm_dyacts.evaluation.validate import validate_models
 from timm_dyacts.training.options import ArgumentParser, add_device_options, add_input_options, add_loader_options
-from timm_dyacts.training.validation import validate_models
 
 
 def create_parser() -> argparse.ArgumentParser:

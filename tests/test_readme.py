@@ -8,20 +8,11 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from loopback_hub import LoopbackHub, run_python
-from trained_like import trained_like
+from support.loopback_hub import LoopbackHub, run_python
+from support.readme import README, ROOT, blocks
+from support.trained_like import trained_like
 
 from timm_dyacts import zoo
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / 'README.md').read_text()
-
-
-STORY = README.split('## Publish and pull')[1].split('\n## ')[0]
-
-
-def blocks(language: str, text: str = README.replace(STORY, '')) -> list[str]:
-    return re.findall(rf'^```{language}\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope='module')

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import kernels
-from ..kernels.window import Window
-from ._checks import (
+from ..ops import backends
+from ..ops.checks import (
     check_channels,
     check_choice,
     check_finite,
@@ -27,6 +26,7 @@ from ._checks import (
     expand_window,
     unless_tracing,
 )
+from ..ops.pooling.window import Window
 
 __all__ = [
     'BELU',
@@ -165,7 +165,7 @@ class _ActivationFunction(torch.autograd.Function):
             layout: str,
             inplace: bool,
     ) -> Tensor:
-        y = kernels.run(fused, _activation_definition, x, weight, kind, parameter, layout, inplace)
+        y = backends.run(fused, _activation_definition, x, weight, kind, parameter, layout, inplace)
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(y if kind == 'relu' else x, weight)
@@ -177,8 +177,8 @@ class _ActivationFunction(torch.autograd.Function):
         # ReLU has the same gradient at its output as at its input.
         args = (*ctx.saved_tensors, *ctx.args)
         name = 'brelu_backward' if ctx.args[0] == 'relu' else 'activation_backward'
-        fused = kernels.find_pass('bipolar', name, dy, *args)
-        return None, *kernels.differentiate(fused, _activation_definition, args, (dy,), ctx.needs_input_grad[1:])
+        fused = backends.find_pass('bipolar', name, dy, *args)
+        return None, *backends.differentiate(fused, _activation_definition, args, (dy,), ctx.needs_input_grad[1:])
 
 
 def _activate(
@@ -197,7 +197,7 @@ def _activate(
     # Others than ReLU need their input for the backward pass.
     inplace = inplace and (kind == 'relu' or not torch.is_grad_enabled())
     if not torch.jit.is_scripting():
-        fused = kernels.find_pass('bipolar', 'brelu' if kind == 'relu' else 'activation', x, weight)
+        fused = backends.find_pass('bipolar', 'brelu' if kind == 'relu' else 'activation', x, weight)
         if fused is not None:
             y = _ActivationFunction.apply(fused, planes, weight, kind, parameter, layout, inplace)
             return y if channel_dim == 1 else y.movedim(1, channel_dim)
@@ -294,7 +294,7 @@ class _MaxPoolFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, fused: Callable, x: Tensor, window: Window, ceil_mode: bool, layout: str) -> Tensor:
-        y, winner = kernels.run(fused, _max_pool_with_indices, x, window, ceil_mode, layout)
+        y, winner = backends.run(fused, _max_pool_with_indices, x, window, ceil_mode, layout)
         ctx.save_for_backward(winner)
         ctx.window, ctx.size = window, tuple(x.shape[2:])
         return y
@@ -303,11 +303,11 @@ class _MaxPoolFunction(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         winner, = ctx.saved_tensors
         args = dy, winner, ctx.size, ctx.window
-        fused = kernels.find_pass('bipolar', 'max_pool_backward', dy)
+        fused = backends.find_pass('bipolar', 'max_pool_backward', dy)
         if fused is None or torch.is_grad_enabled() or winner.dtype == torch.int64:
             dx = _max_pool_backward_definition(*args)
         else:
-            dx = kernels.run(fused, _max_pool_backward_definition, *args)
+            dx = backends.run(fused, _max_pool_backward_definition, *args)
         return None, dx, None, None, None
 
 
@@ -351,7 +351,7 @@ def _bipolar_max_pool2d(
         check_choice('layout', layout, _LAYOUTS)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     if not torch.jit.is_scripting():
-        fused = kernels.find_pass('bipolar', 'max_pool', x)
+        fused = backends.find_pass('bipolar', 'max_pool', x)
         if fused is not None:
             window = Window.of(kernel_size, stride, padding, dilation)
             y = _MaxPoolFunction.apply(fused, batch, window, ceil_mode, layout)

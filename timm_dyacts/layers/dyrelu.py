@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from .. import kernels
-from ..kernels.settings import DyReLUSettings
-from ._checks import (
+from ..ops import backends
+from ..ops.checks import (
     check_channels,
     check_choice,
     check_finite,
@@ -23,6 +22,7 @@ from ._checks import (
     check_positive,
     unless_tracing,
 )
+from ..ops.dyrelu.settings import DyReLUSettings
 
 __all__ = ['DyReLU', 'DyReLUA', 'DyReLUB', 'DyReLUC', 'LazyDyReLU', 'dyrelu']
 
@@ -64,7 +64,7 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float 
     """
     if not torch.jit.is_scripting():
         _check_operands(x, theta, pi)
-        fused = kernels.find_pass('dyrelu', 'apply', x, theta, pi)
+        fused = backends.find_pass('dyrelu', 'apply', x, theta, pi)
         if fused is not None:
             return _DyReLUFunction.apply(fused, x, theta, pi, max_value)
     return _dyrelu_definition(x, theta, pi, max_value)
@@ -99,13 +99,13 @@ class _DyReLUFunction(torch.autograd.Function):
     def forward(ctx, fused: Callable, *args) -> Tensor:
         *operands, ctx.max_value = args
         ctx.save_for_backward(*operands)
-        return kernels.run(fused, _dyrelu_definition, *args)
+        return backends.run(fused, _dyrelu_definition, *args)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         args = (*ctx.saved_tensors, ctx.max_value)
-        fused = kernels.find_pass('dyrelu', 'apply_backward', dy, *args)
-        return None, *kernels.differentiate(fused, _dyrelu_definition, args, (dy,), ctx.needs_input_grad[1:])
+        fused = backends.find_pass('dyrelu', 'apply_backward', dy, *args)
+        return None, *backends.differentiate(fused, _dyrelu_definition, args, (dy,), ctx.needs_input_grad[1:])
 
 
 def _check_input(x: Tensor, fc1_weight: Tensor) -> None:
@@ -192,7 +192,7 @@ def _dynamic_relu(
     if not torch.jit.is_scripting():
         _check_input(x, fc1_weight)
         operands = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias
-        fused = kernels.find_pass('dyrelu', 'dynamic_relu', *operands)
+        fused = backends.find_pass('dyrelu', 'dynamic_relu', *operands)
         if fused is not None:
             return _DynamicReLUFunction.apply(fused, settings, *operands)
     return _dynamic_relu_definition(
@@ -228,7 +228,7 @@ class _DynamicReLUFunction(torch.autograd.Function):
         def definition(*args) -> tuple[Tensor]:
             return _dynamic_relu_definition(*args),
 
-        y, *found = kernels.run(fused, definition, *operands, settings)
+        y, *found = backends.run(fused, definition, *operands, settings)
         ctx.settings = settings
         ctx.save_for_backward(*operands, *found)
         return y
@@ -237,11 +237,11 @@ class _DynamicReLUFunction(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: activation checkpointing computes them at that
         operands, found = saved[:7], saved[7:]
-        fused = kernels.find_pass('dyrelu', 'dynamic_relu_backward', dy) if found else None
+        fused = backends.find_pass('dyrelu', 'dynamic_relu_backward', dy) if found else None
         if fused is not None:
             fused = functools.partial(fused, found=found)
         args = (*operands, ctx.settings)
-        *grads, _ = kernels.differentiate(
+        *grads, _ = backends.differentiate(
             fused, _dynamic_relu_definition, args, (dy,), (*ctx.needs_input_grad[2:], False))
         return None, None, *grads
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import kernels
-from ..kernels.window import Window, count_windows, five_dims, reach, scale_of, sharpness_of
-from ._checks import check_finite, check_input, check_window_fits, expand_window
+from ..ops import backends
+from ..ops.checks import check_finite, check_input, check_window_fits, expand_window
+from ..ops.pooling.window import Window, count_windows, five_dims, reach, scale_of, sharpness_of
 
 __all__ = [
     'GlobalSoftPool2d',
@@ -38,13 +38,13 @@ class _SoftPoolFunction(torch.autograd.Function):
     def forward(ctx, fused: Callable, x: Tensor, *args) -> Tensor:
         ctx.save_for_backward(x)
         ctx.args = args
-        return kernels.run(fused, _define, x, *args)
+        return backends.run(fused, _define, x, *args)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, = ctx.saved_tensors
-        fused = kernels.find_pass('softpool', 'softpool_backward', dy, x)
-        return None, *kernels.differentiate(fused, _define, (x, *ctx.args), (dy,), ctx.needs_input_grad[1:])
+        fused = backends.find_pass('softpool', 'softpool_backward', dy, x)
+        return None, *backends.differentiate(fused, _define, (x, *ctx.args), (dy,), ctx.needs_input_grad[1:])
 
 
 def _define(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
@@ -67,7 +67,7 @@ def _softpool(
     """SoftPool over as many spatial dimensions as `kernel_size` has."""
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
-        fused = kernels.find_pass('softpool', 'softpool', x)
+        fused = backends.find_pass('softpool', 'softpool', x)
         if fused is not None:
             batch = x if x.dim() == len(kernel_size) + 2 else x.unsqueeze(0)
             window = Window.of(kernel_size, stride, padding, dilation)

@@ -22,35 +22,31 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data import class_names
-from ..data.resumable import BatchDataset
-from ..files import replace_text
-from ..init import lsuv_
-from .build import (
-    build_amp,
+from ..data.loaders import (
     build_dataset,
     build_eval_loader,
-    build_model,
-    build_task,
     build_train_loader,
     check_num_classes,
     check_several_classes,
     check_splits,
-    count_parameters,
-    resolve_device,
-    resolve_input,
-    resolve_model_name,
-    set_numerics,
 )
+from ..data.resumable import BatchDataset
+from ..device import build_amp, resolve_device, set_numerics
+from ..evaluation.curves import plot_curves, require_matplotlib
+from ..evaluation.loop import evaluate
+from ..evaluation.report import write_report
+from ..files import replace_text
+from ..loading import build_model, count_parameters, resolve_input, resolve_model_name
+from ..lsuv import lsuv_
+from ..world import StopSignal, TrainingInterrupted, World
 from .checkpoint import dataset_title, describe_run, describe_start, save_checkpoint, set_pretrained_cfg
-from .curves import plot_curves, require_matplotlib
 from .finetune import build_optimizer, freeze, unfreeze
 from .log import RunLog, best_row, check_loggers
-from .loop import evaluate, train_one_epoch
+from .loop import train_one_epoch
 from .nonfinite import NonFiniteLossError, first_nonfinite_tensor
-from .report import write_report
 from .resume import check_resumable, find_state
 from .state import CheckpointInterval, EpochMeter, Progress, StateFile, capture_state, load_state, restore_state
-from .world import StopSignal, TrainingInterrupted, World
+from .task import build_task
 
 __all__ = ['RunResult', 'train']
 

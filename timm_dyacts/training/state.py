@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..files import write_durably
-from .world import World
+from ..world import World
 
 __all__ = [
     'CheckpointInterval',

@@ -1,0 +1,145 @@
+"""scripts/predict.py, and scripts/validate.py on several models."""
+import csv
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from support.photos import COLORS, write_photos
+from timm.data import create_transform, resolve_data_config
+
+import timm_dyacts  # noqa: F401
+from timm_dyacts.evaluation.predict import find_images
+from timm_dyacts.training import save_checkpoint, set_pretrained_cfg
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp('photos'), train=1, validation=4)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """The folder of a model that has not learnt anything, which predictions do not need."""
+    folder = tmp_path_factory.mktemp('model')
+    torch.manual_seed(0)
+    net = timm.create_model('test_resnet', num_classes=3)
+    config = dict(resolve_data_config({}, model=net), input_size=(3, 32, 32), crop_pct=0.9)
+    set_pretrained_cfg(net, config, from_pretrained=False)
+    save_checkpoint(net, folder, label_names=list(COLORS))
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(script, *options):
+        monkeypatch.setattr(sys, 'argv', [script, *map(str, options), '--workers', '0'])
+        runpy.run_path(str(ROOT / 'scripts' / script), run_name='__main__')
+        return capsys.readouterr()
+    return run
+
+
+def test_predictions_are_those_of_the_model(model, photos, call):
+    records = json.loads(call('predict.py', '-m', model, photos, '--topk', '2', '--results-format', 'json').out)
+    net = timm.create_model(f'local-dir:{model}', pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=net))
+    assert len(records) == 15
+    for record in records:
+        image = transform(Image.open(record['path']).convert('RGB'))
+        with torch.no_grad():
+            values, labels = net(image[None])[0].softmax(0).topk(2)
+        assert [p['label'] for p in record['predictions']] == labels.tolist()
+        assert [p['class'] for p in record['predictions']] == [list(COLORS)[i] for i in labels]
+        assert [p['probability'] for p in record['predictions']] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_formats_say_the_same(model, photos, call, tmp_path):
+    image = photos / 'train' / 'red' / '0.png'
+    [record] = json.loads(call('predict.py', '-m', model, image, '--results-format', 'json').out)
+    first = record['predictions'][0]
+    assert len(record['predictions']) == 3, 'no more than there are classes'
+    table = call('predict.py', '-m', model, image).out
+    assert table.startswith(f'{image}  {first["class"]} {100 * first["probability"]:.1f} %, ')
+    call('predict.py', '-m', model, image, '--results-format', 'csv', '--results-file', tmp_path / 'p.csv')
+    with open(tmp_path / 'p.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    assert [row['rank'] for row in rows] == ['1', '2', '3']
+    assert (rows[0]['class'], rows[0]['path']) == (first['class'], str(image))
+
+
+def test_unreadable_images_are_counted(model, photos, call, tmp_path):
+    (tmp_path / 'a.png').write_text('not an image')
+    (tmp_path / 'b.png').symlink_to(photos / 'train' / 'red' / '0.png')
+    result = call('predict.py', '-m', model, tmp_path)
+    assert result.out.splitlines()[0] == f'{tmp_path}/a.png  cannot be read'
+    assert result.err == f'1 of 2 images cannot be read: {tmp_path}/a.png\n'
+    with pytest.raises(SystemExit, match='predict.py: error: .*a.png cannot be read'):
+        call('predict.py', '-m', model, tmp_path, '--on-bad-image', 'error')
+
+
+def test_names_of_imagenet_where_the_checkpoint_has_none(tmp_path, photos, call):
+    save_checkpoint(timm.create_model('test_resnet'), tmp_path)
+    out = call('predict.py', '-m', tmp_path, photos / 'train' / 'red', '--topk', '1').out
+    label = int(json.loads(call('predict.py', '-m', tmp_path, photos / 'train' / 'red', '--topk', '1',
+                                '--results-format', 'json').out)[0]['predictions'][0]['label'])
+    assert timm.data.ImageNetInfo().index_to_description(label) in out
+
+
+def test_find_images(photos, tmp_path):
+    files = find_images([str(photos / 'train')])
+    assert [Path(file).parent.name for file in files] == ['blue', 'green', 'red']
+    with pytest.raises(FileNotFoundError, match="got 'nowhere', which does not exist"):
+        find_images(['nowhere'])
+    with pytest.raises(ValueError, match=r'no image found in .* \(known endings: .*\.png'):
+        find_images([str(tmp_path)])
+
+
+def test_predict_refuses(model, photos, call):
+    for options, message in ((['--topk', '0'], '--topk must be at least 1'), (['-m', 'resnet5O'], 'Close names: ')):
+        with pytest.raises(SystemExit, match=message):
+            call('predict.py', '-m', model, photos, *options)
+
+
+def test_validate_several_models(model, photos, call, tmp_path):
+    torch.manual_seed(3)
+    save_checkpoint(timm.create_model('test_resnet', num_classes=3), tmp_path / 'other')
+    file = tmp_path / 'results.csv'
+    records = json.loads(call(
+        'validate.py', '--model', model, tmp_path / 'other', '--data-dir', photos, '--img-size', '32',
+        '--results-file', file).out.split('--result\n')[1])
+    assert [record['top1'] for record in records] == sorted((r['top1'] for r in records), reverse=True)
+    with open(file, newline='') as f:
+        reader = csv.DictReader(f)
+        assert reader.fieldnames == [
+            'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation']
+        assert [row['model'] for row in reader] == [record['model'] for record in records]
+
+
+def test_validate_counts_unreadable_images(model, call, tmp_path, caplog):
+    folder = write_photos(tmp_path, train=1, validation=2)
+    (folder / 'validation' / 'red' / '1.png').write_text('not an image')
+    options = ['--model', model, '--data-dir', folder, '--img-size', '32']
+    top1 = json.loads(call('validate.py', *options).out.split('--result\n')[1])['top1']
+    assert '1 of 6 images cannot be read' in caplog.text
+    assert top1 in {round(100 * correct / 5, 4) for correct in range(6)}
+    with pytest.raises(SystemExit, match=r'validate.py: error: /.*red/1.png cannot be read'):
+        call('validate.py', *options, '--on-bad-image', 'error')
+
+
+def test_a_model_that_fails_does_not_stop_the_others(model, photos, call, tmp_path, capsys):
+    with pytest.raises(SystemExit, match='1 of 2 models failed: resnet5O'):
+        call('validate.py', '--model', 'resnet5O', model, '--data-dir', photos, '--results-file', tmp_path / 'r.json',
+             '--results-format', 'json')
+    assert [record['model'] for record in json.loads((tmp_path / 'r.json').read_text())] == [str(model)]
+
+
+def test_near_miss_of_an_option(call, capsys):
+    with pytest.raises(SystemExit):
+        call('train.py', '--bach-size', '4')
+    assert 'unrecognized arguments: --bach-size 4. Close names: --batch-size' in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""Compiles every Triton kernel for an H200, on a machine with or without a GPU.
+
+Prints a line for each: dtype, memory format, columns of the input, size of the window, name of the kernel, the widths
+in bytes of its loads from global memory and of its stores, the number of its accesses to shared memory, and the bytes
+of each thread's stack, to which registers are spilled.
+"""
+import re
+import subprocess
+import tempfile
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from timm_dyacts.ops.bipolar import triton as bipolar
+from timm_dyacts.ops.dyrelu import triton as dyrelu
+from timm_dyacts.ops.dyrelu import triton_hyper as hyper
+from timm_dyacts.ops.dyrelu.settings import DyReLUSettings
+from timm_dyacts.ops.pooling.window import Window
+from timm_dyacts.ops.softpool import triton as softpool
+
+
+class H200:
+    """As much of a driver as compilation asks for."""
+
+    def get_current_target(self):
+        return GPUTarget('cuda', 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def widths(ptx, instruction):
+    """The widths in bytes, each once."""
+    found = re.findall(rf'{instruction}\.global(?:\.v(\d))?\.b(\d+)', ptx)
+    return ','.join(map(str, sorted({int(count or 1) * int(bits) // 8 for count, bits in found})))
+
+
+def compile_and_print(kernel, programs, *args, **meta):
+    asm = kernel.warmup(*args, grid=(programs,), enable_fp_fusion=True, **meta).asm
+    shared = len(re.findall(r'(?:ld|st)\.shared|(?:ld|st)matrix|bar\.', asm['ptx']))
+    print(*case, kernel.fn.__name__, widths(asm['ptx'], 'ld'), widths(asm['ptx'], 'st'), shared, stack(asm['cubin']))
+
+
+def stack(cubin):
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, '--dump-resource-usage', file.name],
+            check=True, capture_output=True, text=True).stdout
+    return re.search(r'STACK:(\d+)', usage)[1]
+
+
+def compile_dyrelu(x, hidden, spatial):
+    channels = x.shape[1]
+    params = [torch.empty(size) for size in ((hidden, channels), hidden, (4 * channels, hidden), 4 * channels)]
+    params += [torch.empty(1, channels), torch.empty(1)] if spatial else [None, None]
+    settings = DyReLUSettings([1.0, 0.0], [0.0, 0.0], 1.0, 0.5, 10.0, False, 6.0)
+    y, *found = dyrelu.dynamic_relu(x, *params, settings)
+    dyrelu.dynamic_relu_backward(y, x, *params, settings, found)
+
+
+triton.runtime.driver.set_active(H200())
+for module in (bipolar, dyrelu, hyper, softpool):
+    module.launch = compile_and_print
+
+case = 'bfloat16', 'channels_last', 28, '-'
+x = torch.empty(4, 64, 28, 28, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+weight = torch.empty(64)
+bipolar.activation(x, weight, 'prelu', 0.0, 'interleaved', False)
+bipolar.activation_backward(x, x, weight, 'prelu', 0.0, 'interleaved', False)
+bipolar.activation(x, None, 'elu', 1.0, 'halves', False)
+compile_dyrelu(x, 8, True)
+
+case = 'float32', 'contiguous', 14, '-'
+x = torch.empty(4, 64, 14, 14)
+bipolar.activation(x, None, 'relu', 6.0, 'interleaved', False)
+bipolar.activation_backward(x, x, None, 'relu', 6.0, 'interleaved', False)
+compile_dyrelu(x, 1024, False)
+
+WINDOWS = {'2x2': (2, 2, 0), '3x3': (3, 2, 1), '5x5': (5, 3, 2)}
+
+
+def window_of(size):
+    return Window.of(*([number] * 2 for number in WINDOWS[size]), (1, 1))
+
+
+def pool(x, size, backward=True):
+    window = window_of(size)
+    y = softpool.softpool(x, window, False, 1.0, False)
+    if backward:
+        softpool.softpool_backward(y, x, window, False, 1.0, False)
+
+
+def max_pool(x, size):
+    window = window_of(size)
+    y, winner = bipolar.max_pool(x, window, False, 'interleaved')
+    bipolar.max_pool_backward(y, winner, x.shape[2:], window)
+
+
+for dtype in (torch.bfloat16, torch.float32):
+    name = str(dtype).removeprefix('torch.')
+    for columns in (112, 56, 28):
+        x = torch.empty(4, 64, columns, columns, dtype=dtype)
+        case = name, 'contiguous', columns, '2x2'
+        pool(x, '2x2')
+        case = name, 'channels_last', columns, '2x2'
+        pool(x.to(memory_format=torch.channels_last), '2x2')
+    case = name, 'slice', 28, '2x2'
+    pool(torch.empty(4, 64, 28, 32, dtype=dtype)[..., 2:30], '2x2', backward=False)
+
+x = torch.empty(4, 64, 56, 56, dtype=torch.bfloat16)
+for size in WINDOWS:
+    case = 'bfloat16', 'contiguous', 56, size
+    max_pool(x, size)
+    case = 'bfloat16', 'channels_last', 56, size
+    max_pool(x.to(memory_format=torch.channels_last), size)
+    if size != '2x2':
+        pool(x.to(memory_format=torch.channels_last), size)
+        case = 'bfloat16', 'contiguous', 56, size
+        pool(x, size)

@@ -1,0 +1,328 @@
+"""A run that is stopped at any moment and resumed ends as it would have ended: bit for bit."""
+import csv
+import os
+import random
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.photos import write_photos
+from support.small_run import train_small, train_with
+
+import timm_dyacts  # noqa: F401
+from timm_dyacts.evaluation import evaluate
+from timm_dyacts.training import TrainingInterrupted
+from timm_dyacts.training.resume import check_resumable
+from timm_dyacts.training.run import _Run
+from timm_dyacts.training.state import CheckpointInterval, StateFile, get_rng_state, load_state, set_rng_state
+from timm_dyacts.world import StopSignal, World
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp('photos'))
+
+
+@pytest.fixture
+def run(photos, tmp_path, without_pictures):
+    """Train a small model with dropout for two epochs of three steps; options of scripts/train.py come on top."""
+    def call(experiment, *options):
+        return train_small(
+            photos, tmp_path, '--epochs', 2, '--drop', 0.3, '--warmup-epochs', 1, '--checkpoint-interval', 2,
+            '--experiment', experiment, *options)
+    return call
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Send this process a signal after so many updates."""
+    def arm(updates, signum=signal.SIGTERM):
+        counted = _Run._after_update
+
+        def count(self, steps, read_losses):
+            nonlocal updates
+            updates -= 1
+            if updates == 0:
+                os.kill(os.getpid(), signum)
+            counted(self, steps, read_losses)
+
+        monkeypatch.setattr(_Run, '_after_update', count)
+    return arm
+
+
+def assert_same_end(folder, other):
+    weights = sorted(path.relative_to(folder) for path in folder.rglob('*.safetensors'))
+    assert weights == sorted(path.relative_to(other) for path in other.rglob('*.safetensors'))
+    for path in weights:
+        ours, theirs = load_file(folder / path), load_file(other / path)
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), path
+    assert (folder / 'summary.csv').read_bytes() == (other / 'summary.csv').read_bytes()
+
+
+# Runs that are stopped
+
+
+@pytest.mark.parametrize('options', [
+    [],
+    ['--model-kwargs', 'act_layer=dyrelu_b', '--freeze', 'backbone', '--unfreeze-epoch', '1', '--lr-ops', '3'],
+    ['--aa', 'rand-m5-mstd0.5', '--reprob', '0.5', '--mixup', '0.2', '--cutmix', '1', '--drop-path', '0.1'],
+    ['--model-ema', '--model-ema-decay', '0.9', '--model-ema-warmup', '--opt', 'lookahead_sgd', '--lr', '0.05'],
+    ['--grad-accum-steps', '2', '--batch-size', '4', '--clip-grad', '1', '--sched', 'step'],
+    ['--amp', '--channels-last', '--layer-decay', '0.7', '--opt', 'adafactor'],
+    ['--workers', '1', '--reprob', '0.5'],
+], ids=' '.join)
+def test_stopped_in_both_epochs_and_resumed(run, interrupt, tmp_path, options):
+    run('whole', *options)
+    for updates in (2, 3):
+        interrupt(updates)
+        with pytest.raises(TrainingInterrupted, match=r'Stopped by SIGTERM at epoch \d after \d+ images\. Go on with'):
+            run('stopped', *options, '--resume', 'auto')
+    interrupt(-1)
+    run('stopped', *options, '--resume', 'auto')
+    assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
+
+
+def test_stopped_while_evaluating(run, tmp_path, monkeypatch):
+    def stop_and_evaluate(model, loader, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(model, loader, *args, **kwargs)
+
+    run('whole')
+    with monkeypatch.context() as patch:
+        patch.setattr('timm_dyacts.training.run.evaluate', stop_and_evaluate)
+        with pytest.raises(TrainingInterrupted, match='SIGINT at epoch 0 after 24 images'):
+            run('stopped')
+    assert not (tmp_path / 'stopped' / 'summary.csv').exists()
+    run('stopped', '--resume', 'auto')
+    assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
+
+
+def test_killed_at_random_moments(photos):
+    """SIGKILL, which no program can answer. `python tests/kill_and_resume.py` does it more often."""
+    command = [
+        sys.executable, str(ROOT / 'tests' / 'kill_and_resume.py'), '--kills', '3', '--model', 'test_resnet',
+        '--data-dir', str(photos), '--img-size', '32', '--epochs', '3', '--batch-size', '4', '--workers', '0',
+        '--checkpoint-interval', '2', '--reprob', '0.3', '--model-ema']
+    done = subprocess.run(command, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'all of 4 files equal' in done.stdout
+
+
+@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_exit_status_and_message(run, interrupt, tmp_path, photos, monkeypatch, capsys, signum, status):
+    interrupt(1, signum)
+    monkeypatch.setattr(sys, 'argv', [
+        'train.py', '--data-dir', str(photos), '--model', 'test_resnet', '--img-size', '32', '-b', '8', '-j', '0',
+        '--output', str(tmp_path), '--experiment', 'stopped'])
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_path(str(ROOT / 'scripts' / 'train.py'), run_name='__main__')
+    assert exit_info.value.code == status
+    assert f'--resume {tmp_path / "stopped"}' in capsys.readouterr().err
+
+
+def test_signals_have_their_old_handlers_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal(World(CPU)) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_second_ctrl_c_stops_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore Ctrl-C
+    with pytest.raises(KeyboardInterrupt), StopSignal(World(CPU)) as stop:
+        signal.raise_signal(signal.SIGINT)
+        while not stop.signum:  # Python handles a signal some time after it came, and two of them as one
+            time.sleep(0.001)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(10)
+    signal.signal(signal.SIGINT, before)
+
+
+# Which run is resumed
+
+
+def test_auto_starts_what_is_not_there_and_repeats_what_is_done(run, tmp_path):
+    first = run('colors', '--resume', 'auto')
+    rows = (tmp_path / 'colors' / 'summary.csv').read_text()
+    again = run('colors', '--resume', 'auto')
+    assert again.folder == first.folder == str(tmp_path / 'colors')
+    assert again.best == first.best
+    assert (tmp_path / 'colors' / 'summary.csv').read_text() == rows
+
+
+def test_auto_without_a_name_finds_the_run_of_the_same_options(run, interrupt, tmp_path):
+    interrupt(4)
+    with pytest.raises(TrainingInterrupted):
+        run('')
+    [folder] = tmp_path.iterdir()
+    interrupt(-1)
+    assert run('', '--lr', '0.5', '--resume', 'auto').folder != str(folder)
+    assert run('', '--resume', 'auto').folder == str(folder)
+
+
+def test_a_path_alone_is_enough(run, interrupt, tmp_path):
+    interrupt(4)
+    with pytest.raises(TrainingInterrupted):
+        run('stopped', '--lr', '0.01')
+    interrupt(-1)
+    result = train_with('--resume', tmp_path / 'stopped')
+    assert result.folder == str(tmp_path / 'stopped')
+    run('whole', '--lr', '0.01')
+    assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
+
+
+def test_the_state_before_is_kept_and_used_when_asked(run, interrupt, tmp_path):
+    run('whole')
+    interrupt(5)
+    with pytest.raises(TrainingInterrupted):
+        run('stopped')
+    interrupt(-1)
+    state = tmp_path / 'stopped' / 'checkpoint' / 'state.pt'
+    previous = state.with_name('previous.pt')
+    good = previous.read_bytes()
+    state.write_bytes(state.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=f'state.pt cannot be read: truncated.* --resume {previous}'):
+        run('stopped', '--resume', 'auto')
+    assert previous.read_bytes() == good
+    run('stopped', '--resume', str(previous))
+    assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
+
+
+def test_rows_after_the_state_are_dropped(run, interrupt, tmp_path):
+    """summary.csv may be ahead of the state. What it says of epochs that will be done again goes."""
+    run('whole', '--checkpoint-interval', '2epochs')
+    interrupt(4)
+    with pytest.raises(TrainingInterrupted):
+        run('stopped', '--checkpoint-interval', '2epochs')
+    with open(tmp_path / 'stopped' / 'summary.csv', 'a') as f:
+        f.write('1,0,0,0,0,0\n1,0,')
+    interrupt(-1)
+    run('stopped', '--resume', 'auto')
+    with open(tmp_path / 'stopped' / 'summary.csv', newline='') as f:
+        assert [row['epoch'] for row in csv.DictReader(f)] == ['0', '1']
+    assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--lr', '0.5'], r'other options: --lr 0.001 \(now 0.5\)'),
+    (['--model-ema'], r'--model-ema False \(now True\)'),
+    (['--batch-size', '4'], r'--batch-size 8 \(now 4\)'),
+    (['--model', 'test_vit', '--img-size', '64'], r'--img-size 32 \(now 64\), --model test_resnet \(now test_vit\)'),
+], ids=' '.join)
+def test_other_options_do_not_match(run, options, message):
+    run('done', '--epochs', '1')
+    with pytest.raises(ValueError, match=message):
+        run('done', '--epochs', '1', '--resume', 'auto', *options)
+
+
+def test_auto_does_not_write_over_another_run(run, tmp_path):
+    """A folder without a state is that of a run killed before its first one, or not to be touched."""
+    run('done', '--epochs', '1', '--lr', '0.5')
+    for name in ('state.pt', 'previous.pt'):
+        (tmp_path / 'done' / 'checkpoint' / name).unlink()
+    with pytest.raises(ValueError, match=r'has no state, and holds a run with other options: --lr 0.5 \(now 0.1\)'):
+        run('done', '--epochs', '1', '--lr', '0.1', '--resume', 'auto')
+    run('done', '--epochs', '1', '--lr', '0.5', '--resume', 'auto')
+
+
+def test_other_data_do_not_match(run, tmp_path):
+    run('done', '--epochs', '1')
+    other = write_photos(tmp_path / 'other', train=9)
+    with pytest.raises(ValueError, match='24 training images of 3 classes, and there are 27 training images'):
+        run('done', '--epochs', '1', '--resume', 'auto', '--data-dir', str(other))
+
+
+@pytest.mark.parametrize('batch_size, world_size, warns', [(8, 2, False), (16, 1, False), (8, 1, True), (8, 4, True)])
+def test_other_numbers_of_processes_match(batch_size, world_size, warns, caplog):
+    options = dict(batch_size=8, grad_accum_steps=1, lr=0.1)
+    state = dict(args=options, world_size=2, data=None)
+    check_resumable(state, Namespace(**dict(options, batch_size=batch_size)), None, world_size)
+    assert ('an update now takes' in caplog.text) == warns
+
+
+def test_paths_without_a_state(run, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    for path in ('empty', 'nowhere'):
+        with pytest.raises(FileNotFoundError, match=f"--resume must be 'auto'.*{path}' *, which has no checkpoint"):
+            run('x', '--resume', str(tmp_path / path))
+
+
+# The state file
+
+
+def test_the_two_newest_states_are_kept(tmp_path):
+    file = StateFile(str(tmp_path))
+    for i in range(3):
+        file.write(dict(number=i))
+    assert (load_state(file.path)['number'], load_state(file.previous)['number']) == (2, 1)
+    # Resumed from previous.pt: the newest is not to be trusted, and must not take its place.
+    StateFile(str(tmp_path), is_good=False).write(dict(number=3))
+    assert (load_state(file.path)['number'], load_state(file.previous)['number']) == (3, 1)
+
+
+def test_full_disk(tmp_path):
+    """The limit on the size of a file stands in for a disk that is full after 100 kB."""
+    file = StateFile(str(tmp_path))
+    file.write(dict(number=0))
+    old = Path(file.path).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match=r'state.pt could not be written \(.*\)\. The state before it is kept'):
+            file.write(dict(number=1, weights=torch.zeros(100_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert Path(file.path).read_bytes() == old
+    assert os.listdir(tmp_path / 'checkpoint') == ['state.pt']
+
+
+def test_foreign_files(tmp_path):
+    path = tmp_path / 'state.pt'
+    torch.save(dict(state_dict={}), path)
+    with pytest.raises(ValueError, match='is a checkpoint, but not the state of a training run'):
+        load_state(str(path))
+    path.write_text('no checkpoint')
+    with pytest.raises(ValueError, match='cannot be read: truncated, or no state'):
+        load_state(str(path))
+    torch.save(Namespace(), path)  # would run code of its own choice without weights_only
+    with pytest.raises(ValueError, match='cannot be read'):
+        load_state(str(path))
+
+
+def test_random_generators_return():
+    state = get_rng_state(CPU)
+
+    def draw():
+        return random.gauss(0, 1), np.random.randn(), torch.randn(1).item()
+
+    expected = draw()
+    draw()
+    set_rng_state(state, CPU)
+    assert draw() == expected
+
+
+@pytest.mark.parametrize('text, every, in_epochs', [
+    ('500', 500, False), ('500steps', 500, False), ('1step', 1, False), ('2epochs', 2, True), ('1e', 1, True)])
+def test_checkpoint_interval(text, every, in_epochs):
+    assert CheckpointInterval.parse(text) == CheckpointInterval(every, in_epochs)
+
+
+@pytest.mark.parametrize('text', ['0', '-1', '1.5', '2 hours', '', 'epochs'])
+def test_checkpoint_interval_refuses(text):
+    with pytest.raises(ValueError, match='--checkpoint-interval must be a number of updates such as 500 or'):
+        CheckpointInterval.parse(text)

@@ -1,0 +1,13 @@
+"""Model cards: what a model is, how good it was measured to be, and nothing that nobody measured."""
+from .checkpoint import OPERATORS, TIMM_CITATION, Operator, Size, measure_size, render, render_model_card, resolve_start
+
+__all__ = [
+    'OPERATORS',
+    'TIMM_CITATION',
+    'Operator',
+    'Size',
+    'measure_size',
+    'render',
+    'render_model_card',
+    'resolve_start',
+]

@@ -1,0 +1,1 @@
+"""Bipolar activations and max pooling."""

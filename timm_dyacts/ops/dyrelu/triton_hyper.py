@@ -1,0 +1,389 @@
+"""Dynamic ReLU between its passes over the input: from the means to the coefficients, from the logits to the attention.
+
+The tensors are small and the time goes into launches: there is one for each of the two forward and one backward, of
+programs that have a sample each, and one for the gradients of all parameters. All is in fp32. What comes in are partial
+sums over the input, as the passes leave them. Layers so large that each sample should not read them anew are left to
+cuBLAS.
+"""
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..triton_tiles import cdiv, expm1, launch, power_of_2
+from .mlp import perceptron, perceptron_backward
+from .settings import DyReLUSettings
+
+__all__ = ['attention', 'attention_backward', 'coefficients', 'coefficients_backward']
+
+# Numbers that a program may read for a sample: the weights of both layers, which come out of the L2 cache, or partial
+# sums. With more of them, it is faster to have a whole GPU at them, in launches of their own.
+_FEW = 64 * 1024
+# Elements that a program computes with at once, and the warps that share them.
+_TILE = 8192
+_WARPS = 8
+# The sides of the tiles of the gradients of weights.
+_SIDE = 16
+
+
+@triton.jit
+def _tanh_half(z):
+    """tanh(z / 2), without cancellation near 0."""
+    t = expm1(-tl.abs(z))
+    magnitude = -t / (2 + t)
+    # Written so that NaN stays.
+    return tl.where(z < 0, -magnitude, magnitude)
+
+
+@triton.jit
+def _column_sums(ptr, rows, columns, at, BLOCK_R: tl.constexpr):
+    """The sums of the columns `at` of a matrix."""
+    sums = tl.zeros([BLOCK_R, at.shape[0]], tl.float32)
+    for first in range(0, rows, BLOCK_R):
+        row = first + tl.arange(0, BLOCK_R)
+        mask = (row < rows)[:, None] & (at < columns)[None, :]
+        sums += tl.load(ptr + row[:, None] * columns + at[None, :], mask, 0.0)
+    return tl.sum(sums, 0)
+
+
+@triton.jit
+def _tile(ptr, rows, columns, row, column):
+    """A tile of a matrix, in fp32."""
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    return tl.load(ptr + row[:, None] * columns + column[None, :], mask, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _pick(k, values, COEFS: tl.constexpr):
+    """``values[k]``, element by element."""
+    picked = tl.zeros(k.shape, tl.float32)
+    for i in tl.static_range(COEFS):
+        picked = tl.where(k == i, values[i], picked)
+    return picked
+
+
+@triton.jit
+def _store_coefficients(z, n, o, out, residual_ptr, theta_ptr, start, scale, COEFS: tl.constexpr):
+    """The coefficients for the outputs `o` of the second layer: for each channel in turn, its 2K."""
+    residual = _tanh_half(z)
+    k = o % COEFS
+    theta = _pick(k, start, COEFS) + _pick(k, scale, COEFS) * residual
+    sample = n.to(tl.int64) * out
+    tl.store(residual_ptr + sample + o, residual, o < out)
+    tl.store(theta_ptr + sample + k * (out // COEFS) + o // COEFS, theta, o < out)
+
+
+@triton.jit
+def _store_dz(dtheta_ptr, rows, n, o, out, residual_ptr, dz_ptr, scale, COEFS: tl.constexpr, BLOCK_R: tl.constexpr):
+    """The gradients of the outputs `o` of the second layer, which are also returned."""
+    sample = n.to(tl.int64) * out
+    dtheta = _column_sums(dtheta_ptr + sample * rows, rows, out, o, BLOCK_R)
+    residual = tl.load(residual_ptr + sample + o, o < out, 0.0)
+    dz = dtheta * _pick(o % COEFS, scale, COEFS) * (1 - residual * residual) * 0.5
+    tl.store(dz_ptr + sample + o, dz, o < out)
+    return dz
+
+
+@triton.jit
+def _coefficients_kernel(
+        parts_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr,
+        mean_ptr, hidden_ptr, residual_ptr, theta_ptr, rows, channels, hidden, out, blocks, start, scale,
+        COEFS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_O: tl.constexpr,
+):
+    # The programs of a sample share the outputs. Each needs all hidden units; that they all store them does no harm.
+    n = tl.program_id(0) // blocks
+    o = tl.program_id(0) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    h = tl.arange(0, BLOCK_H)
+    sample = n.to(tl.int64)
+    units = tl.load(fc1_bias_ptr + h, h < hidden, 0.0).to(tl.float32)
+    for first in range(0, channels, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        mean = _column_sums(parts_ptr + sample * rows * channels, rows, channels, c, BLOCK_R)
+        tl.store(mean_ptr + sample * channels + c, mean, c < channels)
+        units += tl.sum(_tile(fc1_weight_ptr, hidden, channels, h, c) * mean[None, :], 1)
+    # NaN stays, but not beyond the last unit, where it comes from 0 * inf.
+    units = tl.where((units <= 0) | (h >= hidden), 0.0, units)
+    tl.store(hidden_ptr + sample * hidden + h, units, h < hidden)
+    z = tl.sum(_tile(fc2_weight_ptr, out, hidden, o, h) * units[None, :], 1)
+    z += tl.load(fc2_bias_ptr + o, o < out, 0.0).to(tl.float32)
+    _store_coefficients(z, n, o, out, residual_ptr, theta_ptr, start, scale, COEFS)
+
+
+@triton.jit
+def _coefficients_backward_kernel(
+        dtheta_ptr, residual_ptr, hidden_ptr, fc1_weight_ptr, fc2_weight_ptr, dz_ptr, dhidden_ptr, dmean_ptr,
+        rows, channels, hidden, out, scale,
+        COEFS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_O: tl.constexpr,
+):
+    n = tl.program_id(0)
+    h = tl.arange(0, BLOCK_H)
+    sample = n.to(tl.int64)
+    dhidden = tl.zeros([BLOCK_H], tl.float32)
+    for first in range(0, out, BLOCK_O):
+        o = first + tl.arange(0, BLOCK_O)
+        dz = _store_dz(dtheta_ptr, rows, n, o, out, residual_ptr, dz_ptr, scale, COEFS, BLOCK_R)
+        dhidden += tl.sum(_tile(fc2_weight_ptr, out, hidden, o, h) * dz[:, None], 0)
+    units = tl.load(hidden_ptr + sample * hidden + h, h < hidden, 0.0)
+    dhidden = tl.where(units <= 0, 0.0, dhidden)
+    tl.store(dhidden_ptr + sample * hidden + h, dhidden, h < hidden)
+    for first in range(0, channels, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        dmean = tl.sum(_tile(fc1_weight_ptr, hidden, channels, h, c) * dhidden[:, None], 0)
+        tl.store(dmean_ptr + sample * channels + c, dmean, c < channels)
+
+
+@triton.jit
+def _layer_gradients(
+        tile, dout_ptr, in_ptr, dweight_ptr, dbias_ptr, batch, outs, ins,
+        BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):
+    """A tile of the gradient of a layer's weight, and with the first inputs also that of its bias."""
+    blocks = tl.cdiv(ins, BLOCK_I)
+    o = tile // blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = tile % blocks * BLOCK_I + tl.arange(0, BLOCK_I)
+    dweight = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
+    dbias = tl.zeros([BLOCK_O], tl.float32)
+    for first in range(0, batch, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        dout = _tile(dout_ptr, batch, outs, n, o)
+        dweight += tl.sum(dout[:, :, None] * _tile(in_ptr, batch, ins, n, i)[:, None, :], 0)
+        dbias += tl.sum(dout, 0)
+    mask = (o < outs)[:, None] & (i < ins)[None, :]
+    tl.store(dweight_ptr + o[:, None] * ins + i[None, :], dweight.to(dweight_ptr.dtype.element_ty), mask)
+    if tile % blocks == 0:
+        tl.store(dbias_ptr + o, dbias.to(dbias_ptr.dtype.element_ty), o < outs)
+
+
+@triton.jit
+def _parameters_backward_kernel(
+        mean_ptr, hidden_ptr, dhidden_ptr, dz_ptr, dfc1_weight_ptr, dfc1_bias_ptr, dfc2_weight_ptr, dfc2_bias_ptr,
+        batch, channels, hidden, out, tiles,
+        BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    if tile < tiles:
+        _layer_gradients(
+            tile, dhidden_ptr, mean_ptr, dfc1_weight_ptr, dfc1_bias_ptr, batch, hidden, channels,
+            BLOCK_N, BLOCK_O, BLOCK_I)
+    else:
+        _layer_gradients(
+            tile - tiles, dz_ptr, hidden_ptr, dfc2_weight_ptr, dfc2_bias_ptr, batch, out, hidden,
+            BLOCK_N, BLOCK_O, BLOCK_I)
+
+
+@triton.jit
+def _head_kernel(
+        residual_ptr, theta_ptr, out, blocks, start, scale, COEFS: tl.constexpr, BLOCK_O: tl.constexpr,
+):
+    """What follows the second layer, whose outputs the residuals replace."""
+    n = tl.program_id(0) // blocks
+    o = tl.program_id(0) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    z = tl.load(residual_ptr + n.to(tl.int64) * out + o, o < out, 0.0)
+    _store_coefficients(z, n, o, out, residual_ptr, theta_ptr, start, scale, COEFS)
+
+
+@triton.jit
+def _head_backward_kernel(
+        dtheta_ptr, residual_ptr, dz_ptr, rows, out, blocks, scale,
+        COEFS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr,
+):
+    n = tl.program_id(0) // blocks
+    o = tl.program_id(0) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    _store_dz(dtheta_ptr, rows, n, o, out, residual_ptr, dz_ptr, scale, COEFS, BLOCK_R)
+
+
+@triton.jit
+def _logits(logits_ptr, bias, p, positions, tau):
+    return tl.where(p < positions, (tl.load(logits_ptr + p, p < positions, 0.0) + bias) / tau, float('-inf'))
+
+
+@triton.jit
+def _attention_kernel(logits_ptr, bias_ptr, pi_ptr, positions, tau, divisor, BLOCK: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64) * positions
+    logits_ptr += sample
+    bias = tl.load(bias_ptr).to(tl.float32)
+    top = tl.full([BLOCK], float('-inf'), tl.float32)
+    for first in range(0, positions, BLOCK):
+        top = tl.maximum(top, _logits(logits_ptr, bias, first + tl.arange(0, BLOCK), positions, tau))
+    top = tl.max(top, 0)
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, positions, BLOCK):
+        total += tl.exp(_logits(logits_ptr, bias, first + tl.arange(0, BLOCK), positions, tau) - top)
+    # Divisions that round correctly: where the attention is uniform, it is exactly 1.
+    mean = tl.div_rn(tl.sum(total, 0), positions * 1.0)
+    for first in range(0, positions, BLOCK):
+        p = first + tl.arange(0, BLOCK)
+        share = tl.div_rn(tl.exp(_logits(logits_ptr, bias, p, positions, tau) - top), mean)
+        tl.store(logits_ptr + p, share, p < positions)
+        tl.store(pi_ptr + sample + p, tl.where(share > 3, 3.0, share) / divisor, p < positions)
+
+
+@triton.jit
+def _attention_backward_kernel(dpi_ptr, share_ptr, positions, tau, divisor, BLOCK: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64) * positions
+    dpi_ptr += sample
+    share_ptr += sample
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, positions, BLOCK):
+        p = first + tl.arange(0, BLOCK)
+        share = tl.load(share_ptr + p, p < positions, 0.0)
+        dpi = tl.load(dpi_ptr + p, p < positions, 0.0)
+        total += tl.where(share <= 3, dpi, 0.0) * share
+    mean = tl.sum(total, 0) / positions
+    for first in range(0, positions, BLOCK):
+        p = first + tl.arange(0, BLOCK)
+        share = tl.load(share_ptr + p, p < positions, 0.0)
+        dpi = tl.load(dpi_ptr + p, p < positions, 0.0)
+        dlogits = share * (tl.where(share <= 3, dpi, 0.0) - mean) / (divisor * tau)
+        tl.store(dpi_ptr + p, dlogits, p < positions)
+
+
+def _block(size: int, other: int = 1) -> int:
+    """The side of a tile along a dimension of some size, where the other side is `other`."""
+    return min(power_of_2(size), max(_TILE // other, 1))
+
+
+def _row(t: Tensor) -> tuple[int, int, int]:
+    """The positions of (N, 1, *spatial), how many of them a program loads at once, and its warps.
+
+    Where they are many, it has all the warps that there may be.
+    """
+    positions = math.prod(t.shape[1:])
+    block = min(power_of_2(positions), 2 * _TILE)
+    return positions, block, _WARPS if block <= _TILE else 4 * _WARPS
+
+
+def _are_few(fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
+    return fc1_weight.numel() + fc2_weight.numel() <= _FEW
+
+
+def _few_rows(parts: Tensor) -> Tensor:
+    """(N, summands, columns) with fewer summands if there are many."""
+    return parts.sum(1, keepdim=True) if parts.shape[1] * parts.shape[2] > _FEW else parts
+
+
+def coefficients(
+        parts: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor,
+        settings: DyReLUSettings,
+) -> tuple[Tensor, ...]:
+    """The hyper function.
+
+    Args:
+        parts: Summands of the mean of each plane, (N, summands, C).
+        fc1_weight: Weight of the first layer, and so on.
+        fc1_bias: See there.
+        fc2_weight: See there.
+        fc2_bias: See there.
+        settings: Start and range of the coefficients.
+
+    Returns:
+        The coefficients, (N, C or 1, 2K), in memory with the channels last; and what the gradients take: the means,
+        the hidden units and the residuals.
+    """
+    parts = _few_rows(parts)
+    n, rows, channels = parts.shape
+    hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
+    coefs = len(settings.starts)
+    theta = parts.new_empty(n, coefs, out // coefs)
+    if _are_few(fc1_weight, fc2_weight):
+        mean, hidden, residual = (parts.new_empty(n, size) for size in (channels, hidden_size, out))
+        block_h = _block(hidden_size)
+        block_c, block_o = _block(channels, block_h), _block(out, block_h)
+        blocks = cdiv(out, block_o)
+        launch(
+            _coefficients_kernel, n * blocks,
+            parts, fc1_weight.contiguous(), fc1_bias.contiguous(), fc2_weight.contiguous(), fc2_bias.contiguous(),
+            mean, hidden, residual, theta, rows, channels, hidden_size, out, blocks, settings.starts, settings.ranges,
+            coefs, _block(rows, block_c), block_c, block_h, block_o, num_warps=_WARPS,
+        )
+    else:
+        mean = parts.sum(1) if rows > 1 else parts.squeeze(1)
+        hidden, residual = perceptron(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        block_o = min(_block(out), 1024)
+        blocks = cdiv(out, block_o)
+        launch(
+            _head_kernel, n * blocks,
+            residual, theta, out, blocks, settings.starts, settings.ranges, coefs, block_o,
+        )
+    return theta.transpose(1, 2), mean, hidden, residual
+
+
+def coefficients_backward(
+        dtheta: Tensor,
+        mean: Tensor,
+        hidden: Tensor,
+        residual: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor,
+        settings: DyReLUSettings,
+) -> tuple[Tensor, ...]:
+    """Gradients of the means and of the parameters.
+
+    `dtheta` has summands of the gradients of the coefficients: of any shape that reads (N, summands, C or 1, 2K).
+    """
+    n, channels = mean.shape
+    hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
+    coefs = len(settings.ranges)
+    dtheta = _few_rows(dtheta.view(n, math.prod(dtheta.shape[1:]) // out, out))
+    rows = dtheta.shape[1]
+    params = fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    dz = torch.empty_like(residual)
+    if _are_few(fc1_weight, fc2_weight):
+        dhidden, dmean = torch.empty_like(hidden), torch.empty_like(mean)
+        block_h = _block(hidden_size)
+        block_o = _block(out, block_h)
+        launch(
+            _coefficients_backward_kernel, n,
+            dtheta, residual, hidden, fc1_weight.contiguous(), fc2_weight.contiguous(), dz, dhidden, dmean,
+            rows, channels, hidden_size, out, settings.ranges,
+            coefs, _block(rows, block_o), _block(channels, block_h), block_h, block_o, num_warps=_WARPS,
+        )
+        dparams = [torch.empty_like(t) for t in params]
+        tiles = [cdiv(len(t), _SIDE) * cdiv(t.shape[1], _SIDE) for t in (fc1_weight, fc2_weight)]
+        launch(
+            _parameters_backward_kernel, sum(tiles),
+            mean, hidden, dhidden, dz, *dparams, n, channels, hidden_size, out, tiles[0],
+            _block(n, _SIDE * _SIDE), _SIDE, _SIDE, num_warps=_WARPS,
+        )
+        return dmean, *dparams
+    block_o = min(_block(out), 256)
+    blocks = cdiv(out, block_o)
+    launch(
+        _head_backward_kernel, n * blocks,
+        dtheta, residual, dz, rows, out, blocks, settings.ranges, coefs, _block(rows, block_o), block_o,
+        num_warps=_WARPS,
+    )
+    return perceptron_backward(dz, mean, hidden, *params)
+
+
+def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
+    """The weight of each position, ``min(positions * softmax((logits + bias) / tau), 3)``, and what that has the
+    minimum of.
+
+    The latter is written over the logits, (N, 1, *spatial) and contiguous.
+    """
+    pi = torch.empty_like(logits)
+    positions, block, warps = _row(logits)
+    launch(
+        _attention_kernel, len(logits),
+        logits, bias, pi, positions, settings.tau, settings.divisor, block, num_warps=warps,
+    )
+    return pi, logits
+
+
+def attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
+    """Gradient of the logits, written over that of the attention. That of the bias is zero: softmax does not see it."""
+    positions, block, warps = _row(share)
+    launch(
+        _attention_backward_kernel, len(share),
+        dpi, share, positions, settings.tau, settings.divisor, block, num_warps=warps,
+    )
+    return dpi

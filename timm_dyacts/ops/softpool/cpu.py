@@ -1,0 +1,118 @@
+"""SoftPool on CPUs."""
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..cpu_blocks import BLOCK, arithmetic, cut, dense, is_channels_last
+from ..pooling.window import Sizes, Window, five_dims, reach, scale_of, sharpness_of, size_of
+
+__all__ = ['softpool', 'softpool_backward']
+
+
+class _SoftPoolBlocks:
+    """The planes of SoftPool, and what is computed from a block of them."""
+
+    def __init__(self, x: Tensor, window: Window, out_size: Sizes, beta: float) -> None:
+        self.x = dense(x)
+        self.channels_last = is_channels_last(self.x)
+        self.dtype = arithmetic(x)
+        self.planes = self.as_planes(self.x)
+        self.out_size = out_size
+        self.rising = beta >= 0
+        self.scale, self.sharpness = scale_of(window.elements), sharpness_of(window.elements, beta)
+        per_dim = [
+            [(slice(first, last), slice(start, stop, dim[3])) for first, last, start, stop in reach(*dim)]
+            for dim in zip(size_of(x.shape), out_size, *window, strict=True)
+        ]
+        # For each element of a window: the windows that have it, and where it lies.
+        self.elements = [tuple(zip(*element, strict=True)) for element in itertools.product(*per_dim)]
+        holes = torch.ones(len(self.elements), 1, *out_size, 1, dtype=torch.bool)
+        for e, (windows, _) in enumerate(self.elements):
+            holes[(e, 0, *windows)] = False
+        self.holes = holes if holes.any() else None
+
+    def as_planes(self, t: Tensor) -> Tensor:
+        """(N, C, *spatial) as (N * C, D, H, W, 1), or (N, D, H, W, C) where channels are last."""
+        t = five_dims(t)
+        return t.movedim(1, -1) if self.channels_last else t.reshape(-1, *t.shape[2:], 1)
+
+    def cut(self) -> Iterator[tuple]:
+        rows, *size, columns = self.planes.shape
+        for at in cut((rows, columns), max(BLOCK // math.prod(size), 16)):
+            yield at[0], ..., at[1]
+
+    def weigh(self, at: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For the windows of a block, of an x times `scale`: the element with the largest weight, the distances of all
+        elements from it, their weights up to a factor, and the sum of these."""
+        x = self.planes[at]
+        distances = torch.empty((len(self.elements), x.shape[0], *self.out_size, x.shape[-1]), dtype=self.dtype)
+        if self.holes is not None:
+            distances.fill_(-math.inf if self.rising else math.inf)
+        for element, (windows, positions) in zip(distances, self.elements, strict=True):
+            element[(slice(None), *windows)] = x[(slice(None), *positions)]
+        distances.mul_(self.scale)
+        top = distances.amax(0) if self.rising else distances.amin(0)
+        distances.sub_(top)
+        # PyTorch computes powers of 2 with vector instructions on every CPU, those of e with a library made for one.
+        weights = torch.mul(distances, self.sharpness / math.log(2)).exp2_()
+        if self.holes is not None:
+            distances.masked_fill_(self.holes, 0)
+            weights.masked_fill_(self.holes, 0)
+        total = weights[0].clone()
+        for weight in weights[1:]:
+            total += weight
+        return top, distances, weights, total
+
+
+def _mean(distances: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+    mean = distances[0] * weights[0]
+    for distance, weight in zip(distances[1:], weights[1:], strict=True):
+        mean.addcmul_(distance, weight)
+    return mean.div_(total)
+
+
+def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
+    """SoftPool of (N, C, *spatial)."""
+    out_size = window.out_size(size_of(x.shape), ceil_mode)
+    blocks = _SoftPoolBlocks(x, window, out_size, beta)
+    memory_format = torch.channels_last_3d if blocks.channels_last else torch.contiguous_format
+    y = torch.empty(*x.shape[:2], *out_size, dtype=x.dtype, memory_format=memory_format)
+    planes = blocks.as_planes(y)
+    for at in blocks.cut():
+        top, *weighed = blocks.weigh(at)
+        planes[at] = top.add_(_mean(*weighed)).div_(blocks.scale)
+    return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
+
+
+def softpool_backward(
+        dy: Tensor,
+        x: Tensor,
+        window: Window,
+        ceil_mode: bool,
+        beta: float,
+        detach_weights: bool,
+) -> tuple[Tensor, None, None, None, None]:
+    """Gradient of the input."""
+    size, out_size = size_of(x.shape), size_of(dy.shape)
+    blocks = _SoftPoolBlocks(x, window, out_size, beta)
+    overlap = max(window.overlap) > 1
+    dx = torch.empty_like(blocks.x) if window.covers(size, out_size) else torch.zeros_like(blocks.x)
+    dy_planes, dx_planes = blocks.as_planes(dy), blocks.as_planes(dx)
+    for at in blocks.cut():
+        _, distances, slopes, total = blocks.weigh(at)
+        if not detach_weights:
+            # w * (1 + beta * (x - y))
+            distances.sub_(_mean(distances, slopes, total))
+            slopes.addcmul_(slopes, distances, value=blocks.sharpness)
+        slopes.mul_(total.reciprocal_().mul_(dy_planes[at]))
+        grads = dx_planes[at]
+        block = torch.zeros(grads.shape, dtype=blocks.dtype) if overlap and grads.dtype != blocks.dtype else grads
+        for slope, (windows, positions) in zip(slopes, blocks.elements, strict=True):
+            target, slope = block[(slice(None), *positions)], slope[(slice(None), *windows)]
+            target.add_(slope) if overlap else target.copy_(slope)
+        if block is not grads:
+            grads.copy_(block)
+    return dx, None, None, None, None
