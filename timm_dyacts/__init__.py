@@ -12,6 +12,7 @@ from .convert import ConversionError, ConversionReport, convert
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
 from .layers import factory
+from .operators import OPERATORS
 from .version import __version__
 from .zoo import PretrainedWeightsError
 
@@ -29,7 +30,11 @@ __all__ = [
 
 def register() -> None:
     """Make the operators and variants known to timm. Importing the package does it; doing it again changes nothing."""
-    factory.register()
+    activations = {name: operator for name, operator in OPERATORS.items() if operator.replaces == 'act'}
+    factory.register(
+        {name: operator.module for name, operator in activations.items()},
+        {name: operator.function for name, operator in activations.items() if operator.function is not None},
+    )
     zoo.register()
 
 

@@ -2,6 +2,7 @@
 
 With a GPU they run there. Without one, Triton's interpreter runs them on the CPU (see conftest.py).
 """
+import dataclasses
 import functools
 import math
 import os
@@ -34,12 +35,12 @@ from timm_dyacts.layers import (
     channel_signs,
     dyrelu,
 )
-from timm_dyacts.ops import backends as kernels
+from timm_dyacts.ops import backends
 
 triton = pytest.importorskip('triton')
 tl = triton.language
 # Without kernels, results would be those of the definitions.
-pytestmark = pytest.mark.filterwarnings('error:timm_dyacts runs without its fused kernels')
+pytestmark = pytest.mark.filterwarnings('error:timm_dyacts runs without')
 ON_GPU = torch.cuda.is_available()
 DEVICE = 'cuda' if ON_GPU else 'cpu'
 
@@ -88,8 +89,9 @@ def triton_kernels(monkeypatch):
     if not ON_GPU:
         if not interpreter_loops():
             pytest.skip(f'the interpreter of Triton {triton.__version__} fails in loops with this NumPy')
-        monkeypatch.setattr(kernels, '_find_on_cpu', kernels._find_kernel)
-    monkeypatch.setattr(kernels, '_broken', False)
+        backend, = (backend for backend in backends.BACKENDS if backend.name == 'triton')
+        monkeypatch.setattr(backends, 'BACKENDS', (dataclasses.replace(backend, device_type='cpu'),))
+    monkeypatch.setattr(backends, '_unusable', set())
 
 
 def replace_launch(monkeypatch, launch):
@@ -250,7 +252,7 @@ class TestDyReLU:
         x[1, 0, 1, 2] = extreme
         y = module(x)
         assert torch.equal(y[0], expected)
-        monkeypatch.setattr(kernels, 'find_pass', lambda *args: None)
+        monkeypatch.setattr(backends, 'find_kernel', lambda *args: None)
         torch.testing.assert_close(y, module(x), rtol=1e-4, atol=1e-4, equal_nan=True)
 
     def test_residuals_at_their_bounds(self):
@@ -694,11 +696,11 @@ class TestDispatch:
 
         def launch(kernel, *args, **kwargs):
             if failing == 'forward' or 'backward' in kernel.fn.__name__:
-                raise RuntimeError('Failed to find C compiler.')
+                raise backends.KernelBuildError('no kernel') from RuntimeError('Failed to find C compiler.')
             tiles.launch(kernel, *args, **kwargs)
 
         replace_launch(monkeypatch, launch)
-        with pytest.warns(RuntimeWarning, match='without its fused kernels.*Failed to find C compiler') as caught:
+        with pytest.warns(RuntimeWarning, match='runs without the triton kernel .*Failed to find C compiler') as caught:
             for ours, theirs in zip(run(module, x), expected, strict=True):
                 torch.testing.assert_close(ours, theirs)
         assert len(caught) == 1
@@ -715,11 +717,14 @@ class TestDispatch:
         monkeypatch.setattr(bipolar, 'launch', launch)
         with pytest.raises(torch.OutOfMemoryError):
             BReLU()(values(2, 4))
-        assert not kernels._broken
+        assert not backends._unusable
 
     def test_triton_is_missing(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, 'timm_dyacts.ops.bipolar.triton', None)
-        with pytest.warns(RuntimeWarning, match='without its fused kernels'):
+        def fail(*args):
+            raise ImportError('no Triton')
+
+        monkeypatch.setattr(backends, '_import_kernels', fail)
+        with pytest.warns(RuntimeWarning, match='runs without its back end triton'):
             y = BReLU()(values(2, 4))
         assert torch.equal(y, reference.bipolar(values(2, 4), F.relu))
 

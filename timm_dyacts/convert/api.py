@@ -33,7 +33,7 @@ from ..layers import (
     SoftPool2dSame,
     channel_signs,
 )
-from ..layers.factory import ACT_LAYERS
+from ..operators import OPERATORS
 from ..piecewise_fit import fit_pieces
 from .signs import SignConflict, SignFlip, solve_signs
 from .trace import Call, Trace, trace_forward
@@ -209,7 +209,7 @@ def convert(
     if act is None and pool is None and norm is None:
         raise ValueError('Nothing to do: act, pool and norm are all None.')
     if act is not None and not isinstance(act, str):
-        raise ValueError(f'act must be the name of an activation, e.g. one of {", ".join(ACT_LAYERS)}, got {act!r}.')
+        raise ValueError(f'act must be the name of an activation, e.g. one of {", ".join(OPERATORS)}, got {act!r}.')
 
     options = dict(
         act=act,

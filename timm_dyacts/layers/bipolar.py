@@ -9,6 +9,7 @@ Paper: `Shifting Mean Activation Towards Zero with Bipolar Activation Functions`
 """
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from ..ops.checks import (
     unless_tracing,
 )
 from ..ops.pooling.window import Window
+from .forms import Form, Place, static_form
 
 __all__ = [
     'BELU',
@@ -165,7 +167,7 @@ class _ActivationFunction(torch.autograd.Function):
             layout: str,
             inplace: bool,
     ) -> Tensor:
-        y = backends.run(fused, _activation_definition, x, weight, kind, parameter, layout, inplace)
+        y = backends.run_kernel(fused, _activation_definition, x, weight, kind, parameter, layout, inplace)
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(y if kind == 'relu' else x, weight)
@@ -177,7 +179,7 @@ class _ActivationFunction(torch.autograd.Function):
         # ReLU has the same gradient at its output as at its input.
         args = (*ctx.saved_tensors, *ctx.args)
         name = 'brelu_backward' if ctx.args[0] == 'relu' else 'activation_backward'
-        fused = backends.find_pass('bipolar', name, dy, *args)
+        fused = backends.find_kernel('bipolar', name, dy, *args)
         return None, *backends.differentiate(fused, _activation_definition, args, (dy,), ctx.needs_input_grad[1:])
 
 
@@ -197,7 +199,7 @@ def _activate(
     # Others than ReLU need their input for the backward pass.
     inplace = inplace and (kind == 'relu' or not torch.is_grad_enabled())
     if not torch.jit.is_scripting():
-        fused = backends.find_pass('bipolar', 'brelu' if kind == 'relu' else 'activation', x, weight)
+        fused = backends.find_kernel('bipolar', 'brelu' if kind == 'relu' else 'activation', x, weight)
         if fused is not None:
             y = _ActivationFunction.apply(fused, planes, weight, kind, parameter, layout, inplace)
             return y if channel_dim == 1 else y.movedim(1, channel_dim)
@@ -294,7 +296,7 @@ class _MaxPoolFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, fused: Callable, x: Tensor, window: Window, ceil_mode: bool, layout: str) -> Tensor:
-        y, winner = backends.run(fused, _max_pool_with_indices, x, window, ceil_mode, layout)
+        y, winner = backends.run_kernel(fused, _max_pool_with_indices, x, window, ceil_mode, layout)
         ctx.save_for_backward(winner)
         ctx.window, ctx.size = window, tuple(x.shape[2:])
         return y
@@ -303,11 +305,11 @@ class _MaxPoolFunction(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         winner, = ctx.saved_tensors
         args = dy, winner, ctx.size, ctx.window
-        fused = backends.find_pass('bipolar', 'max_pool_backward', dy)
+        fused = backends.find_kernel('bipolar', 'max_pool_backward', dy)
         if fused is None or torch.is_grad_enabled() or winner.dtype == torch.int64:
             dx = _max_pool_backward_definition(*args)
         else:
-            dx = backends.run(fused, _max_pool_backward_definition, *args)
+            dx = backends.run_kernel(fused, _max_pool_backward_definition, *args)
         return None, dx, None, None, None
 
 
@@ -351,7 +353,7 @@ def _bipolar_max_pool2d(
         check_choice('layout', layout, _LAYOUTS)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     if not torch.jit.is_scripting():
-        fused = backends.find_pass('bipolar', 'max_pool', x)
+        fused = backends.find_kernel('bipolar', 'max_pool', x)
         if fused is not None:
             window = Window.of(kernel_size, stride, padding, dilation)
             y = _MaxPoolFunction.apply(fused, batch, window, ceil_mode, layout)
@@ -400,6 +402,28 @@ class _BipolarActivation(nn.Module):
         self.inplace = inplace
         self.channel_dim = channel_dim
 
+    # timm's name of the plain activation that this is the bipolar form of
+    plain: str
+
+    def static_form(self) -> Form:
+        """The plain function that this is the bipolar form of, and the layout."""
+        return Form(self.plain, self._options(), self.layout)
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def starting_as(cls, form: Form, place: Place, **kwargs) -> '_BipolarActivation':
+        """Make the module that is the bipolar form of another activation, or of its own where that is another kind.
+
+        Args:
+            form: What it is to start as.
+            place: Where it goes.
+            **kwargs: Further arguments of the class; they win over what follows from `form`.
+        """
+        options = form.options if form.kind == cls.plain else {}
+        return cls(**{'inplace': place.inplace, 'channel_dim': place.channel_dim, **options, **kwargs})
+
     def extra_repr(self) -> str:
         channel_dim = '' if self.channel_dim == 1 else f', channel_dim={self.channel_dim}'
         return f'layout={self.layout!r}' + (', inplace=True' if self.inplace else '') + channel_dim
@@ -434,6 +458,13 @@ class Bipolar(_BipolarActivation):
             raise TypeError(f'f must be a module or a function of a tensor, got {f!r}')
         self.f = f
 
+    def static_form(self) -> Form:
+        return static_form(self.f)._replace(layout=self.layout)
+
+    @classmethod
+    def starting_as(cls, form: Form, place: Place, **kwargs) -> 'Bipolar':
+        return cls(getattr(place.module, 'f', place.module), channel_dim=place.channel_dim, **kwargs)
+
     def forward(self, x: Tensor) -> Tensor:
         # Not `bipolar`: neither TorchScript nor FX passes a module as an argument.
         y = self.f(_flip(x, self.layout, self.inplace, self.channel_dim))
@@ -452,6 +483,8 @@ class BReLU(_BipolarActivation):
         channel_dim: Where the channels are, see `Bipolar`.
     """
 
+    plain = 'relu'
+
     def __init__(
             self,
             inplace: bool = False,
@@ -461,6 +494,9 @@ class BReLU(_BipolarActivation):
     ) -> None:
         super().__init__(layout, inplace, channel_dim)
         self.max_value = None if max_value is None else check_positive('max_value', max_value)
+
+    def _options(self) -> dict[str, Any]:
+        return dict(max_value=self.max_value)
 
     def forward(self, x: Tensor) -> Tensor:
         return brelu(x, self.max_value, self.layout, self.inplace, self.channel_dim)
@@ -472,6 +508,8 @@ class BReLU(_BipolarActivation):
 class BELU(_BipolarActivation):
     """Bipolar form of `nn.ELU`; `layout` and `channel_dim` as in `Bipolar`."""
 
+    plain = 'elu'
+
     def __init__(
             self,
             alpha: float = 1.0,
@@ -481,6 +519,9 @@ class BELU(_BipolarActivation):
     ) -> None:
         super().__init__(layout, inplace, channel_dim)
         self.alpha = check_finite('alpha', alpha)
+
+    def _options(self) -> dict[str, Any]:
+        return dict(alpha=self.alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         return belu(x, self.alpha, self.layout, self.inplace, self.channel_dim)
@@ -492,6 +533,8 @@ class BELU(_BipolarActivation):
 class BSELU(_BipolarActivation):
     """Bipolar form of `nn.SELU`; `layout` and `channel_dim` as in `Bipolar`."""
 
+    plain = 'selu'
+
     def __init__(self, inplace: bool = False, layout: str = 'interleaved', channel_dim: int = 1) -> None:
         super().__init__(layout, inplace, channel_dim)
 
@@ -502,6 +545,8 @@ class BSELU(_BipolarActivation):
 class BLeakyReLU(_BipolarActivation):
     """Bipolar form of `nn.LeakyReLU`; `layout` and `channel_dim` as in `Bipolar`."""
 
+    plain = 'leaky_relu'
+
     def __init__(
             self,
             negative_slope: float = 0.01,
@@ -511,6 +556,9 @@ class BLeakyReLU(_BipolarActivation):
     ) -> None:
         super().__init__(layout, inplace, channel_dim)
         self.negative_slope = check_finite('negative_slope', negative_slope)
+
+    def _options(self) -> dict[str, Any]:
+        return dict(negative_slope=self.negative_slope)
 
     def forward(self, x: Tensor) -> Tensor:
         return bleaky_relu(x, self.negative_slope, self.layout, self.inplace, self.channel_dim)
@@ -532,6 +580,8 @@ class BPReLU(_BipolarActivation):
         dtype: Dtype of the slopes.
     """
 
+    plain = 'prelu'
+
     def __init__(
             self,
             num_parameters: int = 1,
@@ -551,6 +601,21 @@ class BPReLU(_BipolarActivation):
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, self.init)
+
+    def _options(self) -> dict[str, Any]:
+        return dict(weight=self.weight)
+
+    @classmethod
+    def starting_as(cls, form: Form, place: Place, **kwargs) -> 'BPReLU':
+        kwargs = dict(inplace=place.inplace, channel_dim=place.channel_dim, device=place.device, dtype=place.dtype) \
+            | kwargs
+        if form.kind != cls.plain:
+            return cls(**kwargs)
+        weight = form.options['weight']
+        module = cls(num_parameters=weight.numel(), **kwargs)
+        with torch.no_grad():
+            module.weight.copy_(weight)
+        return module
 
     def forward(self, x: Tensor) -> Tensor:
         return bprelu(x, self.weight, self.layout, self.inplace, self.channel_dim)

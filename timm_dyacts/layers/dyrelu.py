@@ -2,6 +2,7 @@
 
 Paper: `Dynamic ReLU` (Chen et al., 2020) - https://arxiv.org/abs/2003.10027
 """
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from ..ops.checks import (
     unless_tracing,
 )
 from ..ops.dyrelu.settings import DyReLUSettings
+from .forms import Form, Place
 
 __all__ = ['DyReLU', 'DyReLUA', 'DyReLUB', 'DyReLUC', 'LazyDyReLU', 'dyrelu']
 
@@ -64,7 +66,7 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float 
     """
     if not torch.jit.is_scripting():
         _check_operands(x, theta, pi)
-        fused = backends.find_pass('dyrelu', 'apply', x, theta, pi)
+        fused = backends.find_kernel('dyrelu', 'apply', x, theta, pi)
         if fused is not None:
             return _DyReLUFunction.apply(fused, x, theta, pi, max_value)
     return _dyrelu_definition(x, theta, pi, max_value)
@@ -99,12 +101,12 @@ class _DyReLUFunction(torch.autograd.Function):
     def forward(ctx, fused: Callable, *args) -> Tensor:
         *operands, ctx.max_value = args
         ctx.save_for_backward(*operands)
-        return backends.run(fused, _dyrelu_definition, *args)
+        return backends.run_kernel(fused, _dyrelu_definition, *args)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         args = (*ctx.saved_tensors, ctx.max_value)
-        fused = backends.find_pass('dyrelu', 'apply_backward', dy, *args)
+        fused = backends.find_kernel('dyrelu', 'apply_backward', dy, *args)
         return None, *backends.differentiate(fused, _dyrelu_definition, args, (dy,), ctx.needs_input_grad[1:])
 
 
@@ -192,7 +194,7 @@ def _dynamic_relu(
     if not torch.jit.is_scripting():
         _check_input(x, fc1_weight)
         operands = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias
-        fused = backends.find_pass('dyrelu', 'dynamic_relu', *operands)
+        fused = backends.find_kernel('dyrelu', 'dynamic_relu', *operands)
         if fused is not None:
             return _DynamicReLUFunction.apply(fused, settings, *operands)
     return _dynamic_relu_definition(
@@ -228,7 +230,7 @@ class _DynamicReLUFunction(torch.autograd.Function):
         def definition(*args) -> tuple[Tensor]:
             return _dynamic_relu_definition(*args),
 
-        y, *found = backends.run(fused, definition, *operands, settings)
+        y, *found = backends.run_kernel(fused, definition, *operands, settings)
         ctx.settings = settings
         ctx.save_for_backward(*operands, *found)
         return y
@@ -237,9 +239,9 @@ class _DynamicReLUFunction(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: activation checkpointing computes them at that
         operands, found = saved[:7], saved[7:]
-        fused = backends.find_pass('dyrelu', 'dynamic_relu_backward', dy) if found else None
+        fused = backends.find_kernel('dyrelu', 'dynamic_relu_backward', dy) if found else None
         if fused is not None:
-            fused = functools.partial(fused, found=found)
+            fused = dataclasses.replace(fused, function=functools.partial(fused.function, found=found))
         args = (*operands, ctx.settings)
         *grads, _ = backends.differentiate(
             fused, _dynamic_relu_definition, args, (dy,), (*ctx.needs_input_grad[2:], False))
@@ -377,6 +379,32 @@ class DyReLU(nn.Module):
         """
         moved = [param for name, param in self.named_parameters() if not name.startswith('fc1') and not param.is_meta]
         return not any(param.any() for param in moved)
+
+    def static_form(self) -> Form:
+        """The function of a fresh module, if it is a plain one: ReLU, up to a bound, or leaky ReLU."""
+        slope, *rest = self.alpha
+        if not self.is_fresh() or slope != 1 or len(set(rest)) != 1 or any(self.beta) or not 0 <= rest[0] <= 1:
+            return Form('dynamic', {})
+        if rest[0] == 0:
+            return Form('relu', dict(max_value=self.max_value))
+        return Form('leaky_relu', dict(negative_slope=rest[0]))
+
+    @classmethod
+    def starting_as(cls, form: Form, place: Place, **kwargs) -> 'DyReLU':
+        """Make the module that starts as another activation, or as ReLU where it cannot.
+
+        Args:
+            form: What it is to start as.
+            place: Where it goes.
+            **kwargs: Further arguments of the class; they win over what follows from `form`.
+        """
+        kind, options = form.canonical()
+        if kind == 'relu':
+            kwargs.setdefault('max_value', options['max_value'])
+        elif kind == 'leaky_relu':
+            kwargs.setdefault('alpha', (1.0,) + (options['negative_slope'],) * (kwargs.get('k', 2) - 1))
+        return cls(
+            place.channels, channel_dim=place.channel_dim, device=place.device, dtype=place.dtype, **kwargs)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """Computes the coefficients for an input.

@@ -12,30 +12,16 @@ After ``register()`` these work everywhere in timm::
 import difflib
 import functools
 import inspect
+from collections.abc import Callable, Mapping
 
 import timm
 from timm.layers import blur_pool, create_act
+from torch import Tensor, nn
 
-from .bipolar import BELU, BSELU, Bipolar, BLeakyReLU, BPReLU, BReLU, belu, bleaky_relu, brelu, bselu
-from .dyrelu import DyReLUA, DyReLUB, DyReLUC
+from ..version import unsupported
 from .softpool import SoftPool2d
 
-__all__ = ['ACT_LAYERS', 'register']
-
-SUPPORTED_TIMM = '>=1.0.31,<2'
-
-ACT_LAYERS = dict(
-    dyrelu_a=DyReLUA,
-    dyrelu_b=DyReLUB,
-    dyrelu_c=DyReLUC,
-    bipolar=Bipolar,
-    brelu=BReLU,
-    belu=BELU,
-    bselu=BSELU,
-    bleaky_relu=BLeakyReLU,
-    bprelu=BPReLU,
-)
-_ACT_FNS = dict(brelu=brelu, belu=belu, bselu=bselu, bleaky_relu=bleaky_relu)
+__all__ = ['register']
 
 
 class UnknownActivation(KeyError):
@@ -54,15 +40,19 @@ class _ActTable(dict):
         raise UnknownActivation(f"Unknown activation {name!r}.{hint} Known: {', '.join(sorted(self))}.")
 
 
-def register() -> None:
-    """Add the activations and ``softpool`` to timm's factories. Doing it again changes nothing.
+def register(activations: Mapping[str, type[nn.Module]], functions: Mapping[str, Callable[..., Tensor]]) -> None:
+    """Add activations and ``softpool`` to timm's factories. Doing it again changes nothing.
+
+    Args:
+        activations: Modules by name.
+        functions: Functional forms by name.
 
     Raises:
         ImportError: If timm's factories are not the ones known here. Names the supported versions.
     """
     _check_timm()
-    create_act._ACT_LAYER_DEFAULT = _extended(create_act._ACT_LAYER_DEFAULT, ACT_LAYERS)
-    create_act._ACT_FN_DEFAULT = _extended(create_act._ACT_FN_DEFAULT, _ACT_FNS)
+    create_act._ACT_LAYER_DEFAULT = _extended(create_act._ACT_LAYER_DEFAULT, activations)
+    create_act._ACT_FN_DEFAULT = _extended(create_act._ACT_FN_DEFAULT, functions)
     if not hasattr(blur_pool._normalize_aa_layer, 'timm_dyacts'):
         blur_pool._normalize_aa_layer = _with_softpool(blur_pool._normalize_aa_layer)
 
@@ -72,15 +62,14 @@ def _check_timm() -> None:
     known = all(isinstance(table, dict) and 'relu' in table for table in tables)
     normalize = getattr(blur_pool, '_normalize_aa_layer', None)
     if not known or not callable(normalize) or len(inspect.signature(normalize).parameters) != 1:
-        raise ImportError(
-            f'timm {timm.__version__} builds its layers in a way that this release of timm_dyacts does not know; '
-            f'it supports timm{SUPPORTED_TIMM}.')
+        raise unsupported('timm', timm.__version__, 'the tables of activations and of anti-aliasing layers')
 
 
-def _extended(table: dict, names: dict) -> dict:
-    if hasattr(type(table), '__missing__'):
-        return table
-    return _ActTable(table, **names)
+def _extended(table: dict, names: Mapping) -> dict:
+    if not hasattr(type(table), '__missing__'):
+        table = _ActTable(table)
+    table.update(names)
+    return table
 
 
 def _with_softpool(normalize):

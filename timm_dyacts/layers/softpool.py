@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
 from ..ops import backends
@@ -38,12 +39,12 @@ class _SoftPoolFunction(torch.autograd.Function):
     def forward(ctx, fused: Callable, x: Tensor, *args) -> Tensor:
         ctx.save_for_backward(x)
         ctx.args = args
-        return backends.run(fused, _define, x, *args)
+        return backends.run_kernel(fused, _define, x, *args)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, = ctx.saved_tensors
-        fused = backends.find_pass('softpool', 'softpool_backward', dy, x)
+        fused = backends.find_kernel('softpool', 'softpool_backward', dy, x)
         return None, *backends.differentiate(fused, _define, (x, *ctx.args), (dy,), ctx.needs_input_grad[1:])
 
 
@@ -67,7 +68,7 @@ def _softpool(
     """SoftPool over as many spatial dimensions as `kernel_size` has."""
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
-        fused = backends.find_pass('softpool', 'softpool', x)
+        fused = backends.find_kernel('softpool', 'softpool', x)
         if fused is not None:
             batch = x if x.dim() == len(kernel_size) + 2 else x.unsqueeze(0)
             window = Window.of(kernel_size, stride, padding, dilation)
@@ -300,6 +301,18 @@ class SoftPool2d(_SoftPool):
     """
 
     rank = 2
+
+    @classmethod
+    def in_place_of(cls, pool: nn.Module, **kwargs) -> 'SoftPool2d':
+        """Make the SoftPool with the output shape of a max pool.
+
+        Args:
+            pool: The max pool.
+            **kwargs: Further arguments of the class; they win over those of the pool.
+        """
+        names = ('kernel_size', 'stride', 'padding', 'dilation', 'ceil_mode')
+        args = {name: getattr(pool, name) for name in names} | kwargs
+        return SoftPool2dSame(**args) if isinstance(pool, MaxPool2dSame) else SoftPool2d(**args)
 
 
 @torch.fx.wrap

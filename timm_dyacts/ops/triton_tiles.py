@@ -7,12 +7,17 @@ neighbouring addresses in vectors of 16 bytes. Coefficients of a channel are loa
 to find its channel. Offsets are 64 bits wide: tensors may hold more than 2^31 elements.
 """
 import math
+from subprocess import CalledProcessError
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from .backends import KernelBuildError
 
 __all__ = [
     'Tiling',
@@ -127,8 +132,20 @@ def launch(kernel, programs: int, *args, **meta) -> None:
     """Launches a kernel on the device of its first argument, which need not be the current one."""
     if programs:
         with torch.cuda.device_of(args[0]):
-            # Products and sums may be fused, as compilers for CPUs and inductor do.
-            kernel[(programs,)](*args, **meta, enable_fp_fusion=True)
+            try:
+                # Products and sums may be fused, as compilers for CPUs and inductor do.
+                kernel[(programs,)](*args, **meta, enable_fp_fusion=True)
+            except Exception as e:
+                if _is_of_the_compiler(e):
+                    raise KernelBuildError(f'{kernel.fn.__name__} cannot be compiled') from e
+                raise
+
+
+def _is_of_the_compiler(error: Exception) -> bool:
+    """Whether Triton, or a compiler that it calls, could not build a kernel. Anything else is a bug or the device's."""
+    if type(error) is RuntimeError:  # no C compiler, no driver; what CUDA itself says begins like this
+        return not str(error).startswith('Triton Error [CUDA]')
+    return isinstance(error, (CompilationError, OutOfResources, PTXASError, CalledProcessError, FileNotFoundError))
 
 
 @triton.jit
