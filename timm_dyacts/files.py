@@ -2,29 +2,62 @@
 import csv
 import io
 import os
+import re
+import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 __all__ = ['format_csv', 'replace_text', 'write_durably']
 
+# Whoever is still writing has touched the file within this time, in seconds.
+_ABANDONED_AFTER = 3600.0
+
 
 def write_durably(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a binary file, and return when it is on the disk."""
-    with open(path, 'wb') as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a binary file and return when it is on the disk: ``path`` holds the old content or the new, never a part.
+
+    The content is written beside, under a name that no other process or thread uses, and renamed. The file gets the
+    permissions that the umask leaves. Where writing fails, ``path`` is as it was and nothing is left beside it. What a
+    killed process left there is removed by a later one.
+
+    Args:
+        path: The file, in a folder that exists.
+        write: Writes the content to the file that it is given.
+    """
+    path = Path(path)
+    _remove_abandoned(path)
+    beside = path.with_name(f'{path.name}.{secrets.token_hex(8)}.tmp')
+    try:
+        with open(beside, 'xb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(beside)
+        raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left: states of a training are large, and may be killed often."""
+    pattern = re.compile(re.escape(path.name) + r'\.[0-9a-f]{16}\.tmp')
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _ABANDONED_AFTER:
+                os.remove(entry)
 
 
 def replace_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file beside and rename it: ``path`` holds the old text or the new one, never a part."""
-    beside = f'{os.fspath(path)}.tmp'
-    write_durably(beside, lambda file: file.write(text.encode()))
-    os.replace(beside, path)
+    """Write a text file in UTF-8 as ``write_durably`` does."""
+    write_durably(path, lambda file: file.write(text.encode()))
 
 
 def format_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """A table as CSV, with a header."""
+    """Format a table as CSV, with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator='\n')
     writer.writeheader()
