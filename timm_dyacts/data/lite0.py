@@ -41,7 +41,7 @@ def load_lite0() -> dict[str, Tensor]:
     with torch.device('meta'):
         ours = timm.create_model(ARCHITECTURE).state_dict()
     names = [name for name in ours if not name.endswith(_COUNTER)]
-    values = [value for name, value in theirs.items() if not name.endswith(_COUNTER)]
+    values = [value.contiguous() for name, value in theirs.items() if not name.endswith(_COUNTER)]
     if [tuple(ours[name].shape) for name in names] != [tuple(value.shape) for value in values]:
         raise ValueError(f'{path.name} of {_PACKAGE} does not hold the weights of {ARCHITECTURE}.')
     state_dict = dict(zip(names, values, strict=True))
