@@ -137,7 +137,7 @@ def test_the_start_is_found_out(weights, options, expected):
 
 def test_a_start_that_is_none():
     config = dict(architecture='resnet10t_dyrelu_b', pretrained_cfg=dict(license=['mit']))
-    with pytest.raises(ValueError, match=r"model = 3 instead of a text, source = \[1\] .*, kd_model = "):
+    with pytest.raises(ValueError, match=r'model = 3 instead of a text, source = \[1\] .*, kd_model = '):
         card.resolve_start(config, None, dict(model=3, pretrained_path=[1], kd_model={}))
     with pytest.raises(ValueError, match=r"license = \['mit'\] instead of a text or null"):
         card.resolve_start(config, None, dict(pretrained=True))
