@@ -8,15 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import jinja2
-import torch
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import zoo
 from ..layers import (
@@ -32,8 +28,10 @@ from ..layers import (
     SoftPool3d,
 )
 from ..layers.bipolar import BELU, BSELU, BLeakyReLU
+from .render import TIMM_CITATION, render
+from .size import measure_size
 
-__all__ = ['OPERATORS', 'Operator', 'Size', 'measure_size', 'render', 'render_model_card', 'resolve_start']
+__all__ = ['OPERATORS', 'Operator', 'render_model_card', 'resolve_start']
 
 
 @dataclass(frozen=True)
@@ -104,16 +102,6 @@ OPERATORS = dict(
         '}',
     ),
 )
-TIMM_CITATION = (
-    '@misc{rw2019timm,\n'
-    '  author={Wightman, Ross},\n'
-    '  title={PyTorch Image Models},\n'
-    '  year={2019},\n'
-    '  publisher={GitHub},\n'
-    '  doi={10.5281/zenodo.4414861},\n'
-    '  url={https://github.com/huggingface/pytorch-image-models}\n'
-    '}'
-)
 
 # Those of timm's licences that the Hub knows by this name. Any other is "other" with a `license_name`.
 _HUB_LICENSES = {
@@ -131,54 +119,6 @@ _WEIGHTS = dict(
     ema='averaged over training (exponential moving average)',
     last='of the last epoch',
 )
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a model costs.
-
-    Attributes:
-        params: Number of parameters.
-        macs: Multiply-adds of the convolutions and matrix products for one image.
-        input_size: Channels, height and width of that image.
-    """
-    params: int
-    macs: int
-    input_size: tuple[int, int, int]
-
-    def __str__(self) -> str:
-        """Millions of parameters / GMACs, for tables."""
-        return f'{self.params / 1e6:.2f} / {self.macs / 1e9:.2f}'
-
-
-@torch.no_grad()
-def measure_size(model: nn.Module) -> Size:
-    """Count the parameters and, with torch's ``FlopCounterMode``, the multiply-adds of a timm model.
-
-    The image has the size of the pretrained config. A model on the meta device is counted without computing anything.
-    """
-    input_size = tuple(model.pretrained_cfg['input_size'])
-    training = model.training
-    with FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, *input_size, device=next(model.parameters()).device))
-    model.train(training)
-    return Size(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, input_size)
-
-
-def render(template: str, **facts: Any) -> str:
-    """Fill in a template of this package. A fact that a template wants and is not given is an error."""
-    return _environment().get_template(template).render(**facts)
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader('timm_dyacts.card'),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
 
 
 def resolve_start(
