@@ -60,8 +60,8 @@ def compile_dyrelu(x, hidden, spatial):
     params = [torch.empty(size) for size in ((hidden, channels), hidden, (4 * channels, hidden), 4 * channels)]
     params += [torch.empty(1, channels), torch.empty(1)] if spatial else [None, None]
     settings = DyReLUSettings([1.0, 0.0], [0.0, 0.0], 1.0, 0.5, 10.0, False, 6.0)
-    y, *found = dyrelu.dynamic_relu(x, *params, settings)
-    dyrelu.dynamic_relu_backward(y, x, *params, settings, found)
+    y, *saved = dyrelu.dynamic_relu(x, settings, *params)
+    dyrelu.dynamic_relu_backward(y, x, settings, *params, saved=saved)
 
 
 triton.runtime.driver.set_active(H200())
