@@ -101,6 +101,16 @@ class TestDyReLU:
             scale = max(expected.abs().max().item(), 1)
             torch.testing.assert_close(ours.double(), expected.double(), rtol=0, atol=torch.finfo(dtype).eps * scale)
 
+    @pytest.mark.parametrize('channels', [8, 600])
+    def test_parameters_in_another_layout(self, channels):
+        module = moderate(DyReLU(channels, 'c'))
+        with torch.no_grad():
+            for param in module.parameters():
+                if param.dim() == 2:
+                    param.set_(param.t().contiguous().t())
+        assert not module.fc1_weight.is_contiguous() or len(module.fc1_weight) == 1
+        check(module, functools.partial(reference.dyrelu_module, module), values(2, channels, 3, 3), 1e-4)
+
     @pytest.mark.parametrize('mode', 'abc')
     def test_gradients_that_are_not_asked_for(self, mode):
         module, x = trained(DyReLU(5, mode)), values(2, 5, 4, 3)

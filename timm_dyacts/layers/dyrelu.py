@@ -250,8 +250,8 @@ class DyReLUC(DyReLU):
 class LazyDyReLU(LazyModuleMixin, DyReLU):
     """What a ``DyReLU`` built without ``channels`` is until it knows them.
 
-    The first forward pass or a loaded state dict tells, and turns it into the class that was asked for. As with any
-    lazy module of PyTorch, that has to happen before tracing, scripting or counting parameters.
+    The first forward pass, or a state dict that is loaded, turns it into the class that was asked for. As with any lazy
+    module of PyTorch, that has to happen before tracing, scripting or counting parameters.
     """
 
     cls_to_become = DyReLU
