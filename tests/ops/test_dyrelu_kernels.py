@@ -103,12 +103,11 @@ class TestDyReLU:
 
     @pytest.mark.parametrize('channels', [8, 600])
     def test_parameters_in_another_layout(self, channels):
-        module = moderate(DyReLU(channels, 'c'))
+        module = moderate(DyReLU(channels, 'c', reduction=2))
         with torch.no_grad():
-            for param in module.parameters():
-                if param.dim() == 2:
-                    param.set_(param.t().contiguous().t())
-        assert not module.fc1_weight.is_contiguous() or len(module.fc1_weight) == 1
+            for weight in (module.fc1_weight, module.fc2_weight):
+                weight.set_(weight.t().contiguous().t())
+                assert not weight.is_contiguous()
         check(module, functools.partial(reference.dyrelu_module, module), values(2, channels, 3, 3), 1e-4)
 
     @pytest.mark.parametrize('mode', 'abc')
