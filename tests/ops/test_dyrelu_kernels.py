@@ -140,7 +140,7 @@ class TestDyReLU:
     @pytest.mark.parametrize('extreme', [float('nan'), float('inf'), -float('inf')])
     @pytest.mark.parametrize('channels', [8, 600])
     @pytest.mark.parametrize('mode', 'abc')
-    def test_not_finite_as_in_the_definition(self, mode, channels, extreme, monkeypatch):
+    def test_not_finite_as_in_the_reference(self, mode, channels, extreme, monkeypatch):
         """In one sample; the others know nothing of it."""
         module, x = trained(DyReLU(channels, mode, max_value=6)), values(2, channels, 3, 3)
         expected = module(x)[0]
