@@ -18,6 +18,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from .backends import KernelBuildError
+from .tiling import cdiv, channels_inner, power_of_2
 
 __all__ = [
     'Tiling',
@@ -35,19 +36,6 @@ __all__ = [
     'strides',
     'tiling_of',
 ]
-
-
-# Triton has both of these, for compiled code too, and slower than anything else here.
-
-
-def cdiv(size: int, block: int) -> int:
-    """The number of blocks that cover a size."""
-    return -(-size // block)
-
-
-def power_of_2(size: int) -> int:
-    """The smallest power of 2 that is not smaller."""
-    return 1 << (size - 1).bit_length()
 
 
 class Tiling(NamedTuple):
@@ -72,11 +60,6 @@ class Tiling(NamedTuple):
     @property
     def programs(self) -> int:
         return self.batch * self.blocks[0] * self.blocks[1]
-
-
-def channels_inner(x: Tensor) -> bool:
-    """Whether the channels of a tensor of shape (N, C, *spatial) are contiguous in memory."""
-    return x.stride(1) == 1 and x.shape[1] > 1
 
 
 def tiling_of(x: Tensor, elements: int = 2048, positions: int = 2048, channels: int = 128) -> Tiling:
@@ -128,13 +111,20 @@ def alignment(tiling: Tiling, *tensors: Tensor) -> int:
     return math.gcd(16, length, *(step[dim] for step in steps for dim in (0, outer)))
 
 
-def launch(kernel, programs: int, *args, **meta) -> None:
-    """Launches a kernel on the device of its first argument, which need not be the current one."""
+def launch(kernel, programs: int, *args, **kwargs) -> None:
+    """Launch a kernel on the device of the first tensor among its arguments, which need not be the current one.
+
+    Args:
+        kernel: The kernel.
+        programs: How many programs run it.
+        *args: Its arguments, by position
+        **kwargs: or by name.
+    """
     if programs:
-        with torch.cuda.device_of(args[0]):
+        with torch.cuda.device_of(next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))):
             try:
                 # Products and sums may be fused, as compilers for CPUs and inductor do.
-                kernel[(programs,)](*args, **meta, enable_fp_fusion=True)
+                kernel[(programs,)](*args, **kwargs, enable_fp_fusion=True)
             except Exception as e:
                 if _is_of_the_compiler(e):
                     raise KernelBuildError(f'{kernel.fn.__name__} cannot be compiled') from e
