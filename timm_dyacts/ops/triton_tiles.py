@@ -13,45 +13,28 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from .backends import KernelBuildError
-from .tiling import Tiling, alignment, cdiv, channels_inner, power_of_2, readable, strides, tiling_of
 
-__all__ = [
-    'Tiling',
-    'aligned',
-    'alignment',
-    'cdiv',
-    'channels_inner',
-    'existing',
-    'expm1',
-    'launch',
-    'locate',
-    'offsets',
-    'power_of_2',
-    'readable',
-    'strides',
-    'tiling_of',
-]
+__all__ = ['aligned', 'existing', 'expm1', 'launch', 'locate', 'offsets']
 
 
-def launch(kernel: Any, programs: int, *args: Any, **kwargs: Any) -> None:
+def launch(kernel: Any, programs: int, **kwargs: Any) -> None:
     """Launch a kernel on the device of its first tensor, which need not be the current one.
 
     Args:
         kernel: The kernel.
         programs: The number of its programs. None are no launch.
-        *args: Arguments of the kernel, by position.
-        **kwargs: Arguments of the kernel, by name, and options such as ``num_warps``.
+        **kwargs: Arguments of the kernel, and options such as ``num_warps``.
 
     Raises:
         KernelBuildError: If the kernel cannot be compiled or loaded.
     """
     if not programs:
         return
-    first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    first = next(value for value in kwargs.values() if isinstance(value, Tensor))
     with torch.cuda.device_of(first):
         try:
             # Products and sums may be fused, as compilers for CPUs and inductor do.
-            kernel[(programs,)](*args, **kwargs, enable_fp_fusion=True)
+            kernel[(programs,)](**kwargs, enable_fp_fusion=True)
         except Exception as e:
             if _is_build_failure(e):
                 raise KernelBuildError(f'{kernel.fn.__name__} cannot be compiled') from e
