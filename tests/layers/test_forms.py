@@ -84,7 +84,7 @@ class TestStaticForm:
         form = static_form(module)
         assert form.kind == 'prelu' and form.options['weight'] is module.weight and form.layout is None
 
-    @pytest.mark.parametrize('cls', dict.fromkeys(PLAIN_ACTIVATIONS), ids=lambda cls: f'{cls.__module__}.{cls.__name__}')
+    @pytest.mark.parametrize('cls', dict.fromkeys(PLAIN_ACTIVATIONS), ids=str)
     def test_every_plain_activation_is_itself_and_no_other(self, cls):
         form = static_form(cls())
         assert form.layout is None and form.same_function(static_form(cls()))
@@ -267,7 +267,8 @@ class TestStartingAs:
             assert new.inplace and new.channel_dim == -1 and new.layout == 'interleaved'
         assert not BReLU.starting_as(static_form(nn.ReLU()), place_of(nn.ReLU())).inplace
         for old in (nn.ReLU(), prelu(0.1, 0.2)):
-            assert BPReLU.starting_as(static_form(old), place_of(old, dtype=torch.float64)).weight.dtype == torch.float64
+            new = BPReLU.starting_as(static_form(old), place_of(old, dtype=torch.float64))
+            assert new.weight.dtype == torch.float64
         new = DyReLUB.starting_as(static_form(nn.ReLU()), place_of(nn.ReLU(), 6, -1, torch.float64))
         assert (new.channels, new.channel_dim, new.fc1_weight.dtype) == (6, -1, torch.float64)
 

@@ -72,8 +72,8 @@ class SoftPool1d(_SoftPool):
 class SoftPool2d(_SoftPool):
     """SoftPool of (N, C, H, W) or (C, H, W); arguments and errors as of ``softpool2d``.
 
-    Without a ``kernel_size`` it is that of ``stride``, or 2. ``channels``, ``device`` and ``dtype`` change nothing: they
-    are there because timm builds its anti-aliasing layers with them, and this is one (``aa_layer=SoftPool2d``).
+    Without a ``kernel_size`` it is that of ``stride``, or 2. ``channels``, ``device`` and ``dtype`` change nothing, but
+    timm passes them to anti-aliasing layers, and this can be one (``aa_layer=SoftPool2d``).
 
     Paper: `Refining activation downsampling with SoftPool` - https://arxiv.org/abs/2101.00440
     """

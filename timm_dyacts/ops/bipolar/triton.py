@@ -86,9 +86,9 @@ def _activation_kernel(
     n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
     mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
     mirrored = _mirrored(c, size[0], HALVES)[:, None]
-    slope = _slope(weight_ptr, weight_stride, parameter, c, size[0])
     x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0)
     u = x.to(tl.float32)
+    slope = _slope(weight_ptr, weight_stride, parameter, c, size[0])
     y = _plain(tl.where(mirrored, -u, u), slope, scale, parameter, KIND)
     y = tl.where(mirrored, -y, y).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + offsets(n, c, p, y_strides, ALIGN, CHANNELS_INNER), y, mask)
@@ -104,11 +104,11 @@ def _activation_backward_kernel(
     """Write the gradient of the input, and for weights the sums of this program's tile."""
     n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
     mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
-    slope = _slope(weight_ptr, weight_stride, parameter, c, size[0])
     dy = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     saved = tl.load(saved_ptr + offsets(n, c, p, saved_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     # The mask of ReLU is the same for both signs.
     u = saved if KIND == 'relu' else tl.where(_mirrored(c, size[0], HALVES)[:, None], -saved, saved)
+    slope = _slope(weight_ptr, weight_stride, parameter, c, size[0])
     dx = _plain_gradient(dy, u, slope, scale, parameter, KIND)
     if weight_ptr is not None:
         # The two signs of the channel cancel: s * dy * (s * x).
