@@ -40,6 +40,12 @@ def even(signs: TensorSigns, op: Op) -> None:
     signs.forget(*op.outputs)
 
 
+def cast(signs: TensorSigns, op: Op) -> None:
+    """Another dtype. One without negative numbers has no signs; as a mask it tells zeros from the rest."""
+    rule = odd if op.out.is_floating_point() else even if op.out.dtype == torch.bool else keep_sign
+    rule(signs, op)
+
+
 def power(signs: TensorSigns, op: Op) -> None:
     """``x ** n``, for even n a function of magnitudes."""
     exponent = op.args[1]
@@ -98,6 +104,8 @@ def add(signs: TensorSigns, op: Op) -> None:
 def multiply(signs: TensorSigns, op: Op) -> None:
     """Signs that are known multiply. Of two unknown factors the smaller one, a gate, keeps its sign."""
     a, b = op.args[:2]
+    if op.kwargs.get('rounding_mode') == 'floor':
+        return keep_sign(signs, op)
     if not isinstance(b, Tensor):
         return signs.set(op.out, signs.get(a))
     if a is b:
@@ -150,7 +158,8 @@ def _table(*rows: tuple[Rule, str]) -> dict[str, Rule]:
 # The rules of operators that have an input of other signs than +1
 RULES: dict[str, Rule] = _table(
     (odd, 'alias asinh atan clone contiguous detach dropout erf lift_fresh native_dropout neg round sgn sign sin sinh '
-          'tan tanh trunc _to_copy'),
+          'tan tanh trunc'),
+    (cast, '_to_copy'),
     (even, 'abs linalg_vector_norm square'),
     (power, 'pow'),
     (move, 'cat channel_shuffle expand flip index index_select movedim narrow native_channel_shuffle permute '
