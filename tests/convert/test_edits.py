@@ -79,7 +79,7 @@ def test_signs_come_back_to_the_last_bit():
     net.weight = nn.Parameter(weight.clone())
     edits = Edits(net)
     edits.multiply([(net.weight, torch.tensor([-1, -1, -1, -1, 1], dtype=torch.int8))])
-    assert net.weight.tolist() == [-0.0, 0.0, -1e-45, 3.4e38, float('inf')]
+    assert torch.equal(net.weight, torch.cat([-weight[:4], weight[4:]]))
     edits.undo()
     assert torch.equal(net.weight.view(torch.int32), weight.view(torch.int32))
     assert net.weight.grad_fn is None and net.weight.requires_grad

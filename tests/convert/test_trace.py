@@ -55,7 +55,8 @@ def test_calls_of_modules(net, trace):
     assert list(trace.calls_by_module)[:4] == [net, net.conv1, net.bn, net.act], 'in the order of the first calls'
     call, = trace.calls_of(net.conv1)
     assert [trace.ops[i].name for i in call.span] == ['convolution']
-    assert (call.channels, call.output.shape) if call.channel_dim else call.channel_dim is None
+    assert call.channel_dim is None, 'nothing tells where the channels of the input are'
+    assert trace.calls_of(net.bn)[0].channels == 8
     whole, = trace.calls_of(net)
     assert whole.span == range(len(trace.ops)) and whole.output is trace.output
 
@@ -68,9 +69,10 @@ def test_operators_know_their_module(net, trace):
 
 def test_the_main_path_leaves_gates_out(net, trace):
     on_path = {name for name, m in net.named_modules() if name and trace.is_on_main_path(m)}
-    assert on_path == {'conv1', 'bn', 'act', 'conv2', 'fc'}
+    assert on_path == {'conv1', 'bn', 'act', 'conv2', 'gate', 'gate.3', 'fc'}, 'the sigmoid is the last that counts'
     assert {trace.ops[i].module for i in trace.main_path} >= {'', 'conv1', 'fc'}
-    assert any(trace.ops[i].name == 'sigmoid' for i in trace.main_path) is True or True
+    assert {op.name for op in trace.ops if op.module == 'gate.2'} == {'relu'}
+    assert all(trace.ops[i].module != 'gate.2' for i in trace.main_path)
 
 
 def test_who_made_what(net, trace):

@@ -25,7 +25,7 @@ __all__ = ['Call', 'Op', 'Trace', 'tensors_in', 'trace_forward']
 GATES = frozenset({'sigmoid', 'hardsigmoid', '_softmax', '_log_softmax'})
 
 
-@dataclass
+@dataclass(eq=False)
 class Op:
     """One ATen operator call.
 
@@ -55,7 +55,7 @@ class Op:
         return tensors_in(self.out)
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a module.
 
@@ -90,7 +90,7 @@ class Call:
         return self.shape[self.channel_dim]
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """The record of one forward pass. Tensors are kept alive, so that the ``id`` of each stays its own.
 
