@@ -6,6 +6,7 @@ With --resume auto a run that was killed goes on to the end that it would have h
 
 Exit status: 0 done, 1 error, 2 wrong usage, 130 stopped by Ctrl-C and 143 by SIGTERM; these two say what was saved.
 """
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ def create_parser(prog: str = _PROG) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, description=__doc__)
     add_arguments(parser, TrainConfig)
     parser.add_argument(
-        '-c', '--config', metavar='FILE', help='YAML file of defaults, such as the args.yaml of an earlier run')
+        '-c', '--config', default=argparse.SUPPRESS, metavar='FILE',
+        help='YAML file of defaults, such as the args.yaml of an earlier run')
     return parser
 
 

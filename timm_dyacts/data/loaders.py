@@ -150,7 +150,9 @@ def build_eval_loader(
         crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'],
     )
-    if not isinstance(dataset, IterableDataset):
+    if isinstance(dataset, IterableDataset):
+        loader.loader.generator = torch.Generator()  # nothing is to be drawn from the global one
+    else:
         batches = EvalBatches(len(dataset), batch_size, world.rank, world.size)
         _load_by_batches(
             loader,

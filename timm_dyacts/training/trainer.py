@@ -267,7 +267,7 @@ def _evaluate(setup: Setup, after_batch: Callable[[], None]) -> dict[str, Ordere
 
     Args:
         setup: The objects of the run.
-        after_batch: Called after each batch if there is one process only. Several may have different numbers of batches.
+        after_batch: Called after each batch if there is one process only; several may have different numbers of them.
     """
     config, world = setup.config, setup.world
     # Not the module that DDP wraps: its forward pass synchronises, once per batch.
