@@ -15,7 +15,6 @@ from timm_dyacts import (
     BipolarMaxPool2d,
     BPReLU,
     BReLU,
-    ChannelAffine,
     ConversionError,
     DyReLU,
     DyReLUB,
@@ -23,6 +22,7 @@ from timm_dyacts import (
     SoftPool2dSame,
     convert,
 )
+from timm_dyacts.layers import ChannelAffine
 
 RELU_NETS = ('resnet18', 'resnet26', 'resnext50_32x4d', 'seresnet50', 'densenet121', 'mobilenetv2_050')
 OTHER_NETS = ('mobilenetv3_small_100', 'efficientnet_b0')
