@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,57 @@ def test_links_and_paths_lead_somewhere(name):
     # What is in angle brackets is for the reader to fill in. The changelog also names what is gone.
     paths = {path for path in paths if '<' not in path and name != 'CHANGELOG.md'}
     assert not [path for path in links | paths if not (ROOT / path).exists()]
+
+
+def test_the_recipe_of_an_operator(tmp_path):
+    """Its files as CONTRIBUTING.md has them, without a further edit, make an operator that all rooms know."""
+    shutil.copytree(ROOT / 'timm_dyacts', tmp_path / 'timm_dyacts')
+    operators = tmp_path / 'timm_dyacts' / 'operators.py'
+    table = operators.read_text()
+    blocks_of_files = re.findall(
+        r'^   ```python\n   # (\S+?)(, in OPERATORS)?\n(.*?)^   ```', (ROOT / 'CONTRIBUTING.md').read_text(),
+        re.DOTALL | re.MULTILINE)
+    for name, in_table, block in blocks_of_files:
+        code = re.sub('^   ', '', block, flags=re.MULTILINE)
+        path = tmp_path / name
+        if in_table:
+            before, end, after = table.rpartition('\n)}\n')
+            table = f'{before}\n{code.rstrip()}{end}{after}'
+        elif path == operators:
+            table = table.replace('\n__all__ = [', f'{code}\n__all__ = [', 1)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(code)
+    operators.write_text(table)
+
+    done = run_python("""
+        import os
+        import sys
+
+        os.chdir(sys.argv[1])
+        import timm
+        import timm_dyacts
+        import torch
+        from timm.layers import create_act_layer, get_act_fn
+        from timm_dyacts import zoo
+        from timm_dyacts.cli.benchmark import create_parser
+        from timm_dyacts.operators import benchmarks, papers
+
+        x = torch.randn(2, 4, 5, 5)
+        assert torch.equal(create_act_layer('squared_relu')(x), x.clamp(min=0) ** 2)
+        assert torch.equal(get_act_fn('squared_relu')(x), x.clamp(min=0) ** 2)
+        assert torch.equal(benchmarks()['squared_relu'].literal(None, x), x.clamp(min=0) ** 2)
+        assert create_parser('').parse_args(['ops', '--ops', 'squared_relu']).ops == ['squared_relu']
+        assert 'Squared ReLU' in [paper.title for paper, _ in papers()]
+
+        model = timm_dyacts.convert(timm.create_model('resnet18'), act='squared_relu')
+        assert model.conversion.counts == {'ReLU -> SquaredReLU': 17}
+        variant = timm.create_model('resnet18_squared_relu')
+        assert [type(m) for m in variant.modules()] == [type(m) for m in model.modules()]
+        assert 'resnet18_squared_relu' in {v.name for v in zoo.variants()}
+        print('done')
+    """, dict(os.environ, PYTHONPATH=str(tmp_path)), str(tmp_path))
+    assert done.stdout == 'done\n'
 
 
 def test_the_citation_names_this_version_and_the_papers():
