@@ -17,7 +17,6 @@ from timm_dyacts import (
     BipolarMaxPool2d,
     BPReLU,
     BReLU,
-    ChannelAffine,
     ConversionError,
     DyReLU,
     DyReLUB,
@@ -25,6 +24,7 @@ from timm_dyacts import (
     SoftPool2dSame,
     convert,
 )
+from timm_dyacts.layers import ChannelAffine
 from timm_dyacts.layers.forms import static_form
 from timm_dyacts.operators import operator_parameters
 from timm_dyacts.piecewise_fit import fit_pieces
