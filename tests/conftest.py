@@ -25,8 +25,8 @@ def pytest_addoption(parser):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Spare the runs of a test the pictures at their end, which take longer than the training."""
-    monkeypatch.setattr('timm_dyacts.training.run.write_report', lambda *args: None)
-    monkeypatch.setattr('timm_dyacts.training.run.plot_curves', lambda *args, **kwargs: None)
+    monkeypatch.setattr('timm_dyacts.training.recorder.write_report', lambda *args: None)
+    monkeypatch.setattr('timm_dyacts.training.recorder.plot_curves', lambda *args, **kwargs: None)
 
 
 # Those of the tests that speak to a Hub. Each of their modules has a fixture `served`: a server and its client.

@@ -38,6 +38,13 @@ def test_no_small_change_is_an_improvement():
             assert error(nn.SiLU(), moved, intercepts) > best
 
 
+def test_a_changed_result_changes_no_other():
+    slopes, intercepts = fit_pieces(nn.SiLU())
+    expected = list(slopes), list(intercepts)
+    slopes[0], intercepts[1] = 7.0, 7.0
+    assert fit_pieces(nn.SiLU()) == expected
+
+
 def test_it_starts_the_dynamic_relus_of_a_model():
     model = trained_like('efficientnet_b0')
     expected = output(model, probe())

@@ -7,31 +7,34 @@ Importing this package registers its operators and its model variants with timm:
 
     model = timm.create_model('resnet50_dyrelu_b', pretrained=True)
 """
-from . import hub, zoo
-from .convert import ConversionError, ConversionReport, convert
+from . import hub, layers, zoo
+from .convert import ConversionError, ConversionReport, Replacement, Skip, convert
 from .layers import *  # noqa: F403
-from .layers import __all__ as _layers
-from .layers import factory
-from .operators import OPERATORS
+from .layers import factory as _factory
+from .lsuv import lsuv_
+from .operators import OPERATORS as _OPERATORS
 from .version import __version__
 from .zoo import PretrainedWeightsError
 
 __all__ = [
-    '__version__',
     'ConversionError',
     'ConversionReport',
     'PretrainedWeightsError',
+    'Replacement',
+    'Skip',
+    '__version__',
     'convert',
     'hub',
+    'lsuv_',
     'register',
-    *_layers,
 ]
+__all__ += layers.__all__
 
 
 def register() -> None:
     """Make the operators and variants known to timm. Importing the package does it; doing it again changes nothing."""
-    activations = {name: operator for name, operator in OPERATORS.items() if operator.replaces == 'act'}
-    factory.register(
+    activations = {name: operator for name, operator in _OPERATORS.items() if operator.replaces == 'act'}
+    _factory.register(
         {name: operator.module for name, operator in activations.items()},
         {name: operator.function for name, operator in activations.items() if operator.function is not None},
     )

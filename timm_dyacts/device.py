@@ -1,6 +1,5 @@
 """The device of a run, and how it computes."""
 import os
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -12,8 +11,15 @@ __all__ = ['build_amp', 'resolve_device', 'set_numerics']
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The device called ``name``, or the GPU if there is one for None."""
-    device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    """Give the device of a name, or for ``None`` the GPU, if there is one.
+
+    Raises:
+        ValueError: The device is not there, or no device has such a name.
+    """
+    try:
+        device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    except RuntimeError as e:
+        raise ValueError(f'--device must be the name of a device such as cpu or cuda, got {name!r} ({e}).') from None
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'--device {name} needs a GPU, and PyTorch {torch.__version__} sees none; use --device cpu.')
     return device
@@ -30,11 +36,18 @@ def set_numerics(device: torch.device, deterministic: bool) -> None:
 
 
 def build_amp(
-        args: Namespace,
         device: torch.device,
+        enabled: bool,
+        dtype: str = 'float16',
 ) -> tuple[Callable[[], AbstractContextManager], NativeScaler | None]:
-    """Context of the forward pass and scaler of the loss for ``--amp``; only float16 needs a scaler."""
-    if not args.amp:
+    """Give the context of the forward pass and the scaler of the loss for mixed precision.
+
+    Args:
+        device: Where the model computes.
+        enabled: Whether precision is to be mixed. Without it the context does nothing.
+        dtype: ``'float16'``, which alone needs a scaler, or ``'bfloat16'``.
+    """
+    if not enabled:
         return nullcontext, None
-    autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
-    return autocast, NativeScaler(device=device.type) if args.amp_dtype == 'float16' else None
+    autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, dtype))
+    return autocast, NativeScaler(device=device.type) if dtype == 'float16' else None

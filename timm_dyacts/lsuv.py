@@ -4,10 +4,10 @@ Without BatchNorm nothing holds the size of the activations: it has to be right 
 orthonormal and then scales it until the layer's output has unit variance on a batch of real data, first layer first.
 
 In a residual network that is not enough. With branches of unit variance, 40 steps of SGD on the digits (momentum 0.9)
-leave `resnet50_brelu_nobn` and `resnet101_brelu_nobn` near chance with learning rates of 0.003 and 0.01; they diverge
-with 0.1 and 0.03, respectively. The branches therefore end smaller, so that all of them together add as much variance
-as one layer has: the same steps with 0.003 then learn. It is the idea of Fixup, with LSUV's measured scale in place of
-its rule.
+leave ``resnet50_brelu_nobn`` and ``resnet101_brelu_nobn`` near chance with learning rates of 0.003 and 0.01; they
+diverge with 0.1 and 0.03, respectively. The branches therefore end smaller, so that all of them together add as much
+variance as one layer has: the same steps with 0.003 then learn. It is the idea of Fixup, with LSUV's measured scale in
+place of its rule.
 
 Papers:
     `All you need is a good init` (Mishkin & Matas, 2015)
@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .convert.api import _ACTIVATIONS, Skip
+from .convert import Skip
 from .convert.trace import Trace, trace_forward
+from .modes import evaluating
+from .operators import activation_types
 from .ops.checks import check_int, check_positive
 
 __all__ = ['LSUVReport', 'OutputStd', 'lsuv_']
@@ -207,30 +209,25 @@ def _check_arguments(
 
 def _find_layers(model: nn.Module, trace: Trace) -> tuple[dict[nn.Module, str], list[Skip]]:
     """The layers to initialise, in the order in which they run, with their names; and those to leave alone."""
-    names = {m: name for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
-    path = trace.main_path()
-    spans: dict[nn.Module, list[range]] = {}
-    for call in trace.calls:
-        if call.module in names:
-            spans.setdefault(call.module, []).append(range(call.start, call.stop))
-
+    candidates = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    ran = [m for m in trace.calls_by_module if m in set(candidates)]
     layers: dict[nn.Module, str] = {}
     owners: dict[Tensor, str] = {}
     skipped = []
-    for module in [*spans, *(m for m in names if m not in spans)]:
-        weight = module._parameters.get('weight')
-        if module not in spans:
+    for module in [*ran, *(m for m in candidates if not trace.calls_of(m))]:
+        name, weight = trace.name(module), module._parameters.get('weight')
+        if not trace.calls_of(module):
             reason = 'not called in a forward pass in eval mode'
         elif weight is None:
             reason = 'its weight is computed, not a parameter'
-        elif not any(path.intersection(span) for span in spans[module]):
+        elif not trace.is_on_main_path(module):
             reason = 'inside a gate'
         elif weight in owners:
             reason = f"has the weight of '{owners[weight]}'"
         else:
-            layers[module] = owners[weight] = names[module]
+            layers[module] = owners[weight] = name
             continue
-        skipped.append(Skip(names[module], type(module).__name__, reason))
+        skipped.append(Skip(name, type(module).__name__, reason))
     return layers, skipped
 
 
@@ -256,12 +253,11 @@ def _find_branch_ends(trace: Trace, layers: Iterable[nn.Module]) -> set[nn.Modul
 
 def _find_activations(model: nn.Module, trace: Trace) -> dict[nn.Module, str]:
     """The activations outside gates that are not part of another one, with their names."""
-    path = trace.main_path()
-    on_path = {c.module for c in trace.calls if path.intersection(range(c.start, c.stop))}
+    types = activation_types()
     found: dict[nn.Module, str] = {}
     parts: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, _ACTIVATIONS) and module in on_path and module not in parts:
+        if isinstance(module, types) and module not in parts and trace.is_on_main_path(module):
             found[module] = name
             parts.update(module.modules())
     return found
@@ -345,16 +341,13 @@ def _measure(
 @torch.no_grad()
 def _run(model: nn.Module, batch: Tensor, modules: Iterable[nn.Module], hook: Callable[..., Tensor | None]) -> None:
     """A forward pass in eval mode with a hook on some modules."""
-    training = [(module, module.training) for module in model.modules()]
     handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
     try:
-        model.eval()
-        model(batch)
+        with evaluating(model):
+            model(batch)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training:
-            module.training = mode
 
 
 @torch.no_grad()

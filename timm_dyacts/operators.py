@@ -95,6 +95,7 @@ class Operator:
         in_zoo: Whether it makes variants of the zoo.
         in_coverage: Whether the coverage of timm's architectures is measured with it unless told otherwise.
         benchmarks: What is measured of it.
+        attributes: What its module holds that tells it from the other operators with the same class of modules.
     """
     name: str
     replaces: str
@@ -110,6 +111,7 @@ class Operator:
     in_zoo: bool = False
     in_coverage: bool = False
     benchmarks: tuple[Benchmark, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> dict[str, str]:
@@ -120,6 +122,11 @@ class Operator:
     def types(self) -> tuple[type[nn.Module], ...]:
         """All of its modules."""
         return (self.module, *self.parts)
+
+    def is_one(self, module: nn.Module) -> bool:
+        """Tell whether a module is this operator, whatever it has learned."""
+        held = all(getattr(module, name, None) == value for name, value in self.attributes.items())
+        return isinstance(module, self.types) and held
 
     def build_activation(self, form: Form, place: Place, **kwargs: Any) -> nn.Module:
         """Make the module for a place in a network, so that it starts as what is there if it can.
@@ -195,6 +202,7 @@ def _dyrelu(mode: str, module: type[nn.Module], backward_bytes: float, **kwargs:
         has_width=True,
         in_zoo=True,
         benchmarks=(benchmark,),
+        attributes=dict(mode=mode),
         **kwargs,
     )
 

@@ -2,7 +2,7 @@
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ['fit_pieces']
 
@@ -27,11 +27,12 @@ def fit_pieces(activation: nn.Module, k: int = 2) -> tuple[list[float], list[flo
     x = torch.linspace(-5, 5, 2001, dtype=torch.float64)
     with torch.no_grad():
         y = activation(x.clone())
-    return _fit(tuple(y.tolist()), k)
+    slopes, intercepts = _fit(tuple(y.tolist()), k)
+    return list(slopes), list(intercepts)
 
 
 @cache
-def _fit(values: tuple[float, ...], k: int) -> tuple[list[float], list[float]]:
+def _fit(values: tuple[float, ...], k: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     x = torch.linspace(-5, 5, len(values), dtype=torch.float64)
     y = torch.tensor(values, dtype=torch.float64)
     weight = torch.exp(-x ** 2 / 2)
@@ -44,7 +45,7 @@ def _fit(values: tuple[float, ...], k: int) -> tuple[list[float], list[float]]:
     intercepts = (at[:-1] - slopes.detach() * knots[:-1]).requires_grad_()
     optimizer = torch.optim.LBFGS([slopes, intercepts], max_iter=200, line_search_fn='strong_wolfe')
 
-    def loss() -> torch.Tensor:
+    def loss() -> Tensor:
         optimizer.zero_grad()
         error = (slopes[:, None] * x + intercepts[:, None]).amax(0) - y
         value = (weight * error ** 2).sum()
@@ -54,4 +55,4 @@ def _fit(values: tuple[float, ...], k: int) -> tuple[list[float], list[float]]:
     with torch.enable_grad():
         optimizer.step(loss)
     order = slopes.detach().argsort(descending=True)
-    return slopes.detach()[order].tolist(), intercepts.detach()[order].tolist()
+    return tuple(slopes.detach()[order].tolist()), tuple(intercepts.detach()[order].tolist())

@@ -13,12 +13,13 @@ it::
       publish/                                        what a dry run of publishing leaves
 """
 import json
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import reprlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -54,17 +55,39 @@ CHECKPOINTS = dict(best='.', ema='ema', last='last')
 # Published beside a checkpoint. Not all pictures: some show images of the data, which may not be for everybody.
 PUBLISHED_EXTRAS = (OPTIONS, SUMMARY, 'curves.png', 'confusion.png', 'dyrelu.png')
 
+_Record = TypeVar('_Record', bound='_FromDict')
+
+
+class _FromDict:
+    """A dataclass that can be read from JSON, whatever the JSON holds."""
+
+    @classmethod
+    def from_dict(cls: type[_Record], values: Any) -> _Record:
+        """Read what ``json.loads`` gave. Entries that are not known are passed over.
+
+        Raises:
+            ValueError: Entries are missing or not of their type. The message names all of them.
+        """
+        missing: list[str] = []
+        wrong: list[str] = []
+        record = _read_record(cls, values, '', missing, wrong)
+        problems = [f'lacks {", ".join(missing)}'] if missing else []
+        problems += [f'has {", ".join(wrong)}'] if wrong else []
+        if problems:
+            raise ValueError('; '.join(problems))
+        return record
+
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(_FromDict):
     """What was done to the images.
 
     Attributes:
         input_size: Channels, height and width.
-        interpolation: Of the resizing.
-        mean: Subtracted from each channel.
-        std: Divided by, for each channel.
-        crop_pct: Share of the image, before it is cropped to the input size, that is kept.
+        interpolation: Method of the resizing.
+        mean: Mean that was subtracted, for each channel.
+        std: Standard deviation that was divided by, for each channel.
+        crop_pct: Share of the resized image that the crop keeps, in height and width.
     """
     input_size: tuple[int, ...]
     interpolation: str
@@ -74,11 +97,11 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Start:
+class Start(_FromDict):
     """What a training started from.
 
     Attributes:
-        model: What was asked for.
+        model: The model that was asked for.
         pretrained: Whether it started from pretrained weights.
         source: Where they came from: a repo of the Hub, a URL or a file.
         license: Their licence.
@@ -94,25 +117,26 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Results:
-    """How good a checkpoint is, and of what that was measured.
+class Results(_FromDict):
+    """How good a checkpoint is, and how that was measured.
 
     Attributes:
         top1: Accuracy in percent.
         top5: Share of images, in percent, whose class is among the five likeliest.
         loss: Mean cross entropy.
+        epoch: The epoch of the checkpoint, counted from 0, if it is of one.
         dataset: Name of the data set.
         split: Its split.
-        num_images: Number of its images.
+        num_images: Number of images in the split.
         preprocessing: What was done to them.
         date: Day of the measurement, ISO 8601.
         start: What the training started from.
         versions: Versions by package.
-        epoch: The epoch of the checkpoint, counted from 0.
     """
     top1: float
     top5: float
     loss: float
+    epoch: int | None = field(default=None, kw_only=True)
     dataset: str
     split: str
     num_images: int
@@ -120,56 +144,121 @@ class Results:
     date: str
     start: Start
     versions: Mapping[str, str]
-    epoch: int | None = None
-
-    @classmethod
-    def from_dict(cls, values: Any) -> 'Results':
-        """Read what ``to_dict`` gave.
-
-        Raises:
-            ValueError: Something is missing, or a number is not finite. Entries that are not known are passed over.
-        """
-        if not isinstance(values, Mapping):
-            raise ValueError(f'holds {type(values).__name__}, not one entry per result')
-        parts = dict(preprocessing=Preprocessing, start=Start)
-        missing = [name for name in _required(cls) if name not in values]
-        for key, part in parts.items():
-            if key in values:
-                there = values[key] if isinstance(values[key], Mapping) else {}
-                missing += [f'{key}.{name}' for name in (f.name for f in fields(part)) if name not in there]
-        if missing:
-            raise ValueError(f'lacks {", ".join(missing)}')
-        wrong = [f'{name} = {values[name]}' for name in ('top1', 'top5', 'loss') if not _is_finite(values[name])]
-        if wrong:
-            raise ValueError(f'has {", ".join(wrong)}')
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        for key, part in parts.items():
-            known[key] = part(**{f.name: _frozen(values[key][f.name]) for f in fields(part)})
-        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of ``results.json``."""
-        values = asdict(self)
-        values['versions'] = dict(self.versions)
-        return values
+        """Give the content of ``results.json``."""
+        return asdict(replace(self, versions=dict(self.versions)))
 
 
-def _required(cls: type) -> list[str]:
-    return [f.name for f in fields(cls) if f.name != 'epoch']
+# What a record need not hold. All else has to be written, also what a constructor has a default for: no entry for the
+# licence does not mean that there is none.
+_MAY_BE_ABSENT = frozenset({'epoch'})
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+class _Kind(NamedTuple):
+    """A type of entries, in words and as a test."""
+    words: str
+    fits: Callable[[Any], bool]
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-@dataclass(frozen=True)
-class CheckpointFolder:
-    """A folder with the weights of a model, as timm and the Hub have them."""
-    path: Path
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    # Neither NaN nor infinity, nor an integer beyond all floats
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and len(value) > 0 and all(map(fits, value))
+
+
+def _is_text_by_name(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, (*value, *value.values())))
+
+
+_KINDS: dict[Any, _Kind] = {
+    bool: _Kind('true or false', lambda value: isinstance(value, bool)),
+    int: _Kind('a whole number, 0 or more', _is_count),
+    int | None: _Kind('a whole number, 0 or more, or null', lambda value: value is None or _is_count(value)),
+    float: _Kind('a finite number', _is_number),
+    str: _Kind('a text', _is_text),
+    str | None: _Kind('a text or null', lambda value: value is None or _is_text(value)),
+    tuple[int, ...]: _Kind('a list of whole numbers, 0 or more', _is_list_of(_is_count)),
+    tuple[float, ...]: _Kind('a list of finite numbers', _is_list_of(_is_number)),
+    Mapping[str, str]: _Kind('a text for each name', _is_text_by_name),
+}
+
+
+def _read_record(cls: type, values: Any, path: str, missing: list[str], wrong: list[str]) -> Any:
+    """Make a dataclass of what JSON holds, or note what it lacks and what in it is not of its type.
+
+    Args:
+        cls: The dataclass.
+        values: What should be a mapping with an entry for each of its fields.
+        path: What comes before the names of the entries, for the notes.
+        missing: Notes go here.
+        wrong: Notes go here.
+
+    Returns:
+        The record, None if anything was noted.
+    """
+    if not isinstance(values, Mapping):
+        if path:
+            wrong.append(f'{path[:-1]} = {reprlib.repr(values)} instead of named entries')
+            return None
+        values = {}
+    noted = len(missing) + len(wrong)
+    read = {}
+    for entry in fields(cls):
+        name = path + entry.name
+        if entry.name not in values:
+            if entry.name not in _MAY_BE_ABSENT:
+                missing.append(name)
+            continue
+        value = values[entry.name]
+        if is_dataclass(entry.type):
+            read[entry.name] = _read_record(entry.type, value, f'{name}.', missing, wrong)
+        elif _KINDS[entry.type].fits(value):
+            read[entry.name] = tuple(value) if isinstance(value, list) else value
+        else:
+            wrong.append(f'{name} = {reprlib.repr(value)} instead of {_KINDS[entry.type].words}')
+    return None if len(missing) + len(wrong) > noted else cls(**read)
+
+
+class _Folder:
+    """A folder that need not exist."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({str(self.path)!r})'
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.path == self.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+
+class CheckpointFolder(_Folder):
+    """A folder with the weights of a model, as timm and the Hub have them.
+
+    Args:
+        path: The folder. It need not exist.
+    """
 
     @property
     def config(self) -> Path:
@@ -184,51 +273,49 @@ class CheckpointFolder:
         return self.path / RESULTS
 
     def missing(self) -> list[str]:
-        """The names of the files without which nothing can be loaded, of those that are not there."""
-        return [name for name in (CONFIG, WEIGHTS) if not (self.path / name).is_file()]
+        """Name the files that are not there, of those without which nothing can be loaded."""
+        return [path.name for path in (self.config, self.weights) if not path.is_file()]
 
     def read_results(self) -> Results | None:
-        """The results on record, None if there are none.
+        """Read the results, None if there are none.
 
         Raises:
-            ValueError: The file cannot be read, or lacks something. The message names it.
+            ValueError: The file holds something else. The message names the file and the entries.
         """
         if not self.results.is_file():
             return None
         try:
             return Results.from_dict(json.loads(self.results.read_text(encoding='utf-8')))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+            problem = f'is not JSON ({_one_line(e)})'
         except ValueError as e:
-            raise ValueError(f"'{self.results}' {e}") from e
+            problem = str(e)
+        raise ValueError(
+            f"'{self.results}' cannot be read: it {problem}. Correct it, or remove it to go on without results.")
 
 
-class RunFolder:
+class RunFolder(_Folder):
     """The files of a run.
 
     Args:
         path: The folder. It need not exist.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    def __str__(self) -> str:
-        return str(self.path)
-
     @classmethod
     def containing(cls, checkpoint: str | os.PathLike) -> 'RunFolder | None':
-        """The run that a checkpoint folder is of: the folder itself or, of ``last/`` and ``ema/``, the one above."""
-        for path in (Path(checkpoint), Path(checkpoint, os.pardir)):
-            if (path / OPTIONS).is_file():
-                return cls(path)
-        return None
+        """Find the run of a checkpoint folder: the folder itself or, for ``last/`` and ``ema/``, the one above.
+
+        Returns:
+            The run, None if there are no options of one, or no such folder.
+        """
+        folder = Path(checkpoint)
+        candidates = (folder, folder.resolve().parent) if folder.is_dir() else ()
+        return next((cls(path) for path in candidates if (path / OPTIONS).is_file()), None)
 
     @classmethod
     def of_state(cls, state: str | os.PathLike) -> 'RunFolder':
-        """The run that a state file is of."""
-        return cls(Path(state).absolute().parents[1])
+        """Give the run that a state file belongs to."""
+        return cls(Path(os.path.abspath(state)).parent.parent)
 
     @property
     def options(self) -> Path:
@@ -265,7 +352,7 @@ class RunFolder:
 
     @property
     def previous_state(self) -> Path:
-        """The one before it."""
+        """The state before the newest."""
         return self.path / 'checkpoint' / 'previous.pt'
 
     @property
@@ -274,19 +361,19 @@ class RunFolder:
         return self.path / 'publish'
 
     def checkpoint(self, which: str) -> CheckpointFolder:
-        """The folder of one of ``CHECKPOINTS``."""
+        """Give the folder of one of ``CHECKPOINTS``."""
         return CheckpointFolder(self.path / CHECKPOINTS[which])
 
     def checkpoints(self) -> list[str]:
-        """Which of ``CHECKPOINTS`` are there."""
+        """Name those of ``CHECKPOINTS`` that are there."""
         return [which for which in CHECKPOINTS if not self.checkpoint(which).missing()]
 
     def find_state(self) -> Path | None:
-        """The newest state that is there."""
+        """Give the newest state that is there, None if there is none."""
         return next((path for path in (self.state, self.previous_state) if path.is_file()), None)
 
     def read_options(self) -> dict[str, Any] | None:
-        """The options of the run, None if they are not there.
+        """Read the options of the run, None if they are not there.
 
         Raises:
             ValueError: The file holds something else. The message names it.
@@ -295,12 +382,18 @@ class RunFolder:
             return None
         try:
             options = yaml.safe_load(self.options.read_text(encoding='utf-8'))
-        except (ValueError, yaml.YAMLError) as e:
-            raise ValueError(f"'{self.options}' is not YAML: {e}") from e
-        if not isinstance(options, dict):
-            raise ValueError(f"'{self.options}' does not hold the options of a run")
-        return options
+        except (ValueError, RecursionError, yaml.YAMLError) as e:
+            problem = f'is not YAML ({_one_line(e)})'
+        else:
+            if isinstance(options, dict) and all(map(_is_text, options)):
+                return options
+            problem = "does not hold the options of a run, one 'option: value' per line"
+        raise ValueError(f"'{self.options}' {problem}. Correct it, or remove it to go on without the options.")
 
     def write_options(self, options: Mapping[str, Any]) -> None:
         """Write the options, all or nothing."""
         replace_text(self.options, yaml.safe_dump(dict(options)))
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())

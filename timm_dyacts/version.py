@@ -1,4 +1,6 @@
 """The version of this package, and those of others that it supports."""
+__all__ = ['SUPPORTED', '__version__', 'unsupported']
+
 __version__ = '0.1.0'
 
 SUPPORTED = dict(torch='>=2.11', timm='>=1.0.31,<2', huggingface_hub='>=1.0')

@@ -2,17 +2,19 @@
 import signal
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.utils.distributed import init_distributed_device_so
+from timm.utils import init_distributed_device
+from torch import Tensor
 
 __all__ = ['StopSignal', 'TrainingInterrupted', 'World']
 
 
 class TrainingInterrupted(RuntimeError):
-    """A signal ended the training; its state has been saved.
+    """A signal ended the training. The message says what has been saved.
 
     Attributes:
         signum: The signal.
@@ -33,7 +35,7 @@ class World:
         device: Device of this process.
         rank: Number of this process.
         size: Number of processes.
-        control: Group over gloo for everything but gradients, so that no message of it waits for a GPU. None for a
+        control: Group over gloo for everything but gradients, so that no message of it waits for a GPU. ``None`` for a
             single process.
     """
     device: torch.device
@@ -44,11 +46,11 @@ class World:
     @classmethod
     def join(cls, device: torch.device) -> 'World':
         """Meet the other processes that torchrun or Slurm started, if they did."""
-        info = init_distributed_device_so(str(device))
-        if not info['distributed']:
+        info = SimpleNamespace(device=str(device))
+        device_of_rank = init_distributed_device(info)
+        if not info.distributed:
             return cls(device)
-        return cls(
-            torch.device(info['device']), info['global_rank'], info['world_size'], dist.new_group(backend='gloo'))
+        return cls(device_of_rank, info.rank, info.world_size, dist.new_group(backend='gloo'))
 
     @property
     def is_primary(self) -> bool:
@@ -56,7 +58,7 @@ class World:
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """The value of the primary process."""
+        """Give the value of the primary process."""
         if self.size == 1:
             return value
         values = [value]
@@ -64,15 +66,15 @@ class World:
         return values[0]
 
     def gather(self, value: Any) -> list[Any] | None:
-        """The values of all processes in the order of their ranks, for the primary one; None for the others."""
+        """Give the values of all processes by rank to the primary one, ``None`` to the others."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.is_primary else None
         dist.gather_object(value, values, dst=0, group=self.control)
         return values
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, shape (N,), of float64 values on the CPU."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up float64 values on the CPU, of any shape, over all processes."""
         if self.size > 1:
             dist.all_reduce(values, group=self.control)
         return values
@@ -116,7 +118,7 @@ class StopSignal:
             signal.signal(signum, self._previous[signum])
 
     def agreed(self) -> int:
-        """The signal that some process got, 0 if none did. With several processes the answer is one call old."""
+        """Give the signal that some process got, 0 if none did. With several processes the answer is one call old."""
         if self.world.size == 1:
             return self.signum
         answer = 0

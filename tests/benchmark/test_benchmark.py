@@ -1,29 +1,36 @@
-"""scripts/benchmark.py, at sizes that take no time. What it measures is no matter for a test."""
+"""The benchmark, at sizes that take no time. The times that it measures are no matter for a test."""
 import csv
-import runpy
-import sys
-from pathlib import Path
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from torch import nn
 
-SCRIPT = Path(__file__).parents[2] / 'scripts' / 'benchmark.py'
-
-
-@pytest.fixture(scope='module')
-def script():
-    return runpy.run_path(str(SCRIPT))
+from timm_dyacts import operators
+from timm_dyacts.benchmark import (
+    PARTS,
+    Aim,
+    Clock,
+    Report,
+    aims,
+    list_aims,
+    measure_aims,
+    measure_models,
+    measure_operator,
+    print_aims,
+)
+from timm_dyacts.cli.benchmark import create_parser, main
+from timm_dyacts.operators import benchmarks
 
 
 @pytest.fixture
-def run(script, monkeypatch, tmp_path):
-    """Runs the script, and returns the rows of its table."""
+def run(tmp_path):
+    """Run the command, and return the rows of its table."""
     def call(*options):
         output = tmp_path / 'results' / 'table.csv'
-        monkeypatch.setattr(sys, 'argv', ['benchmark.py', *options, '--device', 'cpu', '--output', str(output)])
-        script['main']()
+        main([*options, '--device', 'cpu', '--output', str(output)], prog='benchmark.py')
         assert {p.name for p in output.parent.iterdir()} == {'table.csv', 'table.png'}
         assert output.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
         with output.open() as file:
@@ -31,12 +38,12 @@ def run(script, monkeypatch, tmp_path):
     return call
 
 
-def test_operators(run, script, capsys):
+def test_operators(run, capsys):
     rows = run('ops', '--shapes', '2x4x8x6', '--dtypes', 'fp32', 'bf16', '--variants', 'ours', 'literal',
                '--repeats', '1')
-    assert {row['name'] for row in rows} == set(script['OPERATORS'])
+    assert {row['name'] for row in rows} == set(benchmarks())
     # two layouts, two dtypes, two passes, three variants
-    assert len(rows) == 24 * len(script['OPERATORS'])
+    assert len(rows) == 24 * len(benchmarks())
     for row in rows:
         assert float(row['milliseconds']) > 0 and float(row['bytes_ratio']) > 0
         assert row['torch'] == torch.__version__ and row['device'] and row['date']
@@ -62,63 +69,114 @@ def test_models(run):
 
 @pytest.mark.parametrize('name', ['dyrelu_a', 'dyrelu_b', 'dyrelu_c', 'softpool_2x2', 'softpool_3x3', 'brelu', 'belu',
                                   'bipolar_max_pool'])
-def test_the_literal_definition_computes_the_same(script, name):
+def test_the_literal_definition_computes_the_same(name):
     """It is the rival of the comparison, not a caricature."""
-    operator = script['OPERATORS'][name]
-    ours = operator.ours(4)
+    benchmark = benchmarks()[name]
+    ours = benchmark.ours(4)
     for param in ours.parameters():
         torch.nn.init.normal_(param)
     x = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(operator.literal(ours, x), ours(x), rtol=1e-4, atol=1e-5)
-    assert operator.floor()(x).shape == ours(x).shape
+    torch.testing.assert_close(benchmark.literal(ours, x), ours(x), rtol=1e-4, atol=1e-5)
+    assert benchmark.plain()(x).shape == ours(x).shape
 
 
-def test_aims(script, capsys):
-    aim = script['Aim']
+def test_every_operator_with_a_benchmark_record_is_offered(monkeypatch):
+    """A new operator is measured, and has the aim in bytes, from its record alone."""
+    record = operators.Benchmark('halve', lambda channels: nn.Identity(), nn.ReLU, lambda module, x: x, 2, 2)
+    halve = dataclasses.replace(operators.OPERATORS['brelu'], name='halve', benchmarks=(record,))
+    monkeypatch.setitem(operators.OPERATORS, 'halve', halve)
+    assert create_parser().parse_args(['ops', '--ops', 'halve']).ops == ['halve']
+    assert [aim.against for aim in list_aims('cuda') if aim.name == 'halve'] == ['bytes', 'bytes']
+    rows = measure_operator('halve', (2, 4, 2, 2), 'contiguous', 'fp32', ['floor'], Clock(torch.device('cpu'), 1))
+    assert {row['name'] for row in rows} == {'halve'}
+
+
+def test_a_clock_takes_the_median_of_as_many_calls_as_it_is_told():
+    calls = {'first': 0, 'second': 0}
+
+    def count(name):
+        calls[name] += 1
+
+    clock = Clock(torch.device('cpu'), repeats=3)
+    medians = clock.medians({name: lambda name=name: count(name) for name in calls})
+    assert calls == {'first': 5, 'second': 5}, 'two of them to warm up'
+    assert set(medians) == set(calls) and min(medians.values()) > 0
+    assert clock.peak_mib(lambda: None) is None, 'nobody counts the memory of a CPU'
+
+
+def test_a_report_prints_and_keeps_what_it_is_given(capsys):
+    clock = Clock(torch.device('cpu'), 1)
+    report = Report(clock.device)
+    report.add(measure_models(['test_resnet'], 2, 32, 'contiguous', 'fp32', False, clock, ['inference']))
+    [row] = report.rows
+    assert (row['measured'], row['variant'], row['shape']) == ('inference', 'ours', '2x3x32x32')
+    assert row['bytes_ratio'] is None and row['floor_ratio'] == 1
+    assert capsys.readouterr().out.split()[-5:-2] == ['fp32', 'inference', 'ours']
+
+
+def test_aims(capsys):
     case = dict(name='brelu', shape='1', layout='contiguous', dtype='fp32', measured='forward')
     rows = [
         case | dict(variant='floor', floor_ratio=1.0, bytes_ratio=1.0, milliseconds=2.0, peak_mib=10.0),
         case | dict(variant='ours', floor_ratio=1.2, bytes_ratio=1.1, milliseconds=2.4, peak_mib=11.0),
         case | dict(variant='literal', floor_ratio=6.0, bytes_ratio=6.0, milliseconds=12.0, peak_mib=30.0),
     ]
-    worst = {against: aim('brelu', 'forward', against, 1).worst(rows) for against in (
+    worst = {against: Aim('brelu', 'forward', against, 1).worst(rows) for against in (
         'floor', 'bytes', 'memory', 'literal')}
     assert worst == pytest.approx(dict(floor=1.2, bytes=1.1, memory=1.1, literal=0.2))
-    script['print_aims']([aim('brelu', 'forward', 'floor', 1.3), aim('brelu', 'forward', 'bytes', 1.05),
-                          aim('belu', 'forward', 'floor', 1)], rows)
+    print_aims([Aim('brelu', 'forward', 'floor', 1.3), Aim('brelu', 'forward', 'bytes', 1.05),
+                Aim('belu', 'forward', 'floor', 1)], rows)
     assert [line.split()[-1] for line in capsys.readouterr().out.split('\n')[1:4]] == ['met', 'MISSED', 'measured']
-    for aims in script['AIMS'].values():
-        assert all(aim.name in script['OPERATORS'] or aim.measured == 'training step' for aim in aims)
+    for device_type in ('cpu', 'cuda'):
+        assert list_aims(device_type)
+        assert all(aim.name in benchmarks() or aim.measured == 'training step' for aim in list_aims(device_type))
 
 
-def test_every_aim_on_cuda_is_measured(script, monkeypatch):
-    """Without a GPU, only what would be measured can be looked at."""
-    def measure_operator(name, shape, layout, dtype, variants, clock):
+def measured_for_aims(monkeypatch, device, parts):
+    """The (name, measured, variant) that would be measured, and nothing measured."""
+    def fake_operator(name, shape, layout, dtype, variants, clock):
         return [dict(name=name, measured=measured, variant=variant)
                 for measured in ('forward', 'forward+backward') for variant in variants]
 
-    def measure_models(names, batch_size, img_size, layout, dtype, compiled, clock, measured):
+    def fake_models(names, batch_size, img_size, layout, dtype, compiled, clock, measured):
         return [dict(name=name, measured=what, variant='compiled' if compiled else 'ours')
                 for name in names for what in measured]
 
-    measure_aims = script['measure_aims']
-    monkeypatch.setitem(measure_aims.__globals__, 'measure_operator', measure_operator)
-    monkeypatch.setitem(measure_aims.__globals__, 'measure_models', measure_models)
+    monkeypatch.setattr(aims, 'measure_operator', fake_operator)
+    monkeypatch.setattr(aims, 'measure_models', fake_models)
     rows = []
-    for part in script['PARTS']:
-        report = SimpleNamespace(add=rows.extend)
-        measure_aims([part], SimpleNamespace(device=torch.device('cuda')), report)
-    measured = {(row['name'], row['measured'], row['variant']) for row in rows}
-    assert {(aim.name, aim.measured, aim.variant) for aim in script['AIMS']['cuda']} <= measured
-    assert {name for name, *_ in measured} <= set(script['OPERATORS']) | set(timm.list_models())
+    for part in parts:
+        measure_aims([part], SimpleNamespace(device=torch.device(device)), SimpleNamespace(add=rows.extend))
+    return {(row['name'], row['measured'], row['variant']) for row in rows}
+
+
+def test_every_aim_on_cuda_is_measured(monkeypatch):
+    """Without a GPU, only what would be measured can be looked at."""
+    measured = measured_for_aims(monkeypatch, 'cuda', PARTS)
+    assert {(aim.name, aim.measured, aim.variant) for aim in list_aims('cuda')} <= measured
+    assert {name for name, *_ in measured} <= set(benchmarks()) | set(timm.list_models())
+
+
+def test_every_aim_on_the_cpu_is_measured(monkeypatch):
+    measured = measured_for_aims(monkeypatch, 'cpu', ['operators'])
+    assert {(aim.name, aim.measured, aim.variant) for aim in list_aims('cpu')} <= measured
 
 
 @pytest.mark.parametrize('options, error', [
     (['ops', '--shapes', '3x3'], '--shapes must be four sizes above 1 such as 32x64x56x56, got 3x3'),
+    (['ops', '--shapes', '3x3x1x3'], '--shapes must be four sizes above 1 such as 32x64x56x56, got 3x3x1x3'),
     (['ops', '--repeats', '0'], '--repeats must be at least 1, got 0'),
     (['models', '--batch-size', '0'], '--batch-size must be at least 1, got 0'),
+    (['models', '--img-size', '-1'], '--img-size must be at least 1, got -1'),
     (['models', '--models', 'no_such_model'], 'no_such_model'),
+    (['models', '--models', 'resnet50_brellu'], "--models 'resnet50_brellu'.*Close names: .*resnet50_brelu"),
 ])
 def test_bad_input(run, options, error):
-    with pytest.raises(SystemExit, match=error):
+    with pytest.raises(SystemExit, match=error) as exit_info:
         run(*options)
+    assert exit_info.value.code.startswith('benchmark.py: error: ')
+
+
+def test_the_chart_does_not_replace_the_table(tmp_path):
+    with pytest.raises(SystemExit, match='--output must not end in .png'):
+        main(['ops', '--output', str(tmp_path / 'table.png')])

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from support.loopback_hub import check_card
 from support.run_folder import ARGS, RESULTS
 
-from timm_dyacts import card
+from timm_dyacts import SoftPool2d, card
+from timm_dyacts.run_folder import Results, Start
 
 ROOT = Path(__file__).parents[2]
 SHA = 'ab' * 32
@@ -24,10 +25,13 @@ def model():
     return model
 
 
-def render(model, architecture='resnet10t_dyrelu_b', tag='c3_in1k', **facts):
-    defaults = dict(sha256=SHA, requires={'timm': '>=1.0.31'}, results=RESULTS, args=ARGS, files=['args.yaml'])
+def render(model, architecture='resnet10t_dyrelu_b', tag='c3_in1k', results=RESULTS, options=ARGS, **facts):
     config = dict(architecture=architecture, pretrained_cfg=dict(tag=tag, license='apache-2.0'))
-    return card.render_model_card('user/digits', model, config, **defaults | facts)
+    results = Results.from_dict(results) if results else None
+    start = card.resolve_start(config, results, options)
+    facts = dict(sha256=SHA, requires={'timm': '>=1.0.31'}, files=['args.yaml']) | facts
+    return card.render_model_card(
+        'user/digits', model, config, results=results, start=start, options=options, **facts)
 
 
 def metadata(text):
@@ -110,10 +114,42 @@ def test_without_results_the_options_tell_the_start_and_nothing_is_claimed(model
     assert '%' not in text.replace('.1%}', '').split('## Recipe')[0]
     assert metadata(text)['base_model'] == 'timm/resnet10t.c3_in1k'
     assert 'model-index' not in metadata(text) and 'metrics' not in metadata(text)
-    text = render(model, results=None, args=dict(ARGS, pretrained_path='/data/w.pth'))
+    text = render(model, results=None, options=dict(ARGS, pretrained_path='/data/w.pth'))
     assert 'base_model' not in metadata(text) and 'a file `w.pth`' in text and 'license' not in metadata(text)
-    assert 'started from random weights' in render(model, results=None, args=dict(ARGS, pretrained=False))
-    assert 'Nothing is on record' in render(model, results=None, args=None)
+    assert 'started from random weights' in render(model, results=None, options=dict(ARGS, pretrained=False))
+    assert 'Nothing is on record' in render(model, results=None, options=None)
+
+
+@pytest.mark.parametrize('weights, options, expected', [
+    (None, ARGS, Start('resnet10t_dyrelu_b', True, 'timm/resnet10t.c3_in1k', 'apache-2.0', 'exact', None)),
+    (None, dict(ARGS, kd_model='resnet50'),
+     Start('resnet10t_dyrelu_b', True, 'timm/resnet10t.c3_in1k', 'apache-2.0', 'exact', 'resnet50')),
+    (None, dict(ARGS, pretrained_path='/data/w.pth'), Start('resnet10t_dyrelu_b', True, '/data/w.pth', None, 'exact')),
+    (None, dict(ARGS, pretrained=False), Start('resnet10t_dyrelu_b', False)),
+    (None, {}, Start('resnet10t_dyrelu_b', False)),
+    (None, None, None),
+    (started(model='mine'), ARGS, Start('mine', *list(RESULTS['start'].values())[1:])),
+])
+def test_the_start_is_found_out(weights, options, expected):
+    config = dict(architecture='resnet10t_dyrelu_b', pretrained_cfg=dict(tag='c3_in1k', license='apache-2.0'))
+    assert card.resolve_start(config, weights and Results.from_dict(weights), options) == expected
+
+
+def test_a_start_that_is_none():
+    config = dict(architecture='resnet10t_dyrelu_b', pretrained_cfg=dict(license=['mit']))
+    with pytest.raises(ValueError, match=r'model = 3 instead of a text, source = \[1\] .*, kd_model = '):
+        card.resolve_start(config, None, dict(model=3, pretrained_path=[1], kd_model={}))
+    with pytest.raises(ValueError, match=r"license = \['mit'\] instead of a text or null"):
+        card.resolve_start(config, None, dict(pretrained=True))
+
+
+def test_options_may_lack_the_split(model):
+    assert 'expect a little less' not in render(model, options={'model': 'resnet10t_dyrelu_b'})
+
+
+def test_the_recipe_is_a_command(model):
+    recipe = render(model).split('## Recipe')[1].split('\n## ')[0]
+    assert 'pip install timm_dyacts\ntimm-dyacts train --config args.yaml\n' in recipe and 'scripts/' not in recipe
 
 
 def test_results_say_what_was_measured_where_and_when(model):
@@ -144,7 +180,7 @@ def test_pictures_are_shown(model):
 def test_the_best_epoch_of_a_split_flatters_that_split(model):
     assert 'expect a little less' in render(model)
     assert 'expect a little less' not in render(model, weights='last')
-    assert 'expect a little less' not in render(model, args=dict(ARGS, val_split='train'))
+    assert 'expect a little less' not in render(model, options=dict(ARGS, val_split='train'))
 
 
 @pytest.mark.parametrize('name, what, cited', [
@@ -157,6 +193,28 @@ def test_operators_are_those_that_are_in_the_model(name, what, cited):
         text = render(timm.create_model(name), architecture=name)
     assert what in text and cited in text and 'zenodo.4414861' in text
     assert len(re.findall(r'arxiv.org/abs', text)) == 1
+
+
+@pytest.mark.parametrize('name, kwargs, words', [
+    ('test_resnet', dict(act_layer='brelu'), '12 BReLU (own parameters: 0).'),
+    ('test_resnet', dict(act_layer='bprelu'), '12 BPReLU (own parameters: 12).'),
+    ('test_resnet', dict(aa_layer=SoftPool2d), 'SoftPool2d (own parameters: 0).'),
+    ('resnet10t_dyrelu_b', {}, None),
+])
+def test_the_parameters_of_operators_are_counted(name, kwargs, words):
+    model = timm.create_model(name, **kwargs)
+    section = render(model, architecture=name).split('## What the operators change')[1].split('\n## ')[0]
+    if words is None:
+        added = card.measure_size(model).params - card.measure_size(timm.create_model('resnet10t')).params
+        words = f'11 DyReLUB (own parameters: {added:,}).'
+    assert words in section
+
+
+def test_parameters_are_those_of_the_paper_beside_them():
+    """A model with the operators of two papers, one of which has parameters."""
+    model = timm.create_model('test_resnet', act_layer='bprelu', aa_layer=SoftPool2d)
+    text = render(model, architecture='test_resnet')
+    assert '12 BPReLU (own parameters: 12)' in text and 'SoftPool2d (own parameters: 0)' in text
 
 
 def test_a_plain_model_has_none():
@@ -201,4 +259,5 @@ def test_templates_are_in_the_wheel():
     patterns = re.search(r'^timm_dyacts = (\[.*\])$', (ROOT / 'pyproject.toml').read_text(), re.MULTILINE)[1]
     package = ROOT / 'timm_dyacts'
     packaged = {path for pattern in ast.literal_eval(patterns) for path in package.glob(pattern)}
-    assert set((package / 'templates').iterdir()) <= packaged
+    templates = set((package / 'card' / 'templates').iterdir())
+    assert templates <= packaged and package / 'card' / 'templates' / 'model_card.md' in templates

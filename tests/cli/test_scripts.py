@@ -1,4 +1,4 @@
-"""scripts/train.py and scripts/validate.py, as a user runs them."""
+"""Training, validation and prediction, as a user runs them."""
 import csv
 import json
 import os
@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import timm_dyacts  # noqa: F401
-from timm_dyacts.training.options import parse_train_args
+from timm_dyacts.cli.train import parse_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,10 +26,6 @@ def run_script(name, *options, cwd=ROOT):
     return subprocess.run(
         [sys.executable, str(ROOT / 'scripts' / name), *map(str, options)],
         cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-
-
-def script_parser(name):
-    return runpy.run_path(str(ROOT / 'scripts' / name))['create_parser']()
 
 
 @pytest.fixture
@@ -97,7 +93,7 @@ def test_run_prints_one_line_per_epoch_and_ends_with_the_summary(run):
     assert [line.split()[:2] for line in lines[1:-1]] == [['epoch', '0'], ['epoch', '1']]
     assert '12 training and 10 validation images of 2 classes' in lines[0]
     assert lines[-1].startswith('Best top1 ')
-    assert lines[-1].endswith(f'python scripts/validate.py --model {folder}')
+    assert lines[-1].endswith(f'timm-dyacts validate --model {folder}')
     assert process.stderr == '', 'no progress bar where nobody watches'
 
 
@@ -176,7 +172,7 @@ def test_command_line_beats_config_beats_recipe_beats_default(tmp_path):
     config.write_text('epochs: 7\nlr: 0.5\n')
 
     def parse(*argv):
-        return parse_train_args(script_parser('train.py'), argv)
+        return parse_config(argv)
 
     assert parse('--data-dir', 'x').hflip == 0.5
     assert parse().hflip == 0.0, 'a flipped digit is no digit'
@@ -192,8 +188,8 @@ def test_command_line_beats_config_beats_recipe_beats_default(tmp_path):
     (['--dataset', 'torch/cifar10', '--data-dir', 'cifar'], 'torch/cifar10', 'cifar'),
 ])
 def test_default_dataset(argv, dataset, data_dir):
-    args = parse_train_args(script_parser('train.py'), argv)
-    assert (args.dataset, args.data_dir) == (dataset, data_dir)
+    config = parse_config(argv)
+    assert (config.dataset, config.data_dir) == (dataset, data_dir)
 
 
 @pytest.mark.parametrize('script, options, message', [
@@ -202,9 +198,15 @@ def test_default_dataset(argv, dataset, data_dir):
     ('train.py', ['--data-dir', 'no/such/folder'], "existing image folder or tar file, got 'no/such/folder'"),
     ('train.py', ['--bach-size', '4'], 'unrecognized arguments: --bach-size'),
     ('train.py', ['-c', 'no_such.yaml'], '--config must be a readable YAML file'),
+    ('train.py', ['--clip-grad', '-1'], r'clip_grad \(--clip-grad\) must be a finite number above 0, or None, got -1'),
+    ('train.py', ['--lr', 'nan'], r'lr \(--lr\) must be a finite number above 0, got nan'),
+    ('train.py', ['--mixup', '0.2', '-b', '7'], '--batch-size must be even with --mixup or --cutmix, got 7'),
+    ('train.py', ['--device', 'gpu'], "--device must be the name of a device such as cpu or cuda, got 'gpu'"),
+    ('predict.py', ['x.png', '-m', 'net', '-b', '0'], r'batch_size \(--batch-size\) must be an integer of at least 1'),
     ('validate.py', ['--model', 'resnet18_dyrelu'], 'Close names: .*resnet18_dyrelu_'),
     ('validate.py', ['--model', 'local-dir:no/such/folder'], 'no/such/folder'),
     ('validate.py', [], 'required: -m/--model'),
+    ('validate.py', ['-m', 'a', 'b', '--checkpoint', 'c'], '--checkpoint holds the weights of one model, and'),
 ])
 def test_bad_input_is_one_clear_line(script, options, message, call_script, capsys):
     with pytest.raises(SystemExit) as exit_info:
@@ -217,7 +219,8 @@ def test_bad_input_is_one_clear_line(script, options, message, call_script, caps
 
 @pytest.mark.parametrize('text, message', [
     ('warmup_epoch: 3', "unknown option 'warmup_epoch'. Close names: warmup_epochs"),
-    ('sched: cosin', "sched must be one of cosine, tanh, poly, step, wsd, constant, got 'cosin'"),
+    ('sched: cosin', "sched (--sched) must be one of cosine, tanh, poly, step, wsd, constant, got 'cosin'. Close"),
+    ('lr: -1', 'lr (--lr) must be a finite number above 0, got -1'),
     ('- epochs', 'must hold one "option: value" per line'),
     ('{', '--config must be a readable YAML file'),
 ])

@@ -7,7 +7,9 @@ import torch
 from support.trained_like import max_diff, output, probe, trained_like, trained_like_
 from timm.layers import create_act_layer
 from timm.layers.pool2d_same import MaxPool2dSame
+from timm.models import group_parameters
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from timm_dyacts import (
     BELU,
@@ -15,7 +17,6 @@ from timm_dyacts import (
     BipolarMaxPool2d,
     BPReLU,
     BReLU,
-    ChannelAffine,
     ConversionError,
     DyReLU,
     DyReLUB,
@@ -23,6 +24,10 @@ from timm_dyacts import (
     SoftPool2dSame,
     convert,
 )
+from timm_dyacts.layers import ChannelAffine
+from timm_dyacts.layers.forms import static_form
+from timm_dyacts.operators import operator_parameters
+from timm_dyacts.piecewise_fit import fit_pieces
 
 RELU_NETS = ('resnet18', 'resnet26', 'resnext50_32x4d', 'seresnet50', 'densenet121', 'mobilenetv2_050')
 OTHER_NETS = ('mobilenetv3_small_100', 'efficientnet_b0')
@@ -419,10 +424,56 @@ def test_arguments_of_the_new_modules():
     (dict(act='brelu', where='outer'), "where must be one of 'inner', 'all', got 'outer'"),
     (dict(act='brelu', layout='thirds'), "layout must be one of 'interleaved', 'halves', got 'thirds'"),
     (dict(act='brelu', input_size=(3, 64)), 'input_size must be a positive'),
+    # what cannot have an effect
+    (dict(act='brelu', where='all'), "where must be left out for act='brelu'.*It is for act='dyrelu_a', 'dyrelu_b', '"),
+    (dict(act='brelu', where='inner'), "where must be left out for act='brelu'.*got 'inner'"),
+    (dict(act='relu', start='fit'), "start must be left out for act='relu'.*got 'fit'"),
+    (dict(pool='softpool', where='all'), 'where must be left out for act=None'),
+    (dict(act='dyrelu_b', layout='halves'), "layout must be left out for act='dyrelu_b'.*It is for act='brelu', 'be"),
+    (dict(norm='none', layout='halves'), 'layout must be left out for act=None'),
+    (dict(norm='none', act_kwargs=dict(reduction=4)), "act_kwargs must be left out without act, got {'reduction': 4}"),
+    (dict(act='brelu', pool_kwargs=dict(beta=2.0)), "pool_kwargs must be left out without pool, got {'beta': 2.0}"),
+    (dict(act='dyrelu_b', act_kwargs=dict(reducton=4)),
+     "act_kwargs must hold arguments of act='dyrelu_b', got 'reducton'; its arguments are reduction, k, lambda_a, la"),
+    (dict(act='brelu', act_kwargs=dict(alpha=1.0, layout='halves')), "got 'alpha', 'layout'; .* inplace, max_value"),
+    (dict(act='dyrelu_b', act_kwargs=dict(mode='c')), "act_kwargs must .* got 'mode'"),
+    (dict(act='dyrelu_b', act_kwargs=dict(channels=64)), "act_kwargs must .* got 'channels'"),
+    (dict(act='leaky_relu', act_kwargs=dict(slope=0.1)), "got 'slope'; its arguments are negative_slope, inplace"),
+    (dict(pool='softpool', pool_kwargs=dict(temperature=2.0)),
+     "pool_kwargs must hold arguments of pool='softpool', got 'temperature'; its arguments are kernel_size, .*beta"),
 ])
 def test_bad_arguments(kwargs, message):
+    model = timm.create_model('resnet18')
+    modules = list(model.modules())
     with pytest.raises(ValueError, match=message):
-        convert(timm.create_model('resnet18'), **kwargs)
+        convert(model, **kwargs)
+    assert list(model.modules()) == modules
+
+
+def test_options_may_be_given_their_default():
+    by_default = convert(trained_like('resnet26'), act='dyrelu_b')
+    spelt_out = convert(trained_like('resnet26'), act='dyrelu_b', where='inner', start='relu', act_kwargs={})
+    assert spelt_out.conversion.counts == by_default.conversion.counts
+    assert convert(trained_like('resnet18'), act='brelu', layout='interleaved').layer1[0].act1.layout == 'interleaved'
+
+
+@pytest.mark.parametrize('first, again', [
+    (dict(act='dyrelu_b'), dict(act='dyrelu_b', act_kwargs=dict(reduction=4))),
+    (dict(act='brelu'), dict(act='brelu', act_kwargs=dict(inplace=True))),
+    (dict(pool='softpool'), dict(pool='softpool', pool_kwargs=dict(beta=2.0))),
+])
+def test_arguments_of_what_is_there_already_are_refused(first, again):
+    model = convert(timm.create_model('resnet18'), **first)
+    name = next(key for key in again if key.endswith('kwargs'))
+    with pytest.raises(ConversionError, match=f'{name}=.*has no effect: .* already'):
+        convert(model, **again)
+
+
+def test_act_kwargs_that_change_what_is_there_are_taken():
+    model = convert(timm.create_model('resnet18'), act='brelu')
+    convert(model, act='brelu', act_kwargs=dict(max_value=6.0))
+    assert {m.max_value for m in model.modules() if isinstance(m, BReLU)} == {6.0}
+    assert model.conversion.function == 'approximate'
 
 
 def test_nothing_to_replace():
@@ -437,3 +488,210 @@ def test_the_report_reads_well():
     assert '1 x MaxPool2d -> BipolarMaxPool2d' in text
     assert 'function: exact (largest difference 0' in text
     assert 'left alone: layer1.0.se.act (ReLU): inside a gate' in text
+
+
+# Parameter groups
+
+
+@pytest.mark.parametrize('act', ['dyrelu_b', 'bprelu'])
+def test_the_parameters_of_operators_have_a_group(act):
+    """Those of the stem, too, which no pattern of a ResNet matches."""
+    model = convert(timm.create_model('resnet18'), act=act)
+    own = operator_parameters(model)
+    assert any(name.startswith('act1.') for name in own)
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    assert layers['act1.fc1_weight' if act == 'dyrelu_b' else 'act1.weight'] == layers['conv1.weight']
+    assert len(own) > 1 and own.keys() <= layers.keys()
+
+
+@pytest.mark.parametrize('act', ['dyrelu_b', 'bprelu'])
+def test_converting_back_removes_what_was_put_in(act):
+    model = timm.create_model('resnet18')
+    before = set(vars(model)), list(model.state_dict()), model.group_matcher()
+    convert(model, act=act)
+    assert 'group_matcher' in vars(model)
+    convert(model, act='relu')
+    assert 'group_matcher' not in vars(model)
+    assert vars(model).keys() - {'conversion'} == before[0]
+    assert list(model.state_dict()) == before[1]
+    assert model.group_matcher() == before[2]
+
+
+def test_a_group_matcher_of_the_users_own_stays():
+    model = timm.create_model('resnet18')
+    model.group_matcher = own = lambda coarse=False: dict(everything='.')
+    convert(model, act='dyrelu_b')
+    convert(model, act='relu')
+    assert model.group_matcher is own
+
+
+def test_undo_restores_the_group_matcher(monkeypatch):
+    model = timm.create_model('resnet18')
+    monkeypatch.setattr(DyReLU, 'forward', lambda self, x: x)
+    with pytest.raises(ConversionError, match='though every step should be exact'):
+        convert(model, act='dyrelu_b')
+    assert 'group_matcher' not in vars(model)
+    monkeypatch.undo()
+    convert(model, act='dyrelu_b')
+    matcher = model.group_matcher
+    monkeypatch.setattr(nn.ReLU, 'forward', lambda self, x: x)
+    with pytest.raises(ConversionError, match='though every step should be exact'):
+        convert(model, act='relu')
+    assert model.group_matcher is matcher
+
+
+# Signals and volumes
+
+
+def signals(conv, norm, pool, average):
+    return nn.Sequential(
+        conv(2, 8, 3, padding=1), norm(8), nn.ReLU(), pool(2), conv(8, 8, 3, padding=1, groups=2), norm(8), nn.ReLU(),
+        average(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+RANKS = {
+    1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d),
+    3: (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, nn.AdaptiveAvgPool3d),
+}
+
+
+@torch.no_grad()
+def trained_signals(rank):
+    torch.manual_seed(0)
+    net = signals(*RANKS[rank])
+    for norm in (net[1], net[5]):
+        norm.weight.uniform_(-1, 1)
+        norm.bias.normal_()
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+@pytest.mark.parametrize('kwargs', [dict(act='dyrelu_b'), dict(act='brelu'), dict(norm='none')])
+@pytest.mark.parametrize('rank', RANKS)
+def test_networks_of_other_ranks(rank, kwargs):
+    net = trained_signals(rank)
+    x = torch.randn(3, 2, *[12] * rank)
+    expected = output(net, x)
+    for size in (None, (2, *[10] * rank)):
+        converted = convert(copy.deepcopy(net), **kwargs, input_size=size)
+        assert converted.conversion.function == 'exact' and converted.conversion.max_diff is not None
+        assert max_diff(output(converted, x), expected) < 1e-5
+        assert len(converted.conversion.replaced) >= 2
+
+
+def test_linear_networks():
+    net = nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(4, 7)
+    expected = output(net, x)
+    assert torch.equal(output(convert(net, act='brelu'), x), expected)
+
+
+def test_what_the_probe_cannot_guess_is_said():
+    class Sum(nn.Module):
+        def forward(self, x, y):
+            return torch.relu(x + y)
+
+    with pytest.raises(ConversionError, match='pass input_size, the size of its input without the batch dimension'):
+        convert(Sum(), act='brelu')
+
+
+# Outputs other than one tensor
+
+
+class Outputs(nn.Module):
+    """Two heads and a feature map, as ``form`` arranges them."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 4)
+        self.form = form
+
+    def forward(self, x):
+        stem = self.stem(x)
+        body = self.body(stem)
+        return self.form(self.head(body.mean((2, 3))), stem, body)
+
+
+FORMS = dict(
+    logits_twice=lambda y, a, b: (y, y * 2),
+    features=lambda y, a, b: dict(logits=y, features=[a, b]),
+    features_only=lambda y, a, b: [a, b.mean((2, 3))],
+)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_every_tensor_of_the_output_is_compared(form):
+    net = trained_like_(Outputs(FORMS[form]), 16)
+    with torch.no_grad():
+        expected = tree_leaves(net(probe(16)))
+    report = convert(net, act='brelu', input_size=(3, 16, 16)).conversion
+    assert report.function == 'exact' and report.max_diff == 0
+    assert report.flipped_output == (form != 'logits_twice')
+    with torch.no_grad():
+        outputs = tree_leaves(net(probe(16)))
+    for y, z in zip(outputs, expected, strict=True):
+        assert torch.equal(y.abs(), z.abs())
+        if z.shape[1] == 4 or form == 'logits_twice':
+            assert torch.equal(y, z)
+        else:  # the flip follows the channels of features
+            signs = torch.tensor([1, -1] * 4).view(1, 8, *[1] * (z.ndim - 2))
+            assert torch.equal(y, z * signs)
+
+
+@pytest.mark.parametrize('broken', [0, 1])
+def test_a_difference_in_any_tensor_is_noticed(broken):
+    class Broken(Outputs):
+        def forward(self, x):
+            outputs = list(super().forward(x))
+            outputs[broken] = outputs[broken] + isinstance(self.body[2], BReLU)
+            return outputs
+
+    net = trained_like_(Broken(FORMS['logits_twice']), 16)
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(ConversionError, match='though every step should be exact'):
+        convert(net, act='brelu', input_size=(3, 16, 16))
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_an_output_without_tensors_is_not_called_compared():
+    class Text(nn.Sequential):
+        def forward(self, x):
+            super().forward(x)
+            return 'done'
+
+    net = convert(Text(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), norm='none')
+    assert net.conversion.max_diff is None
+    assert net.conversion.notes == ['the output holds no tensor that could be compared']
+
+
+# What counts as the same function
+
+
+def test_bounds_make_another_function():
+    net = Net(nn.Hardtanh(-1.0, 1.0))
+    convert(net, act='bipolar', input_size=(3, 16, 16))
+    assert isinstance(net.middle, Bipolar) and net.conversion.function == 'exact'
+    assert not static_form(nn.Hardtanh(-1, 1)).same_function(static_form(nn.Hardtanh(-2, 2)))
+    assert static_form(nn.Hardtanh(-2, 2)).same_function(static_form(nn.Hardtanh(-2, 2)))
+    assert not static_form(nn.Hardtanh(0, 6)).same_function(static_form(nn.Hardtanh(0, 4)))
+    assert static_form(nn.Hardtanh(0, 6)).same_function(static_form(nn.ReLU6()))
+    for bounds, exact in (((0.0, 6.0), True), ((-1.0, 6.0), False)):
+        net = Net(nn.Hardtanh(*bounds))
+        convert(net, act='brelu', input_size=(3, 16, 16))
+        assert next(r for r in net.conversion.replaced if r.name == 'middle').exact == exact
+
+
+@pytest.mark.parametrize('act', ['belu', 'bselu'])
+def test_a_start_fitted_to_a_bipolar_activation(act):
+    model = convert(timm.create_model('resnet18', act_layer='elu' if act == 'belu' else 'selu'), act=act)
+    convert(model, act='dyrelu_b', start='fit')
+    fitted = fit_pieces(nn.ELU() if act == 'belu' else nn.SELU())
+    assert {tuple(m.alpha) for m in model.modules() if isinstance(m, DyReLU)} == {tuple(fitted[0])}
+
+
+def test_new_plain_parameters_have_the_dtype_of_the_model():
+    model = convert(timm.create_model('resnet18').double(), act='prelu')
+    assert {p.dtype for p in model.parameters()} == {torch.float64}

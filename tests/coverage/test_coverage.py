@@ -1,6 +1,7 @@
-"""scripts/coverage.py, as a user runs it: killed and resumed, out of time, bereft of a worker."""
+"""The coverage of timm, as a user measures it: killed and resumed, out of time, bereft of a worker."""
 import csv
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -9,15 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from support.readme import README
+from torch import nn
+
+from timm_dyacts.coverage import COLUMNS, default_operations, operations, summarise
+from timm_dyacts.coverage.trained_like import trained_like_
+from timm_dyacts.operators import OPERATORS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / 'scripts' / 'coverage.py'
-
-
-@pytest.fixture(scope='module')
-def script():
-    """What the script defines."""
-    return runpy.run_path(str(SCRIPT))
 
 
 @pytest.fixture
@@ -72,10 +75,10 @@ def table(tmp_path_factory):
     return path
 
 
-def test_a_killed_run_resumes_to_the_full_table(table, script):
+def test_a_killed_run_resumes_to_the_full_table(table):
     with open(table, newline='') as f:
         rows = [(row['architecture'], row['operation']) for row in csv.DictReader(f)]
-    assert sorted(rows) == sorted((a, o) for a in ('test_resnet', 'test_vit') for o in script['DEFAULT_OPERATIONS'])
+    assert sorted(rows) == sorted((a, o) for a in ('test_resnet', 'test_vit') for o in default_operations())
 
 
 def test_rows_tell_what_came_of_each_case(table):
@@ -108,7 +111,7 @@ def test_a_case_out_of_time_is_stopped_and_can_be_retried(tmp_path):
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds the worker through /proc')
-def test_the_death_of_a_worker_costs_one_case(tmp_path, script):
+def test_the_death_of_a_worker_costs_one_case(tmp_path):
     """As when the system runs out of memory."""
     path = tmp_path / 'coverage.csv'
     process = start(path, '--filter', 'test_resnet', 'test_byobnet')
@@ -118,28 +121,30 @@ def test_the_death_of_a_worker_costs_one_case(tmp_path, script):
     os.kill(worker, signal.SIGKILL)
     finish(process)
     rows = read(path).values()
-    assert len(rows) == 2 * len(script['DEFAULT_OPERATIONS'])
+    assert len(rows) == 2 * len(default_operations())
     lost, = (row for row in rows if row['result'] == 'error')
     assert lost['reason'] == 'the process died (exit code -9)'
 
 
-def test_summary_adds_up(script):
-    """Of the architectures with an activation, 4 of 6 convert, 2 exactly; of the 2 ReLU CNNs 1 exactly.
+def row(architecture, contains, relu_cnn, result, operation='brelu', difference='', reason=''):
+    return dict.fromkeys(COLUMNS, '') | dict(
+        architecture=architecture,
+        operation=operation,
+        contains=contains,
+        relu_cnn=relu_cnn,
+        result=result,
+        difference=difference,
+        reason=reason,
+    )
+
+
+def test_summary_adds_up():
+    """Of the architectures with an activation, 4 of 8 convert, 2 exactly; of the 2 ReLU CNNs 1 exactly.
 
     One that no row tells about in full ('f') counts as containing what is asked for, and one without a comparison ('g')
     does not count in the median.
     """
-    def row(architecture, contains, relu_cnn, result, operation='brelu', difference=''):
-        return dict.fromkeys(script['COLUMNS'], '') | dict(
-            architecture=architecture,
-            operation=operation,
-            contains=contains,
-            relu_cnn=relu_cnn,
-            result=result,
-            difference=difference,
-        )
-
-    text = script['summary']([
+    text = summarise([
         row('a', '1', '1', 'exact', difference='0'),
         row('b', '1', '1', 'approximate', difference='0.25'),
         row('c', '1', '0', 'exact', difference='1e-06'),
@@ -147,12 +152,38 @@ def test_summary_adds_up(script):
         row('e', '0', '0', 'absent'),
         row('f', '', '', 'timeout'),
         row('g', '1', '0', 'approximate'),
+        row('h', '', '', 'error', reason='the process died (exit code -9)'),
+        row('i', '1', '0', 'error', reason='ZeroDivisionError at file.py:1: division by zero'),
         row('a', '1', '1', 'exact', operation='nobn'),
     ])
-    header, _, brelu, nobn = text.splitlines()
+    header, _, brelu, nobn, _, *notes = text.splitlines()
     assert header.count('|') == brelu.count('|') == nobn.count('|')
-    assert brelu == '| `brelu` | 6 | 4 (66.7%) | 2 (33.3%) | 1 of 2 (50.0%) | 0.25 | 1 | 1 |'
-    assert nobn == '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) |  | 0 | 0 |'
+    assert brelu == '| `brelu` | 8 | 4 (50.0%) | 2 (25.0%) | 1 of 2 (50.0%) | 1 | 2 |'
+    assert nobn == '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) | 0 | 0 |'
+    assert notes == [
+        '- `brelu`, where not exact: median difference 0.25 of the largest output',
+        '- `brelu`, errors: 1 (i)',
+    ]
+
+
+def test_the_summary_is_the_table_of_the_readme():
+    """Rows that are made up from the numbers in the README's table give that table."""
+    table = README.split('`--summary` printed:\n\n')[1].split('\n\n')[0]
+    rows = []
+    for line in table.splitlines()[2:]:
+        operation, contain, convert, exact, relu, refused, ran_out = line.strip('| ').split(' | ')
+        converted, exactly, refused, ran_out = (int(re.match(r'\d+', cell)[0]) for cell in (
+            convert, exact, refused, ran_out))
+        exact_relus, relus = map(int, re.match(r'(\d+) of (\d+)', relu).groups())
+        results = ['exact'] * exactly + ['approximate'] * (converted - exactly) \
+            + ['refused'] * refused + ['timeout'] * ran_out
+        assert len(results) == int(contain), 'no case is lost'
+        is_relu = [i < exact_relus or exactly <= i < exactly + relus - exact_relus for i in range(len(results))]
+        rows += [
+            row(str(i), '1', str(int(cnn)), result, operation.strip('`'))
+            for i, (result, cnn) in enumerate(zip(results, is_relu, strict=True))
+        ]
+    assert summarise(rows) == table
 
 
 def test_summary_of_a_table(table, call_script, capsys):
@@ -161,11 +192,21 @@ def test_summary_of_a_table(table, call_script, capsys):
     moved = {operation: float(rows['test_vit', operation]['difference']) for operation in ('dyrelu_b', 'brelu')}
     moved['softpool'] = float(rows['test_resnet', 'softpool']['difference'])
     assert capsys.readouterr().out.splitlines()[2:] == [
-        f'| `dyrelu_b` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | {moved["dyrelu_b"]} | 0 | 0 |',
-        f'| `brelu` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | {moved["brelu"]} | 0 | 0 |',
-        f'| `softpool` | 1 | 1 (100.0%) | 0 (0.0%) | 0 of 1 (0.0%) | {moved["softpool"]} | 0 | 0 |',
-        '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) |  | 0 | 0 |',
+        '| `dyrelu_b` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | 0 | 0 |',
+        '| `brelu` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | 0 | 0 |',
+        '| `softpool` | 1 | 1 (100.0%) | 0 (0.0%) | 0 of 1 (0.0%) | 0 | 0 |',
+        '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) | 0 | 0 |',
+        '',
+        *(f'- `{operation}`, where not exact: median difference {value} of the largest output'
+          for operation, value in moved.items()),
     ]
+
+
+def test_the_operations_come_from_the_table_of_operators():
+    assert default_operations() == ['dyrelu_b', 'brelu', 'softpool', 'nobn']
+    assert set(operations()) == {*OPERATORS, 'nobn', 'dyrelu_b_fit', 'dyrelu_b_fit_k3'}
+    assert operations()['dyrelu_b_fit_k3'] == dict(act='dyrelu_b', start='fit', act_kwargs=dict(k=3))
+    assert operations()['softpool'] == dict(pool='softpool')
 
 
 def test_a_fitted_start_moves_the_outputs_less(tmp_path):
@@ -186,3 +227,35 @@ def test_bad_input_is_one_clear_line(options, message, tmp_path, call_script):
     with pytest.raises(SystemExit) as exit_info:
         call_script('--output', str(tmp_path / 'coverage.csv'), *options)
     assert exit_info.value.code == f'coverage.py: error: {message}'
+
+
+class TestTrainedLike:
+    """Stand-ins for trained models: the same numbers as ever, or nothing could be compared with former tables."""
+
+    def build(self, exact_statistics):
+        torch.manual_seed(0)
+        model = timm.create_model('test_resnet')
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        return trained_like_(model, [x], generator, scales=(0.1, 0.5), exact_statistics=exact_statistics), x
+
+    def test_exact_statistics_are_those_of_the_batch(self):
+        model, x = self.build(exact_statistics=True)
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        inputs = []
+        handle = norms[0].register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
+        with torch.no_grad():
+            model.train()(x)
+        handle.remove()
+        torch.testing.assert_close(norms[0].num_batches_tracked, torch.tensor(2))
+        model, _ = self.build(exact_statistics=True)
+        norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+        torch.testing.assert_close(norm.running_mean, inputs[0].mean((0, 2, 3)))
+        torch.testing.assert_close(norm.running_var, inputs[0].var((0, 2, 3)))
+        assert norm.momentum == 0.1 and not model.training
+        assert norm.weight.abs().min() >= 0.1 and norm.weight.abs().max() <= 0.6
+
+    def test_other_statistics_are_moved(self):
+        (exact, _), (moved, _) = self.build(True), self.build(False)
+        for (name, a), b in zip(exact.state_dict().items(), moved.state_dict().values(), strict=True):
+            assert torch.equal(a, b) == ('running' not in name), name

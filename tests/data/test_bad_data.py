@@ -80,7 +80,7 @@ def test_labels_beyond_the_classes(run, photos):
         return None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('timm_dyacts.training.run.class_names', hide_names)
+        patch.setattr('timm_dyacts.training.setup.class_names', hide_names)
         with pytest.raises(DataError, match=r'red/\d\.png has label 2, beyond --num-classes 2'):
             run('--num-classes', '2')
         with pytest.raises(ValueError, match='--num-classes is needed'):

@@ -18,8 +18,8 @@ from timm_dyacts.data.resumable import (
     SeededErasing,
     StreamLoader,
     TrainBatches,
-    isolated_rng,
 )
+from timm_dyacts.rng import isolated_rng
 
 pytest.importorskip('sklearn.datasets')
 

@@ -1,4 +1,4 @@
-"""scripts/predict.py, and scripts/validate.py on several models."""
+"""Prediction, and validation of several models, through the scripts."""
 import csv
 import json
 import runpy
@@ -100,10 +100,13 @@ def test_find_images(photos, tmp_path):
         find_images([str(tmp_path)])
 
 
-def test_predict_refuses(model, photos, call):
-    for options, message in ((['--topk', '0'], '--topk must be at least 1'), (['-m', 'resnet5O'], 'Close names: ')):
-        with pytest.raises(SystemExit, match=message):
-            call('predict.py', '-m', model, photos, *options)
+@pytest.mark.parametrize('options, message', [
+    (['--topk', '0'], r'predict.py: error: topk \(--topk\) must be an integer of at least 1, got 0'),
+    (['-m', 'resnet5O'], 'Close names: '),
+])
+def test_predict_refuses(model, photos, call, options, message):
+    with pytest.raises(SystemExit, match=message):
+        call('predict.py', '-m', model, photos, *options)
 
 
 def test_validate_several_models(model, photos, call, tmp_path):

@@ -14,8 +14,9 @@ from support.small_run import train_small
 
 import timm_dyacts
 from timm_dyacts.evaluation import evaluate
-from timm_dyacts.evaluation.pictures import DyReLUStats
+from timm_dyacts.evaluation.pictures import DyReLUStats, Mistake, plot_mistakes
 from timm_dyacts.evaluation.report import _DyReLURecorder, _pool_in_three_ways, write_report
+from timm_dyacts.plotting import create_figure
 from timm_dyacts.training.log import best_row, write_summary
 
 pytest.importorskip('matplotlib')
@@ -61,7 +62,29 @@ def test_no_mistakes_no_grid(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['confusion.png']
 
 
+@pytest.mark.parametrize('count', [1, 2, 3, 4, 24])
+def test_the_title_of_few_mistakes_is_not_cut_off(tmp_path, monkeypatch, count):
+    figures = []
+
+    def remember(*args, **kwargs):
+        figures.append(create_figure(*args, **kwargs))
+        return figures[-1]
+
+    monkeypatch.setattr('timm_dyacts.evaluation.pictures.create_figure', remember)
+    mistakes = [Mistake(torch.rand(3, 8, 8), 0, 1, 0.9)] * count
+    title = f'{count} of 100000 validation images classified wrongly; the surest mistakes first'
+    plot_mistakes(mistakes, ['a class with a long name', 'b'], tmp_path / 'mistakes.png', title)
+    [figure] = figures
+    figure.draw_without_rendering()
+    [text] = figure.texts
+    assert text.get_text() == title
+    box = text.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert all(box.y0 >= ax.get_tightbbox().y1 for ax in figure.axes[:6]), 'nor over the pictures'
+
+
 def test_pooled_maps_are_max_average_and_soft():
+    torch.manual_seed(0)  # two values that are all but equal would both count in the sharpest softmax
     x = torch.randn(1, 6, 9, 9, dtype=torch.double)
     pool = timm_dyacts.SoftPool2d(3, 2, padding=1, beta=1.5)
     before, most, mean, soft = _pool_in_three_ways(pool, x).values()
@@ -78,11 +101,11 @@ def test_dyrelu_statistics():
     torch.manual_seed(0)
     module = timm_dyacts.DyReLUB(6)
     torch.nn.init.normal_(module.fc2_weight)
-    recorder = _DyReLURecorder('act', module)
     batches = [torch.randn(20, 6, 4, 4) for _ in range(2)]
-    for batch in batches:
-        module(batch)
-    stats = recorder.finish()
+    with _DyReLURecorder('act', module) as recorder:
+        for batch in batches:
+            module(batch)
+    stats = recorder.stats()
     coefficients = module.coefficients(torch.cat(batches)).detach().double()
     expected = torch.stack([coefficients[..., i].flatten().quantile(0.5) for i in range(4)])
     torch.testing.assert_close(stats.quantiles([0.5])[:, 0], expected, atol=0.01, rtol=0)
@@ -93,9 +116,9 @@ def test_dyrelu_statistics():
 
 
 def test_a_fresh_dyrelu_shows_as_relu():
-    recorder = _DyReLURecorder('act', timm_dyacts.DyReLUB(4))
-    recorder.module(torch.randn(8, 4, 3, 3))
-    stats: DyReLUStats = recorder.finish()
+    with _DyReLURecorder('act', timm_dyacts.DyReLUB(4)) as recorder:
+        recorder.module(torch.randn(8, 4, 3, 3))
+    stats: DyReLUStats = recorder.stats()
     torch.testing.assert_close(
         stats.quantiles([0.05, 0.95]), stats.start[:, None].expand(-1, 2), atol=5.1e-3, rtol=0)
     assert stats.over_images.max() == 0
@@ -131,7 +154,7 @@ def test_the_average_in_the_folder_is_the_one_that_was_evaluated(run, monkeypatc
         seen[metrics['loss']] = {key: value.clone() for key, value in model.state_dict().items()}
         return metrics
 
-    monkeypatch.setattr('timm_dyacts.training.run.evaluate', remember)
+    monkeypatch.setattr('timm_dyacts.training.trainer.evaluate', remember)
     folder = run('--model-ema', '--model-ema-decay', '0.5', '--eval-metric', 'loss')
     results = json.loads((folder / 'ema' / 'results.json').read_text())
     model = timm.create_model(f'local-dir:{folder / "ema"}', pretrained=True)
@@ -146,7 +169,7 @@ def test_best_row():
 
 
 def test_summary_is_written_in_one_piece(tmp_path, monkeypatch):
-    write_summary([dict(epoch=0, lr=1)], str(tmp_path))
+    write_summary([dict(epoch=0, lr=1)], tmp_path / 'summary.csv')
     old = (tmp_path / 'summary.csv').read_text()
 
     def fail(file):
@@ -154,7 +177,7 @@ def test_summary_is_written_in_one_piece(tmp_path, monkeypatch):
 
     monkeypatch.setattr('os.fsync', fail)
     with pytest.raises(OSError, match='No space left'):
-        write_summary([dict(epoch=0, lr=1), dict(epoch=1, lr=1)], str(tmp_path))
+        write_summary([dict(epoch=0, lr=1), dict(epoch=1, lr=1)], tmp_path / 'summary.csv')
     assert (tmp_path / 'summary.csv').read_text() == old == 'epoch,lr\n0,1\n'
 
 

@@ -152,6 +152,9 @@ def without(name):
     (without('model.safetensors'), ['model.safetensors', 'allow_pickle=True']),
     (lambda files: with_config(files, pretrained_cfg=None), ["not one of timm's"]),
     (lambda files: with_config(files, num_classes=11), ['contradicts itself', 'model_args.num_classes is 10']),
+    (lambda files: with_config(files, num_classes=[11]), ['contradicts itself', 'num_classes is [11]']),
+    (lambda files: with_config(files, timm_dyacts=dict(requires=dict(timm=['>=1']))), ['no version specifier']),
+    (lambda files: files | {'config.json': b'[' * 100_000}, ['config.json', 'not JSON']),
     (lambda files: with_config(with_another_classifier(files), timm_dyacts={}), ['size mismatch for fc', 'same model']),
     (lambda files: with_config(files, model_args=dict(no_such_argument=1)), ['no_such_argument', 'same model']),
     (lambda files: with_config(files | {'model.safetensors': files['model.safetensors'][:-9]}, timm_dyacts={}),
@@ -159,7 +162,7 @@ def without(name):
     (lambda files: files | {'model.safetensors': files['model.safetensors'][:-1] + b'x'},
      ['it was changed there', 'removed from the cache']),
 ], ids=['architecture', 'newer', 'specifier', 'foreign', 'not JSON', 'no config', 'no weights', 'no cfg', 'classes',
-        'shape', 'model_args', 'truncated', 'tampered'])
+        'list', 'specifier list', 'deep', 'shape', 'model_args', 'truncated', 'tampered'])
 def test_bad_repos_have_clear_errors(served, server, client, files, repo_id, change, words):
     server.add_repo(repo_id, change(files))
     with pytest.raises(ClientError) as error:
@@ -207,6 +210,26 @@ def test_failed_downloads_are_explained_and_leave_nothing(served, server, client
 
     server.clear_faults()
     assert client(f'hub.load({repo_id!r}).num_classes') == 10
+
+
+@pytest.mark.parametrize('how', [dict(status=500), dict(drop=True)], ids=['500', 'drop'])
+def test_a_failure_at_each_request(served, server, client, files, repo_id, how):
+    """From some request on nothing works any more: an error, nothing half-written, and the next attempt succeeds."""
+    server.add_repo(repo_id, files)
+    assert client(f'hub.load({repo_id!r}).num_classes') == 10
+    requests = list(server.requests)
+    assert len(requests) >= 4
+    for skip in range(len(requests)):
+        again = f'{repo_id}-{skip}'
+        server.add_repo(again, files)
+        server.inject(Fault(skip=skip, times=None, **how))
+        with pytest.raises(ClientError) as error:
+            client(f'hub.load({again!r})')
+        server.clear_faults()
+        assert f"'{again}'" in message(error)
+        whole = {name: content for name, content in cached(served, again).items() if not name.endswith('.incomplete')}
+        assert all(content in files.values() for content in whole.values())
+        assert client(f'hub.load({again!r}).num_classes') == 10
 
 
 @pytest.mark.parametrize('fault', [

@@ -13,7 +13,7 @@ from support.loopback_hub import ClientError, Fault, run_python
 from support.run_folder import RESULTS, write_run
 from support.trained_like import trained_like
 
-from timm_dyacts import hub
+from timm_dyacts import cli, hub
 
 ROOT = Path(__file__).parents[2]
 FILES = {'README.md', 'args.yaml', 'config.json', 'curves.png', 'model.safetensors', 'summary.csv'}
@@ -205,6 +205,14 @@ class TestDryRun:
         assert sorted(run.rglob('*')) == before
 
 
+def without_results(options):
+    """A change of a run folder: nothing but the options tells what the run started from."""
+    def spoil(run):
+        (run / 'results.json').unlink()
+        (run / 'args.yaml').write_text(options)
+    return spoil
+
+
 class TestBadRun:
     @pytest.mark.parametrize('spoil, words', [
         (lambda run: (run / 'config.json').unlink(), 'config.json is missing'),
@@ -219,8 +227,15 @@ class TestBadRun:
         (lambda run: (run / 'args.yaml').write_text('- 1'), 'does not hold the options'),
         (lambda run: (run / 'results.json').write_text('{"top1": 1}'), 'lacks top5, loss'),
         (lambda run: edit(run / 'config.json', pretrained_cfg=None), 'does not load'),
+        (lambda run: edit(run / 'results.json', top1='98.6'), "has top1 = '98.6' instead of a finite.*remove it"),
+        (lambda run: edit(run / 'results.json', dataset={'name': 'digits'}), 'has dataset = .* instead of a text'),
+        (lambda run: edit(run / 'results.json', preprocessing=None), 'has preprocessing = None instead of named'),
+        (lambda run: (run / 'results.json').write_text('[' * 100_000), 'cannot be read: it is not JSON'),
+        (lambda run: (run / 'args.yaml').write_text('1: 2'), 'does not hold the options.*remove it'),
+        (lambda run: (run / 'config.json').write_text('[' * 100_000), 'does not load'),
+        (without_results('pretrained_path: [1]'), r'tell of its start has source = \[1\] instead of a text or null'),
     ], ids=['no config', 'pickle', 'half a file', 'no JSON', 'no dict', 'nan', 'no number', 'no start', 'no YAML',
-            'no options', 'less', 'config'])
+            'no options', 'less', 'config', 'text', 'name', 'null', 'deep', 'number', 'deep config', 'no text'])
     def test_is_refused(self, run, spoil, words):
         for name in ('ema', 'last'):
             shutil.rmtree(run / name)
@@ -332,6 +347,35 @@ class TestFaults:
             publish(client, run, repo_id)
         assert server.repos[repo_id].find() == before
 
+    @pytest.mark.parametrize('how', [dict(status=500), dict(drop=True)], ids=['500', 'drop'])
+    def test_at_each_request(self, server, client, run, repo_id, how):
+        """From some request on nothing works any more. The branch has the old files or the new ones, all of them."""
+        publish(client, run, repo_id)
+        repo = server.repos[repo_id]
+        before, old = dict(repo.refs), tree(repo)
+        edit(run / 'results.json', top1=50.0)
+        publish(client, run, repo_id, dry_run=True)
+        new = read_folder(run / 'publish')
+        server.requests.clear()
+        publish(client, run, repo_id, revision='trial')
+        requests = list(server.requests)
+        assert len(requests) >= 10 and tree(repo, 'trial') == new
+        for skip, request in enumerate(requests):
+            repo.refs.clear()
+            repo.refs.update(before)
+            server.inject(Fault(skip=skip, times=None, **how))
+            with pytest.raises(ClientError) as error:
+                publish(client, run, repo_id, revision='trial')
+            server.clear_faults()
+            assert f"'{repo_id}'" in message(error) and server.token not in str(error.value), request
+            assert tree(repo) == old, request
+            if 'refs/heads/trial' in repo.refs:
+                assert tree(repo, 'trial') in (old, new), request
+        repo.refs.clear()
+        repo.refs.update(before)
+        publish(client, run, repo_id, revision='trial')
+        assert tree(repo, 'trial') == new and tree(repo) == old
+
     def test_somebody_else_commits_meanwhile(self, server, client, run, repo_id):
         publish(client, run, repo_id)
         repo = server.repos[repo_id]
@@ -380,7 +424,7 @@ class TestFaults:
 def test_nobody_is_logged_in(server, run, tmp_path):
     process = run_python(
         f"""
-        from timm_dyacts import hub
+        from timm_dyacts import cli, hub
         try:
             hub.publish({str(run)!r}, 'user/name')
         except hub.HubError as e:
@@ -408,11 +452,20 @@ def test_the_token_is_nowhere(served, server, client, run, repo_id):
 
 
 class TestScript:
+    """``scripts/publish.py``, and ``timm-dyacts publish``, which is the same under another name."""
+
+    @pytest.fixture(params=['publish.py', 'timm-dyacts publish'])
+    def prog(self, request):
+        return request.param
+
     @pytest.fixture
-    def script(self, monkeypatch):
+    def script(self, prog, monkeypatch):
         def call(*options):
-            monkeypatch.setattr(sys, 'argv', ['publish.py', *map(str, options)])
-            runpy.run_path(str(ROOT / 'scripts' / 'publish.py'), run_name='__main__')
+            if prog == 'publish.py':
+                monkeypatch.setattr(sys, 'argv', ['publish.py', *map(str, options)])
+                runpy.run_path(str(ROOT / 'scripts' / 'publish.py'), run_name='__main__')
+            else:
+                cli.main(['publish', *map(str, options)])
         return call
 
     def test_dry_run_shows_what_would_be_uploaded(self, run, script, capsys):
@@ -442,8 +495,14 @@ class TestScript:
         (['{run}', '--repo-id', 'name'], '--repo-id'),
         (['{run}', '--repo-id', 'user/na me'], 'na me'),
     ])
-    def test_bad_input_is_a_clear_error(self, run, script, options, words, monkeypatch):
+    def test_bad_input_is_a_clear_error(self, run, script, prog, options, words, monkeypatch):
         monkeypatch.setenv('HF_TOKEN', 'hf_test')
         with pytest.raises(SystemExit) as error:
             script(*(option.format(run=run) for option in options))
-        assert error.value.code.startswith('publish.py: error: ') and words in error.value.code
+        assert error.value.code.startswith(f'{prog}: error: ') and words in error.value.code
+
+    def test_a_misspelt_option_has_a_hint(self, run, script, prog, capsys):
+        with pytest.raises(SystemExit) as error:
+            script(run, '--repo-id', 'user/name', '--dryrun')
+        assert error.value.code == 2
+        assert f'{prog}: error: unrecognized arguments: --dryrun. Close names: --dry-run' in capsys.readouterr().err

@@ -81,9 +81,9 @@ def test_the_cards_code_gives_the_same_predictions(published, snippets, tmp_path
 
 
 def test_the_measurement_can_be_repeated(published, tmp_path):
-    command = re.search(r'`python (scripts/validate.py --verify \S+ \S+)`', STORY.replace('\n', ' '))[1]
+    command = re.search(r'`timm-dyacts (validate --verify \S+ \S+)`', STORY.replace('\n', ' '))[1]
     hub, folder = published
-    arguments = [sys.executable, *command.split(), '--dataset', 'digits', '--workers', '0']
+    arguments = [sys.executable, '-m', 'timm_dyacts', *command.split(), '--dataset', 'digits', '--workers', '0']
     done = subprocess.run(arguments, cwd=folder, env=hub.env(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '"top1"' in done.stdout

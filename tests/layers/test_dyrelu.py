@@ -1,4 +1,4 @@
-"""Dynamic ReLU: the definition, the zero start, precision, the lazy form, and the machinery of PyTorch around it."""
+"""The modules of Dynamic ReLU: definition, zero start, precision, lazy form, and what PyTorch does with modules."""
 import copy
 import io
 import pickle
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from timm_dyacts.layers import DyReLU, DyReLUA, DyReLUB, DyReLUC, dyrelu
+from timm_dyacts.layers import DyReLU, DyReLUA, DyReLUB, DyReLUC
 
 MODES = ('a', 'b', 'c')
 CLASSES = (DyReLUA, DyReLUB, DyReLUC)
@@ -79,14 +79,6 @@ class TestDefinition:
         if batch:
             torch.testing.assert_close(y, reference.dyrelu_module(module, x))
 
-    def test_coefficient_layout(self):
-        """Per channel the K slopes, then the K intercepts."""
-        theta = torch.tensor([[[1.0, 0.5, 0.0, 2.0]]])
-        x = torch.tensor([[-8.0, 0.0, 8.0]])
-        assert dyrelu(x, theta).tolist() == [[-2.0, 2.0, 8.0]]
-        assert dyrelu(x, theta, max_value=3.0).tolist() == [[-2.0, 2.0, 3.0]]
-        assert dyrelu(x, theta, pi=torch.tensor([[0.5]])).tolist() == [[-1.0, 1.0, 4.0]]
-
     @pytest.mark.parametrize('mode', MODES)
     def test_gradcheck(self, mode):
         module = trained(DyReLU(3, mode, reduction=1, max_value=2.0, dtype=torch.float64))
@@ -142,12 +134,6 @@ class TestStart:
         grad, = torch.autograd.grad(y.sum(), x)
         expected, = torch.autograd.grad(f(x).sum(), x)
         assert torch.equal(grad, expected)
-
-    def test_the_last_of_pieces_that_tie_has_the_gradient(self):
-        x, theta = torch.ones(1, 1, 1), torch.tensor([[[1.0, 2.0, 0.5, 0.0, -1.0, 0.5]]]).requires_grad_()
-        for function in (dyrelu, torch.compile(dyrelu, backend='aot_eager')):
-            grad, = torch.autograd.grad(function(x, theta).sum(), theta)
-            assert grad.tolist() == [[[0, 0, 1, 0, 0, 1]]]
 
     @pytest.mark.parametrize('mode', MODES)
     def test_every_parameter_gets_a_gradient_and_moves(self, mode):
@@ -443,16 +429,6 @@ class TestBadInput:
     def test_forward(self, mode, x, error, match):
         with pytest.raises(error, match=match):
             DyReLU(8, mode)(x)
-
-    @pytest.mark.parametrize('theta', [(2, 8), (3, 8, 4), (2, 7, 4), (2, 8, 3), (2, 8, 0)], ids=str)
-    def test_theta(self, theta):
-        with pytest.raises(ValueError, match=r'theta must have shape \(N, C or 1, 2K\) with N=2, C=8'):
-            dyrelu(torch.zeros(2, 8, 3, 3), torch.zeros(theta))
-
-    def test_pi(self):
-        with pytest.raises(ValueError, match=r'pi must have shape \(2, 1, 3, 3\), got \(2, 8, 3, 3\)'):
-            dyrelu(torch.zeros(2, 8, 3, 3), torch.zeros(2, 8, 4), torch.zeros(2, 8, 3, 3))
-
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('mode', MODES)

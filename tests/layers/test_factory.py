@@ -8,21 +8,31 @@ from timm.layers import SqueezeExcite, blur_pool, create_aa, create_act, create_
 from torch import nn
 
 import timm_dyacts
-from timm_dyacts import BReLU, DyReLU, SoftPool2d
+from timm_dyacts import OPERATORS, BReLU, DyReLU, SoftPool2d
 from timm_dyacts.layers import factory
+from timm_dyacts.version import SUPPORTED
+
+ACTIVATIONS = {name: operator for name, operator in OPERATORS.items() if operator.replaces == 'act'}
 
 
-@pytest.mark.parametrize('name', [n for n in factory.ACT_LAYERS if n != 'bipolar'])
+def test_the_names():
+    assert set(ACTIVATIONS) >= {
+        'dyrelu_a', 'dyrelu_b', 'dyrelu_c', 'bipolar', 'brelu', 'belu', 'bselu', 'bleaky_relu', 'bprelu'}
+
+
+@pytest.mark.parametrize('name', [n for n in ACTIVATIONS if n != 'bipolar'])
 def test_every_name_makes_its_layer(name):
     channels = dict(channels=6) if name.startswith('dyrelu') else {}
     layer = create_act_layer(name, inplace=True, **channels)
-    assert type(layer) is factory.ACT_LAYERS[name] is get_act_layer(name)
+    assert type(layer) is ACTIVATIONS[name].module is get_act_layer(name)
     assert layer(torch.randn(2, 6, 4, 4)).shape == (2, 6, 4, 4)
 
 
 def test_functions():
     x = torch.randn(2, 4, 3, 3)
-    for name in ('brelu', 'belu', 'bselu', 'bleaky_relu'):
+    functions = {name for name, operator in ACTIVATIONS.items() if operator.function is not None}
+    assert functions == {'brelu', 'belu', 'bselu', 'bleaky_relu'}
+    for name in functions:
         assert torch.equal(get_act_fn(name)(x), create_act_layer(name)(x))
 
 
@@ -77,7 +87,7 @@ def test_aa_layer_of_a_timm_model(name, aa_layer):
 
 @pytest.mark.parametrize('factory_function', [get_act_layer, get_act_fn])
 def test_a_misspelt_name_gets_the_known_ones(factory_function):
-    with pytest.raises(KeyError, match="Unknown activation 'brellu'. Did you mean 'brelu'.*Known: .*brelu.*relu"):
+    with pytest.raises(KeyError, match="Unknown activation 'brellu'. Close names: brelu.*Known: .*brelu.*relu"):
         factory_function('brellu')
 
 
@@ -93,7 +103,44 @@ def test_registering_again_changes_nothing(recwarn):
     assert not recwarn.list
 
 
-def test_an_unknown_timm_is_refused(monkeypatch):
-    monkeypatch.delattr(create_act, '_ACT_FN_DEFAULT')
-    with pytest.raises(ImportError, match=f'timm {timm.__version__} .* it supports timm>=1'):
-        factory.register()
+def test_a_name_that_is_registered_later():
+    """It is found without another import, in the tables that timm has by now, beside all that was there before."""
+    tables = create_act._ACT_LAYER_DEFAULT, create_act._ACT_FN_DEFAULT
+    before = [dict(table) for table in tables]
+    for table in tables:
+        with pytest.raises(KeyError, match="Unknown activation 'later'"):
+            table['later']
+    try:
+        factory.register({'later': nn.Softsign}, {'later': nn.functional.softsign})
+        assert tables[0] is create_act._ACT_LAYER_DEFAULT and tables[1] is create_act._ACT_FN_DEFAULT
+        assert type(create_act_layer('later')) is nn.Softsign
+        assert get_act_fn('Later') is nn.functional.softsign
+    finally:
+        for table in tables:
+            table.pop('later', None)
+    assert [dict(table) for table in tables] == before
+
+
+def test_tables_of_a_timm_that_nobody_has_added_to(monkeypatch):
+    """As at the first import: what timm knows stays, ours comes in, and only then has an error with names."""
+    monkeypatch.setattr(create_act, '_ACT_LAYER_DEFAULT', dict(relu=nn.ReLU))
+    monkeypatch.setattr(create_act, '_ACT_FN_DEFAULT', dict(relu=nn.functional.relu))
+    factory.register({'brelu': BReLU}, {})
+    assert create_act._ACT_LAYER_DEFAULT == dict(relu=nn.ReLU, brelu=BReLU)
+    assert create_act._ACT_FN_DEFAULT == dict(relu=nn.functional.relu)
+    with pytest.raises(factory.UnknownActivation, match="'brelo'. Close names: brelu, relu. Known: brelu, relu"):
+        get_act_layer('brelo')
+
+
+@pytest.mark.parametrize('module, name', [
+    (create_act, '_ACT_LAYER_DEFAULT'), (create_act, '_ACT_FN_DEFAULT'), (blur_pool, '_normalize_aa_layer'),
+])
+@pytest.mark.parametrize('replacement', [None, {}, lambda aa_layer, more: aa_layer], ids=['nothing', 'empty', 'other'])
+def test_an_unknown_timm_is_refused(module, name, replacement, monkeypatch):
+    if replacement is None:
+        monkeypatch.delattr(module, name)
+    else:
+        monkeypatch.setattr(module, name, replacement)
+    with pytest.raises(ImportError, match=f'timm {timm.__version__} .*timm_dyacts .* supports timm>=1') as caught:
+        factory.register({}, {})
+    assert f"timm{SUPPORTED['timm']}" in str(caught.value)

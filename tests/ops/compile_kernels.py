@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel for an H200, on a machine with or without a GPU.
+"""Compile every Triton kernel for an H200, on a machine with or without a GPU.
 
-Prints a line for each: dtype, memory format, columns of the input, size of the window, name of the kernel, the widths
+Print a line for each: dtype, memory format, columns of the input, size of the window, name of the kernel, the widths
 in bytes of its loads from global memory and of its stores, the number of its accesses to shared memory, and the bytes
 of each thread's stack, to which registers are spilled.
 """
@@ -15,13 +15,13 @@ from triton.backends.compiler import GPUTarget
 from timm_dyacts.ops.bipolar import triton as bipolar
 from timm_dyacts.ops.dyrelu import triton as dyrelu
 from timm_dyacts.ops.dyrelu import triton_hyper as hyper
-from timm_dyacts.ops.dyrelu.settings import DyReLUSettings
+from timm_dyacts.ops.dyrelu.settings import DyReLUParams, DyReLUSettings
 from timm_dyacts.ops.pooling.window import Window
 from timm_dyacts.ops.softpool import triton as softpool
 
 
 class H200:
-    """As much of a driver as compilation asks for."""
+    """As much of a driver as compilation needs."""
 
     def get_current_target(self):
         return GPUTarget('cuda', 90, 32)
@@ -34,7 +34,7 @@ class H200:
 
 
 def widths(ptx, instruction):
-    """The widths in bytes, each once."""
+    """List the widths in bytes, each once."""
     found = re.findall(rf'{instruction}\.global(?:\.v(\d))?\.b(\d+)', ptx)
     return ','.join(map(str, sorted({int(count or 1) * int(bits) // 8 for count, bits in found})))
 
@@ -55,13 +55,24 @@ def stack(cubin):
     return re.search(r'STACK:(\d+)', usage)[1]
 
 
+SETTINGS = DyReLUSettings([1.0, 0.0], [0.0, 0.0], 1.0, 0.5, 10.0, False, 6.0)
+
+
+def dyrelu_params(channels, hidden, spatial=False):
+    layers = [torch.empty(size) for size in ((hidden, channels), hidden, (4 * channels, hidden), 4 * channels)]
+    return DyReLUParams(*layers, *([torch.empty(1, channels), torch.empty(1)] if spatial else [None, None]))
+
+
 def compile_dyrelu(x, hidden, spatial):
-    channels = x.shape[1]
-    params = [torch.empty(size) for size in ((hidden, channels), hidden, (4 * channels, hidden), 4 * channels)]
-    params += [torch.empty(1, channels), torch.empty(1)] if spatial else [None, None]
-    settings = DyReLUSettings([1.0, 0.0], [0.0, 0.0], 1.0, 0.5, 10.0, False, 6.0)
-    y, *found = dyrelu.dynamic_relu(x, *params, settings)
-    dyrelu.dynamic_relu_backward(y, x, *params, settings, found)
+    params = dyrelu_params(x.shape[1], hidden, spatial)
+    y, *saved = dyrelu.dynamic_relu(x, SETTINGS, *params)
+    dyrelu.dynamic_relu_backward(y, x, SETTINGS, *params, saved=saved)
+
+
+def compile_coefficients(channels, hidden, rows):
+    params = dyrelu_params(channels, hidden)
+    _, *saved = hyper.coefficients(torch.empty(4, rows, channels), params, SETTINGS)
+    hyper.coefficients_backward(torch.empty(4, rows, channels, 4), *saved, params, SETTINGS)
 
 
 triton.runtime.driver.set_active(H200())
@@ -81,6 +92,9 @@ x = torch.empty(4, 64, 14, 14)
 bipolar.activation(x, None, 'relu', 6.0, 'interleaved', False)
 bipolar.activation_backward(x, x, None, 'relu', 6.0, 'interleaved', False)
 compile_dyrelu(x, 1024, False)
+# Sizes at which ptxas is inclined to spill.
+for channels, hidden, rows in ((8, 8, 64), (64, 16, 64), (128, 32, 64), (256, 2, 64), (1024, 1, 5)):
+    compile_coefficients(channels, hidden, rows)
 
 WINDOWS = {'2x2': (2, 2, 0), '3x3': (3, 2, 1), '5x5': (5, 3, 2)}
 

@@ -1,9 +1,9 @@
 """Kill a training run with SIGKILL at random moments, resume it each time, and compare its end with a run left alone.
 
-    python tests/kill_and_resume.py --kills 30 --model test_resnet --epochs 4 --checkpoint-interval 5
+    python tests/training/kill_and_resume.py --kills 30 --model test_resnet --epochs 4 --checkpoint-interval 5
 
-Options that this script does not know go to scripts/train.py. Runs that end before they are killed are compared, and
-begun anew. Prints one line for each comparison; the exit status is 1 if a byte differs.
+Options that this script does not know are those of a training run. Runs that end before they are killed are compared,
+and begun anew. Prints one line for each comparison; the exit status is 1 if a byte differs.
 """
 import argparse
 import hashlib
@@ -15,15 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from support.small_run import train_with
-
-import timm_dyacts  # noqa: F401  registers the variants
+from timm_dyacts.cli.train import parse_config
+from timm_dyacts.run_folder import RunFolder
+from timm_dyacts.training import train
 
 
 def run(options: list[str], experiment: str, output: Path) -> None:
-    """Train in this process, silently."""
+    """Train in this process, with its output in a file."""
     sys.stdout = open(output / f'{experiment}.log', 'a')
-    train_with(*options, '--output', output, '--experiment', experiment, '--resume', 'auto')
+    train(parse_config([*options, '--output', str(output), '--experiment', experiment, '--resume', 'auto']))
 
 
 def start(*args) -> multiprocessing.Process:
@@ -35,7 +35,7 @@ def start(*args) -> multiprocessing.Process:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the weights and of the log."""
-    files = sorted([*folder.rglob('*.safetensors'), folder / 'summary.csv'])
+    files = sorted([*folder.rglob('*.safetensors'), RunFolder(folder).summary])
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

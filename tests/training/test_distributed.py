@@ -91,6 +91,23 @@ def test_torchrun_is_stopped_and_goes_on_in_one_process(options, one, tmp_path, 
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.parametrize('launched', [['-m', 'timm_dyacts', 'train'], ['--no-python', 'timm-dyacts', 'train']], ids=str)
+def test_torchrun_starts_the_command(options, tmp_path, launched):
+    """As a module, and as the program that the package installs."""
+    program = tmp_path / 'timm-dyacts'
+    program.write_text(f'#!{sys.executable}\nfrom timm_dyacts.cli import main\nmain()\n')
+    program.chmod(0o755)
+    launched = [str(program) if part == program.name else part for part in launched]
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', *launched,
+         *map(str, options), '--epochs', '1', '-b', '4', '--output', str(tmp_path), '--experiment', 'one'],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert 'in 2 processes' in done.stdout
+    assert len(re.findall('check it with: timm-dyacts validate --model', done.stdout)) == 1, 'one process speaks'
+    assert len(rows_of(tmp_path / 'one')) == 1
+
+
 # The parts, in processes that this one starts
 
 

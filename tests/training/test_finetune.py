@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from support.photos import write_photos
-from support.small_run import CREATE_PARSER, train_small
+from support.small_run import config_of, train_small
 
 import timm_dyacts  # noqa: F401
-from timm_dyacts.training import save_checkpoint
-from timm_dyacts.training.finetune import build_optimizer, freeze, operator_parameters, unfreeze
-from timm_dyacts.training.options import parse_train_args
+from timm_dyacts.operators import operator_parameters
+from timm_dyacts.training import TrainConfig, save_checkpoint
+from timm_dyacts.training.finetune import build_optimizer, freeze, unfreeze
 from timm_dyacts.training.task import build_task
 
 
 def parse(*argv):
-    return parse_train_args(CREATE_PARSER(), ['--data-dir', 'x', *argv])
+    return config_of('--data-dir', 'x', *argv)
 
 
 def dynamic(**kwargs):
@@ -111,8 +111,23 @@ def test_a_frozen_backbone_keeps_every_value(run, tmp_path):
     assert not torch.equal(free['conv1.0.weight'], start['conv1.0.weight'])
 
 
+def test_frozen_operators_are_trained_from_the_unfreeze_epoch_on(run):
+    options = ['--model-kwargs', 'act_layer=dyrelu_b', '--freeze', 'operators', '--epochs', '2']
+    for unfreeze_options, is_trained in (([], False), (['--unfreeze-epoch', '1'], True)):
+        weights = load_file(run(*options, *unfreeze_options) / 'last' / 'model.safetensors')
+        hyper = [value for name, value in weights.items() if name.endswith('fc2_weight')]
+        assert hyper and any(value.any() for value in hyper) == is_trained, 'they start at zero'
+
+
+def test_a_backbone_without_statistics_is_trained_from_the_unfreeze_epoch_on(run):
+    options = ['--model', 'test_vit', '--img-size', '64', '--freeze', 'backbone']
+    frozen = load_file(run(*options) / 'last' / 'model.safetensors')
+    free = load_file(run(*options, '--epochs', '2', '--unfreeze-epoch', '1') / 'last' / 'model.safetensors')
+    assert not torch.equal(free['patch_embed.proj.weight'], frozen['patch_embed.proj.weight'])
+
+
 def test_lsuv_starts_a_network_without_norms(run):
-    options = ['--model', 'resnet10t_brelu_nobn', '--lr', '0', '--warmup-lr', '0']
+    options = ['--model', 'resnet10t_brelu_nobn', '--lr', '1e-30', '--warmup-lr', '0']
     weights = load_file(run(*options, '--init', 'lsuv') / 'model.safetensors')
     default = load_file(run(*options) / 'model.safetensors')
     rows = weights['layer1.0.conv1.weight'].flatten(1)
@@ -129,7 +144,7 @@ def test_lsuv_would_overwrite_pretrained_weights(run):
 def test_initial_checkpoint_is_the_start(run, tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     torch.save(model.state_dict(), tmp_path / 'start.pth')
-    folder = run('--initial-checkpoint', str(tmp_path / 'start.pth'), '--lr', '0', '--warmup-lr', '0')
+    folder = run('--initial-checkpoint', str(tmp_path / 'start.pth'), '--lr', '1e-30', '--warmup-lr', '0')
     assert torch.equal(load_file(folder / 'model.safetensors')['fc.weight'], model.fc.weight)
     with pytest.raises(FileNotFoundError, match="--initial-checkpoint must be a checkpoint file, got 'nowhere'"):
         run('--initial-checkpoint', 'nowhere')
@@ -137,13 +152,13 @@ def test_initial_checkpoint_is_the_start(run, tmp_path):
 
 def test_distillation_is_from_the_teacher_in_eval_mode(tmp_path):
     """Labels weigh 0.3, the teacher's answers at temperature 2 the rest; the teacher normalises in its own way."""
-    args = parse('--kd-model', str(tmp_path / 'teacher'), '--kd-temperature', '2', '--task-loss-weight', '0.3')
-    args.num_classes, args.in_chans = 3, 3
+    config = TrainConfig(
+        kd_model=tmp_path / 'teacher', kd_temperature=2, task_loss_weight=0.3, num_classes=3, in_chans=3)
     torch.manual_seed(0)
     teacher, student = (timm.create_model('test_resnet', num_classes=3).eval() for _ in range(2))
     teacher.pretrained_cfg.update(mean=(0.5,) * 3, std=(0.5,) * 3)
     save_checkpoint(teacher, tmp_path / 'teacher')
-    task = build_task(args, student, torch.device('cpu'))
+    task = build_task(config, student, torch.device('cpu'))
     task.get_trainable_module().eval()
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     with torch.no_grad():

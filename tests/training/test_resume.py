@@ -1,29 +1,24 @@
 """A run that is stopped at any moment and resumed ends as it would have ended: bit for bit."""
 import csv
+import dataclasses
 import os
-import random
-import resource
-import runpy
 import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.photos import write_photos
-from support.small_run import train_small, train_with
+from support.small_run import assert_same_end, train_small, train_with
 
 import timm_dyacts  # noqa: F401
+from timm_dyacts.cli.train import main
 from timm_dyacts.evaluation import evaluate
-from timm_dyacts.training import TrainingInterrupted
+from timm_dyacts.options import to_dict
+from timm_dyacts.training import TrainConfig, TrainingInterrupted
 from timm_dyacts.training.resume import check_resumable
-from timm_dyacts.training.run import _Run
-from timm_dyacts.training.state import CheckpointInterval, StateFile, get_rng_state, load_state, set_rng_state
 from timm_dyacts.world import StopSignal, World
 
 ROOT = Path(__file__).parents[2]
@@ -37,38 +32,12 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def run(photos, tmp_path, without_pictures):
-    """Train a small model with dropout for two epochs of three steps; options of scripts/train.py come on top."""
+    """Train a small model with dropout for two epochs of three steps; options come on top."""
     def call(experiment, *options):
         return train_small(
             photos, tmp_path, '--epochs', 2, '--drop', 0.3, '--warmup-epochs', 1, '--checkpoint-interval', 2,
             '--experiment', experiment, *options)
     return call
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Send this process a signal after so many updates."""
-    def arm(updates, signum=signal.SIGTERM):
-        counted = _Run._after_update
-
-        def count(self, steps, read_losses):
-            nonlocal updates
-            updates -= 1
-            if updates == 0:
-                os.kill(os.getpid(), signum)
-            counted(self, steps, read_losses)
-
-        monkeypatch.setattr(_Run, '_after_update', count)
-    return arm
-
-
-def assert_same_end(folder, other):
-    weights = sorted(path.relative_to(folder) for path in folder.rglob('*.safetensors'))
-    assert weights == sorted(path.relative_to(other) for path in other.rglob('*.safetensors'))
-    for path in weights:
-        ours, theirs = load_file(folder / path), load_file(other / path)
-        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), path
-    assert (folder / 'summary.csv').read_bytes() == (other / 'summary.csv').read_bytes()
 
 
 # Runs that are stopped
@@ -101,7 +70,7 @@ def test_stopped_while_evaluating(run, tmp_path, monkeypatch):
 
     run('whole')
     with monkeypatch.context() as patch:
-        patch.setattr('timm_dyacts.training.run.evaluate', stop_and_evaluate)
+        patch.setattr('timm_dyacts.training.trainer.evaluate', stop_and_evaluate)
         with pytest.raises(TrainingInterrupted, match='SIGINT at epoch 0 after 24 images'):
             run('stopped')
     assert not (tmp_path / 'stopped' / 'summary.csv').exists()
@@ -110,9 +79,9 @@ def test_stopped_while_evaluating(run, tmp_path, monkeypatch):
 
 
 def test_killed_at_random_moments(photos):
-    """SIGKILL, which no program can answer. `python tests/kill_and_resume.py` does it more often."""
+    """SIGKILL, which no program can answer. `python tests/training/kill_and_resume.py` does it more often."""
     command = [
-        sys.executable, str(ROOT / 'tests' / 'kill_and_resume.py'), '--kills', '3', '--model', 'test_resnet',
+        sys.executable, str(Path(__file__).with_name('kill_and_resume.py')), '--kills', '3', '--model', 'test_resnet',
         '--data-dir', str(photos), '--img-size', '32', '--epochs', '3', '--batch-size', '4', '--workers', '0',
         '--checkpoint-interval', '2', '--reprob', '0.3', '--model-ema']
     done = subprocess.run(command, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
@@ -121,15 +90,14 @@ def test_killed_at_random_moments(photos):
 
 
 @pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_exit_status_and_message(run, interrupt, tmp_path, photos, monkeypatch, capsys, signum, status):
+def test_exit_status_and_message(run, interrupt, tmp_path, photos, capsys, signum, status):
     interrupt(1, signum)
-    monkeypatch.setattr(sys, 'argv', [
-        'train.py', '--data-dir', str(photos), '--model', 'test_resnet', '--img-size', '32', '-b', '8', '-j', '0',
-        '--output', str(tmp_path), '--experiment', 'stopped'])
     with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(str(ROOT / 'scripts' / 'train.py'), run_name='__main__')
+        main([
+            '--data-dir', str(photos), '--model', 'test_resnet', '--img-size', '32', '-b', '8', '-j', '0',
+            '--output', str(tmp_path), '--experiment', 'stopped'])
     assert exit_info.value.code == status
-    assert f'--resume {tmp_path / "stopped"}' in capsys.readouterr().err
+    assert f'Go on with: timm-dyacts train --resume {tmp_path / "stopped"}\n' in capsys.readouterr().err
 
 
 def test_signals_have_their_old_handlers_back():
@@ -247,9 +215,9 @@ def test_other_data_do_not_match(run, tmp_path):
 
 @pytest.mark.parametrize('batch_size, world_size, warns', [(8, 2, False), (16, 1, False), (8, 1, True), (8, 4, True)])
 def test_other_numbers_of_processes_match(batch_size, world_size, warns, caplog):
-    options = dict(batch_size=8, grad_accum_steps=1, lr=0.1)
-    state = dict(args=options, world_size=2, data=None)
-    check_resumable(state, Namespace(**dict(options, batch_size=batch_size)), None, world_size)
+    config = TrainConfig(batch_size=8, grad_accum_steps=1, lr=0.1)
+    state = dict(args=to_dict(config), world_size=2, data=None)
+    check_resumable(state, dataclasses.replace(config, batch_size=batch_size), None, world_size)
     assert ('an update now takes' in caplog.text) == warns
 
 
@@ -258,71 +226,3 @@ def test_paths_without_a_state(run, tmp_path):
     for path in ('empty', 'nowhere'):
         with pytest.raises(FileNotFoundError, match=f"--resume must be 'auto'.*{path}' *, which has no checkpoint"):
             run('x', '--resume', str(tmp_path / path))
-
-
-# The state file
-
-
-def test_the_two_newest_states_are_kept(tmp_path):
-    file = StateFile(str(tmp_path))
-    for i in range(3):
-        file.write(dict(number=i))
-    assert (load_state(file.path)['number'], load_state(file.previous)['number']) == (2, 1)
-    # Resumed from previous.pt: the newest is not to be trusted, and must not take its place.
-    StateFile(str(tmp_path), is_good=False).write(dict(number=3))
-    assert (load_state(file.path)['number'], load_state(file.previous)['number']) == (3, 1)
-
-
-def test_full_disk(tmp_path):
-    """The limit on the size of a file stands in for a disk that is full after 100 kB."""
-    file = StateFile(str(tmp_path))
-    file.write(dict(number=0))
-    old = Path(file.path).read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(OSError, match=r'state.pt could not be written \(.*\)\. The state before it is kept'):
-            file.write(dict(number=1, weights=torch.zeros(100_000)))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, previous)
-    assert Path(file.path).read_bytes() == old
-    assert os.listdir(tmp_path / 'checkpoint') == ['state.pt']
-
-
-def test_foreign_files(tmp_path):
-    path = tmp_path / 'state.pt'
-    torch.save(dict(state_dict={}), path)
-    with pytest.raises(ValueError, match='is a checkpoint, but not the state of a training run'):
-        load_state(str(path))
-    path.write_text('no checkpoint')
-    with pytest.raises(ValueError, match='cannot be read: truncated, or no state'):
-        load_state(str(path))
-    torch.save(Namespace(), path)  # would run code of its own choice without weights_only
-    with pytest.raises(ValueError, match='cannot be read'):
-        load_state(str(path))
-
-
-def test_random_generators_return():
-    state = get_rng_state(CPU)
-
-    def draw():
-        return random.gauss(0, 1), np.random.randn(), torch.randn(1).item()
-
-    expected = draw()
-    draw()
-    set_rng_state(state, CPU)
-    assert draw() == expected
-
-
-@pytest.mark.parametrize('text, every, in_epochs', [
-    ('500', 500, False), ('500steps', 500, False), ('1step', 1, False), ('2epochs', 2, True), ('1e', 1, True)])
-def test_checkpoint_interval(text, every, in_epochs):
-    assert CheckpointInterval.parse(text) == CheckpointInterval(every, in_epochs)
-
-
-@pytest.mark.parametrize('text', ['0', '-1', '1.5', '2 hours', '', 'epochs'])
-def test_checkpoint_interval_refuses(text):
-    with pytest.raises(ValueError, match='--checkpoint-interval must be a number of updates such as 500 or'):
-        CheckpointInterval.parse(text)

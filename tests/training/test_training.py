@@ -40,8 +40,8 @@ def color_folder(tmp_path_factory):
 
 @pytest.fixture
 def train_on_colors(color_folder, tmp_path, monkeypatch):
-    """Train timm's smallest ResNet on the colours; options of scripts/train.py come on top."""
-    monkeypatch.setattr('timm_dyacts.training.run.write_report', lambda *args: None)  # see test_report.py
+    """Train timm's smallest ResNet on the colours; options come on top."""
+    monkeypatch.setattr('timm_dyacts.training.recorder.write_report', lambda *args: None)  # see test_report.py
 
     def run(*options):
         return train_small(color_folder, tmp_path, *options)
@@ -278,8 +278,8 @@ def test_splits_must_agree_on_classes(color_folder):
     (['--train-split', 'no_such_split'], 'share 12 images'),
     (['--batch-size', '25'], '--batch-size 25 is more than the 24 training images'),
     (['--batch-size', '7', '--mixup', '0.2'], '--batch-size must be even with --mixup or --cutmix, got 7'),
-    (['--epochs', '0'], '--epochs must be at least 1, got 0'),
-    (['--log-interval', '0'], '--log-interval must be at least 1, got 0'),
+    (['--epochs', '0'], r'epochs \(--epochs\) must be an integer of at least 1, got 0'),
+    (['--log-interval', '0'], r'log_interval \(--log-interval\) must be an integer of at least 1, got 0'),
     (['--num-classes', '2'], 'The data set has 3 classes, more than the 2 of the model'),
     (['--mean', '0.5', '0.5'], r'--mean takes 1 or 3 numbers, one per input channel, got \[0.5, 0.5\]'),
     (['--model', 'test_resne'], "--model 'test_resne' is neither .* Close names: .*test_resnet"),
@@ -308,7 +308,7 @@ def test_non_finite_run_keeps_the_epochs_before(train_on_colors, tmp_path, monke
             raise NonFiniteLossError('The training loss is nan at epoch 1, step 0.')
         return train_one_epoch(task, loader, optimizer, epoch, **kwargs)
 
-    monkeypatch.setattr('timm_dyacts.training.run.train_one_epoch', diverge)
+    monkeypatch.setattr('timm_dyacts.training.trainer.train_one_epoch', diverge)
     with pytest.raises(NonFiniteLossError):
         train_on_colors('--epochs', '3', '--experiment', 'diverged')
     files = {p.name for p in (tmp_path / 'diverged').iterdir()}
@@ -346,7 +346,7 @@ def test_runs_never_share_a_folder(train_on_colors, tmp_path):
 @pytest.mark.parametrize('metric', ['loss', 'top5'])
 def test_eval_metric_chooses_the_best(train_on_colors, metric, monkeypatch):
     values = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr('timm_dyacts.training.run.evaluate', lambda *args, **kwargs: OrderedDict(
+    monkeypatch.setattr('timm_dyacts.training.trainer.evaluate', lambda *args, **kwargs: OrderedDict(
         [('loss', 0.0), ('top1', 0.0), ('top5', 0.0), (metric, next(values))]))
     result = train_on_colors('--epochs', '3', '--eval-metric', metric)
     assert result.best_epoch == (1 if metric == 'loss' else 0)
@@ -410,13 +410,14 @@ def test_deterministic(train_on_colors):
 def test_pretrained_path_starts_from_the_file(train_on_colors, tmp_path):
     source = tiny_model()
     save_file(source.state_dict(), tmp_path / 'source.safetensors')
-    result = train_on_colors('--pretrained-path', str(tmp_path / 'source.safetensors'), '--lr', '0', '--warmup-lr', '0')
+    result = train_on_colors(
+        '--pretrained-path', str(tmp_path / 'source.safetensors'), '--lr', '1e-30', '--warmup-lr', '0')
     trained = load_file(f'{result.folder}/model.safetensors')
     assert torch.equal(trained['layer1.0.conv1.weight'], source.state_dict()['layer1.0.conv1.weight'])
 
 
 def test_run_folder_is_a_model_to_fine_tune(train_on_colors):
     first = train_on_colors()
-    second = train_on_colors('--model', first.folder, '--pretrained', '--lr', '0', '--warmup-lr', '0')
+    second = train_on_colors('--model', first.folder, '--pretrained', '--lr', '1e-30', '--warmup-lr', '0')
     a, b = (load_file(f'{result.folder}/model.safetensors') for result in (first, second))
     assert torch.equal(a['fc.weight'], b['fc.weight'])

@@ -13,6 +13,7 @@ from timm.models import get_pretrained_cfg, is_model_in_modules, save_for_hf
 from torch import nn
 
 from timm_dyacts import BipolarMaxPool2d, BReLU, DyReLUB, PretrainedWeightsError, SoftPool2d, zoo
+from timm_dyacts.operators import zoo_operators
 
 VARIANTS = list(zoo.variants())
 SMALL = ('resnet18', 'mobilenetv2_050', 'mobilenetv3_small_100', 'densenet121', 'efficientnet_b0')
@@ -91,7 +92,7 @@ def test_the_published_form_of_softpool():
     assert isinstance(timm.create_model('resnet18_brelu').maxpool, BipolarMaxPool2d)
 
 
-@pytest.mark.parametrize('operator', [*zoo.OPERATORS, 'brelu_nobn'])
+@pytest.mark.parametrize('operator', [*zoo_operators(), 'brelu_nobn'])
 def test_native_checkpoints_load_as_they_are(operator, tmp_path):
     torch.manual_seed(1)
     model = trained_like_(timm.create_model(f'resnet18_{operator}', num_classes=10))

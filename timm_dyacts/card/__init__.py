@@ -1,12 +1,10 @@
 """Model cards: what a model is, how good it was measured to be, and nothing that nobody measured."""
-from .checkpoint import OPERATORS, Operator, render_model_card, resolve_start
+from .checkpoint import render_model_card, resolve_start
 from .render import TIMM_CITATION, render
 from .size import Size, measure_size
 
 __all__ = [
-    'OPERATORS',
     'TIMM_CITATION',
-    'Operator',
     'Size',
     'measure_size',
     'render',

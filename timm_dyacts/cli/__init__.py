@@ -1,14 +1,16 @@
 """The command line: ``timm-dyacts <command> ...``, or ``python -m timm_dyacts``. One module for each command.
 
-A module has ``create_parser(prog)`` and ``main(argv, prog)``. The wrappers in ``scripts/`` call the same ``main``.
+A module has ``create_parser(prog)`` and ``main(argv, prog)``. The wrappers in ``scripts/`` call the same ``main``. Only
+the module of the command that is asked for is imported.
 """
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ..suggest import close_names
 from .parser import ArgumentParser, VersionAction
 
-__all__ = ['COMMANDS', 'main']
+__all__ = ['COMMANDS', 'create_parser', 'main']
 
 COMMANDS = dict(
     train='train or fine-tune a model',
@@ -26,16 +28,17 @@ COMMANDS = dict(
 
 
 def create_parser(prog: str = 'timm-dyacts') -> ArgumentParser:
-    """The parser of the program; what follows the command is the command's own."""
+    """Create the parser of the program; what follows the command is the command's own."""
     commands = '\n'.join(f'  {name:10} {text}' for name, text in COMMANDS.items())
     parser = ArgumentParser(
         prog=prog,
         usage='%(prog)s [-h] [--version] COMMAND ...',
         description=f'Dynamic ReLU, SoftPool and bipolar activations in any timm model.\n\ncommands:\n{commands}\n\n'
-                    f'{prog} COMMAND --help lists the options of a command.',
+                    f'"{prog} COMMAND --help" lists the options of a command.',
     )
     parser.add_argument('--version', action=VersionAction, help='print the versions and back ends that there are')
-    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of the above')
+    # Optional for argparse only, which would otherwise report a misspelt option as a missing command
+    parser.add_argument('command', nargs='?', metavar='COMMAND', help='one of the above')
     return parser
 
 
@@ -43,9 +46,15 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts') -> None:
     """Run a command.
 
     Args:
-        argv: The command line without the program, that of the process for None.
+        argv: The command line without the program, that of the process for ``None``.
         prog: Name of the program, for messages.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    command = create_parser(prog).parse_args(argv[:1]).command
+    parser = create_parser(prog)
+    command = parser.parse_args(argv[:1]).command
+    if command is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if command not in COMMANDS:
+        parser.error(f'unknown command {command!r}.{close_names(command, COMMANDS)} Known: {", ".join(COMMANDS)}')
     import_module(f'.{command}', __name__).main(argv[1:], prog=f'{prog} {command}')

@@ -6,21 +6,26 @@ dry run in eval mode answers all of them. It is recorded below autograd, as ATen
 calls, operators written with ``*`` and ``+``, and in-place updates are seen like any others, and no model needs to be
 symbolically traceable.
 """
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
-__all__ = ['Call', 'Op', 'Trace', 'trace_forward']
+from ..modes import evaluating
+
+__all__ = ['Call', 'Op', 'Trace', 'tensors_in', 'trace_forward']
 
 # A tensor that went through one of these only scales or selects others: it is the control input of a gate.
 GATES = frozenset({'sigmoid', 'hardsigmoid', '_softmax', '_log_softmax'})
 
 
-@dataclass
+@dataclass(eq=False)
 class Op:
     """One ATen operator call.
 
@@ -40,15 +45,17 @@ class Op:
     module: str
 
     @property
-    def inputs(self) -> list[torch.Tensor]:
-        return _tensors((self.args, self.kwargs))
+    def inputs(self) -> list[Tensor]:
+        """The tensors that it reads."""
+        return tensors_in((self.args, self.kwargs))
 
     @property
-    def outputs(self) -> list[torch.Tensor]:
-        return _tensors(self.out)
+    def outputs(self) -> list[Tensor]:
+        """The tensors that it gives."""
+        return tensors_in(self.out)
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a module.
 
@@ -64,7 +71,7 @@ class Call:
         output: Its result.
     """
     module: nn.Module
-    input: torch.Tensor | None
+    input: Tensor | None
     shape: torch.Size | None
     channel_dim: int | None
     producer: Op | None
@@ -72,29 +79,59 @@ class Call:
     stop: int = -1
     output: Any = None
 
+    @property
+    def span(self) -> range:
+        """Indices of the operators that ran inside the call."""
+        return range(self.start, self.stop)
 
-@dataclass
+    @property
+    def channels(self) -> int:
+        """Number of channels of the input, of which ``channel_dim`` must be known."""
+        return self.shape[self.channel_dim]
+
+
+@dataclass(eq=False)
 class Trace:
-    """The record of one forward pass. Tensors are kept alive, so their identities stay unique."""
-    input: torch.Tensor
+    """The record of one forward pass. Tensors are kept alive, so that the ``id`` of each stays its own.
+
+    Attributes:
+        input: What the model was given.
+        names: The paths of each module, in the order of the module tree. A shared module has several.
+        output: What the model returned.
+        ops: The operators in the order in which they ran.
+        calls: The calls of modules in the order in which they began.
+    """
+    input: Tensor
+    names: dict[nn.Module, list[str]]
     output: Any = None
     ops: list[Op] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
 
+    def name(self, module: nn.Module) -> str:
+        """The first path of a module."""
+        return self.names[module][0]
+
+    @cached_property
+    def calls_by_module(self) -> dict[nn.Module, list[Call]]:
+        """The calls of each module that ran, by module, in the order of the first calls."""
+        calls: dict[nn.Module, list[Call]] = {}
+        for call in self.calls:
+            calls.setdefault(call.module, []).append(call)
+        return calls
+
     def calls_of(self, module: nn.Module) -> list[Call]:
-        return [call for call in self.calls if call.module is module]
+        """The calls of a module, none if it did not run."""
+        return self.calls_by_module.get(module, [])
 
-    def uses(self) -> dict[int, int]:
+    @cached_property
+    def uses(self) -> Counter[int]:
         """How many operators read each tensor, by ``id``."""
-        count: dict[int, int] = {}
-        for op in self.ops:
-            for tensor in op.inputs:
-                count[id(tensor)] = count.get(id(tensor), 0) + 1
-        return count
+        return Counter(id(tensor) for op in self.ops for tensor in op.inputs)
 
-    def main_path(self) -> set[int]:
+    @cached_property
+    def main_path(self) -> frozenset[int]:
         """Indices of the operators whose result reaches the output other than as the control input of a gate."""
-        live = {id(t) for t in _tensors(self.output)}
+        live = {id(t) for t in tensors_in(self.output)}
         path = set()
         for index in range(len(self.ops) - 1, -1, -1):
             op = self.ops[index]
@@ -105,11 +142,36 @@ class Trace:
             live -= outputs
             if op.name not in GATES:
                 live.update(id(t) for t in op.inputs)
-        return path
+        return frozenset(path)
+
+    def is_on_main_path(self, module: nn.Module) -> bool:
+        """Whether an operator of the main path ran inside the module."""
+        return any(not self.main_path.isdisjoint(call.span) for call in self.calls_of(module))
+
+    def find_producer(self, tensor: Tensor, before: int) -> int | None:
+        """The index of the last operator, of those before an index, that gave a tensor."""
+        indices = range(before - 1, -1, -1)
+        return next((i for i in indices if any(t is tensor for t in self.ops[i].outputs)), None)
+
+    @cached_property
+    def _layers(self) -> dict[int, nn.Module]:
+        """The convolutions and linear layers, by the ``id`` of their weight and of what was read of it transposed."""
+        layers = {
+            id(module._parameters['weight']): module
+            for module in self.names
+            if isinstance(module, (_ConvNd, nn.Linear)) and module._parameters.get('weight') is not None
+        }
+        views = [op for op in self.ops if op.name == 't' and id(op.args[0]) in layers]
+        return layers | {id(op.out): layers[id(op.args[0])] for op in views}
+
+    def layer_of(self, op: Op) -> nn.Module | None:
+        """The convolution or linear layer whose weight an operator multiplies with."""
+        layers = [self._layers[id(t)] for t in op.inputs if id(t) in self._layers]
+        return layers[0] if len(layers) == 1 else None
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, trace: Trace, sees_compound_ops: bool):
+    def __init__(self, trace: Trace, sees_compound_ops: bool) -> None:
         super().__init__()
         self.trace = trace
         self.sees_compound_ops = sees_compound_ops
@@ -136,7 +198,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_in((args, kwargs))
         x = tensors[0] if tensors else None
         call = Call(
             module,
@@ -156,7 +218,7 @@ class _Recorder(TorchDispatchMode):
 
 
 @torch.no_grad()
-def trace_forward(model: nn.Module, x: torch.Tensor) -> Trace:
+def trace_forward(model: nn.Module, x: Tensor) -> Trace:
     """Run ``model(x)`` in eval mode and record it. Parameters, buffers and training flags are left as they were.
 
     Args:
@@ -166,33 +228,33 @@ def trace_forward(model: nn.Module, x: torch.Tensor) -> Trace:
     Returns:
         The record of the pass.
     """
-    trace = Trace(input=x)
-    # Autograd, where it takes part, even under `no_grad`, splits compound operations before they get to the recorder.
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    trace = Trace(x, names)
+    # Autograd, where it takes part, even under ``no_grad``, splits compound operations before they get to the recorder.
     inference = any(t.is_inference() for t in (x, *model.parameters(), *model.buffers()))
     recorder = _Recorder(trace, sees_compound_ops=inference or torch.is_inference_mode_enabled())
     handles = []
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        for name, module in model.named_modules():
+        for module, (name, *_) in names.items():
             handles.append(module.register_forward_pre_hook(
                 lambda m, args, kwargs, name=name: recorder.enter(name, m, args, kwargs), with_kwargs=True))
             handles.append(module.register_forward_hook(lambda m, args, out: recorder.leave(out)))
-        with recorder:
+        with evaluating(model), recorder:
             trace.output = model(x)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     return trace
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _channel_dim(op: Op, out: torch.Tensor, known: dict[int, int | None]) -> int | None:
+def _channel_dim(op: Op, out: Tensor, known: dict[int, int | None]) -> int | None:
     """Where the channels of a result are, given where they are in what it was made from."""
     if op.name in ('convolution', '_convolution', 'native_batch_norm', 'cudnn_batch_norm', 'native_group_norm'):
         return 1
@@ -209,10 +271,7 @@ def _channel_dim(op: Op, out: torch.Tensor, known: dict[int, int | None]) -> int
         moved = op.func(torch.empty(list(range(source.ndim)), device='meta'), *op.args[1:])
         return list(moved.shape).index(dim)
     if op.name in ('view', '_unsafe_view', 'reshape', '_reshape_alias'):
-        channels = source.shape[dim]
-        if out.ndim > 1 and dim == 1 and out.shape[:2] == source.shape[:2]:
-            return 1
-        return out.ndim - 1 if dim == source.ndim - 1 and out.shape[-1] == channels else None
+        return _channel_dim_of_view(source, out, dim)
     if out.ndim == source.ndim:
         return dim
     if op.name in ('mean', 'sum', 'amax') and len(op.args) > 1 and op.args[1]:
@@ -225,3 +284,10 @@ def _channel_dim(op: Op, out: torch.Tensor, known: dict[int, int | None]) -> int
         at %= source.ndim
         return None if at == dim else dim - (at < dim)
     return None
+
+
+def _channel_dim_of_view(source: Tensor, out: Tensor, dim: int) -> int | None:
+    if out.ndim > 1 and dim == 1 and out.shape[:2] == source.shape[:2]:
+        return 1
+    return out.ndim - 1 if dim == source.ndim - 1 and out.shape[-1] == source.shape[dim] else None
+

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..ops.checks import check_choice
+
 __all__ = ['DigitsDataset']
 
 _SPLITS = ('train', 'test')
@@ -23,14 +25,14 @@ class DigitsDataset(Dataset):
     so it is the same on every machine and with every version of scikit-learn.
 
     Args:
-        split: 'train' or 'test'.
+        split: ``'train'`` or ``'test'``.
         transform: Applied to each PIL image. ``timm.data.create_loader`` sets it.
         img_size: Height and width of the images. The 8x8 scans are enlarged here (bicubic) rather than in the
             transform, so that a random crop can move by less than one pixel of the scan.
-        input_img_mode: Mode of the PIL images, 'RGB' or 'L'.
+        input_img_mode: Mode of the PIL images, ``'RGB'`` or ``'L'``.
 
     Attributes:
-        classes: Class names, '0' to '9'.
+        classes: Class names, ``'0'`` to ``'9'``.
         class_to_idx: Class name to label.
         targets: Label of each image.
 
@@ -46,8 +48,7 @@ class DigitsDataset(Dataset):
             img_size: int = 32,
             input_img_mode: str = 'RGB',
     ):
-        if split not in _SPLITS:
-            raise ValueError(f'split must be one of {_SPLITS}, got {split!r}.')
+        check_choice('split', split, _SPLITS)
         try:
             from sklearn.datasets import load_digits
         except ImportError as e:

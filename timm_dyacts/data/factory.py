@@ -6,6 +6,7 @@ import timm.data
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..ops.checks import check_choice
 from .digits import DigitsDataset
 
 __all__ = ['ImageFiles', 'class_names', 'create_dataset']
@@ -21,7 +22,7 @@ _DIGITS_SPLITS = {
     'eval': 'test',
     'evaluation': 'test',
 }
-# What timm.data.create_dataset dispatches on, and what of it reads files below `root`; no prefix means an image folder.
+# The prefixes that timm.data.create_dataset knows, and those whose files lie below ``root``; an image folder has none.
 _TIMM_PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 _LOCAL_PREFIXES = ('', 'torch', 'wds')
 
@@ -40,13 +41,13 @@ class ImageFiles(timm.data.ImageDataset):
 
 
 def create_dataset(name: str = '', root: str | None = None, split: str = 'validation', **kwargs: Any) -> Dataset:
-    """Create a data set by name: ``timm.data.create_dataset`` that also knows 'digits'.
+    """Create a data set by name, as ``timm.data.create_dataset`` does, or the digits.
 
     Args:
-        name: 'digits', a name with one of timm's prefixes ('torch/cifar10', 'hfds/<Hub id>', 'wds/...'), the path of an
-            image folder, or empty for the image folder (or tar file) at ``root``.
+        name: ``'digits'``, a name with one of timm's prefixes (``'torch/cifar10'``, ``'hfds/<Hub id>'``,
+            ``'wds/...'``), the path of an image folder, or empty for the image folder (or tar file) at ``root``.
         root: Folder of the data. The digits need none.
-        split: Name of the split. All of timm's names for a validation split mean the digits' 'test'.
+        split: Name of the split. All of timm's names for a validation split mean the ``'test'`` split of the digits.
         **kwargs: Further arguments of ``timm.data.create_dataset``.
 
     Returns:
@@ -54,11 +55,10 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
 
     Raises:
         FileNotFoundError: The image folder does not exist.
-        ValueError: A name or split that nobody knows, a data set that needs a ``root``, or a folder without images.
+        ValueError: An unknown name or split, a data set that needs a ``root``, or a folder without images.
     """
     if name == 'digits':
-        if split not in _DIGITS_SPLITS:
-            raise ValueError(f'split must be one of {sorted(_DIGITS_SPLITS)} for the digits, got {split!r}.')
+        check_choice('split', split, sorted(_DIGITS_SPLITS))
         if root is not None:
             raise ValueError(f'root (--data-dir) must be None for the digits, part of scikit-learn, got {root!r}.')
         return DigitsDataset(_DIGITS_SPLITS[split], input_img_mode=kwargs.get('input_img_mode', 'RGB'))
@@ -86,7 +86,7 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
 
 
 def class_names(dataset: Dataset) -> list[str] | None:
-    """Names of the classes of a data set in the order of their labels, or None where the data set does not say."""
+    """Give the class names of a data set in the order of their labels, ``None`` where it does not say."""
     class_to_idx = getattr(dataset, 'class_to_idx', None) or getattr(
         getattr(dataset, 'reader', None), 'class_to_idx', None)
     if not class_to_idx or sorted(class_to_idx.values()) != list(range(len(class_to_idx))):

@@ -9,12 +9,14 @@ import hashlib
 import random
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+
+from ..rng import isolated_rng
 
 __all__ = [
     'Batch',
@@ -25,7 +27,6 @@ __all__ = [
     'SeededErasing',
     'StreamLoader',
     'TrainBatches',
-    'isolated_rng',
     'without_worker_trace',
 ]
 
@@ -39,36 +40,20 @@ class DataError(ValueError):
 
 
 class Batch(NamedTuple):
-    """The name of a batch.
+    """Which batch to make: its samples, and its place in the run.
 
     Attributes:
         epoch: Epoch, counted from 0.
         number: Position in the epoch, counted from 0.
-        indices: The samples.
+        indices: Indices of the samples.
     """
     epoch: int
     number: int
     indices: list[int]
 
 
-@contextmanager
-def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Leave the global random generators of Python, NumPy and PyTorch (CPU and ``device``) as they were found."""
-    cuda = device if device is not None and device.type == 'cuda' else None
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_state = torch.cuda.get_rng_state(cuda) if cuda is not None else None
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda_state, cuda)
-
-
 def _derive_seeds(*key: int) -> tuple[int, ...]:
-    """Four seeds of 32 bits. A hash, as neighbouring keys must not give neighbouring seeds; once per image, so fast."""
+    """Derive four seeds of 32 bits by a hash, so that neighbouring keys do not give neighbouring seeds."""
     digest = hashlib.blake2b(struct.pack(f'<{len(key)}Q', *key), digest_size=16).digest()
     return struct.unpack('<4I', digest)
 
@@ -85,7 +70,7 @@ def _seed_rng(*key: int, device: torch.device | None = None) -> None:
 
 
 class TrainBatches(Sampler[Batch]):
-    """Full batches in an order that is shuffled anew in every epoch, the share of one process of them.
+    """Full batches in an order that is shuffled anew in every epoch: those of one process.
 
     All processes together train on consecutive stretches of ``batch_size * world_size`` samples of one order, so that
     two processes see in a step what one process with the doubled batch sees.
@@ -120,11 +105,11 @@ class TrainBatches(Sampler[Batch]):
 
 
 class EvalBatches(Sampler[Batch]):
-    """All samples in their order, every ``world_size``-th of them for this process: each exactly once, without padding.
+    """All samples in their order, each exactly once and without padding; every ``world_size``-th is of this process.
 
     Args:
         size: Number of samples.
-        batch_size: Number of samples in a batch, but for the last.
+        batch_size: Number of samples in a batch; the last one may have fewer.
         rank: Number of this process.
         world_size: Number of processes.
     """
@@ -153,17 +138,17 @@ class BatchDataset(Dataset):
         rank: Number of this process; tells mixup of different processes apart.
         is_training: Whether an image that cannot be read gives its place to the next one (a training batch must be
             full) or is left out (an evaluation must not count another one twice).
-        on_bad_image: 'skip' or 'error'.
+        on_bad_image: What to do with an image that cannot be read, ``'skip'`` or ``'error'``.
         num_classes: Number of classes that labels must stay below.
 
     Attributes:
-        unreadable: Shape (N,), bool, shared with the workers: the samples that could not be read so far.
+        unreadable: Which samples could not be read so far, shape (N,), bool, shared with the workers.
     """
 
     def __init__(
             self,
             dataset: Dataset,
-            collate_fn: Callable[[list], tuple[torch.Tensor, torch.Tensor]],
+            collate_fn: Callable[[list], tuple[Tensor, Tensor]],
             input_size: tuple[int, int, int],
             seed: int = 0,
             rank: int = 0,
@@ -181,7 +166,7 @@ class BatchDataset(Dataset):
         self.num_classes = num_classes
         self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
-    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with isolated_rng():
             samples = [sample for index in batch.indices if (sample := self._load(batch.epoch, index)) is not None]
             if not samples:
@@ -213,7 +198,7 @@ class BatchDataset(Dataset):
         return len(self.dataset)
 
     def name(self, index: int) -> str:
-        """What to call a sample in a message."""
+        """Give what to call a sample in a message."""
         filename = getattr(self.dataset, 'filename', None)
         return filename(index, absolute=True) if filename else f'sample {index}'
 
@@ -231,14 +216,14 @@ class SeededErasing:
         self.erasing = erasing
         self.batches = batches
         self.device = device
-        self.names: Iterator[Batch] = iter(())
+        self.expected: Iterator[Batch] = iter(())
 
     def start_epoch(self) -> None:
         """Expect the first batch of the epoch that ``batches`` stands at."""
-        self.names = iter(self.batches)
+        self.expected = iter(self.batches)
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        batch = next(self.names)
+    def __call__(self, images: Tensor) -> Tensor:
+        batch = next(self.expected)
         with isolated_rng(self.device):
             for image, index in zip(images, batch.indices, strict=True):
                 _seed_rng(_ERASING, self.batches.seed, batch.epoch, index, device=self.device)
@@ -247,7 +232,7 @@ class SeededErasing:
 
 
 class ResumableLoader:
-    """The training batches of one epoch, from any position on.
+    """The training batches of one epoch, from any position in it on.
 
     Args:
         loader: Brings the batches to the device (``timm.data.loader.PrefetchLoader``).
@@ -283,7 +268,7 @@ class ResumableLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.loader.random_erasing is not None:
             self.loader.random_erasing.start_epoch()
         yield from without_worker_trace(self.loader)
@@ -305,7 +290,7 @@ class StreamLoader:
         self.start = 0
 
     def set_position(self, epoch: int, samples: int = 0) -> int:
-        """Go to the start of an epoch, or to its end if ``samples`` is not 0. Returns the step to come."""
+        """Go to the start of an epoch, or to its end if ``samples`` is not 0, and give the step to come."""
         self.loader.dataset.set_epoch(epoch)
         self.start = len(self) if samples else 0
         return self.start
@@ -313,12 +298,12 @@ class StreamLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.start == 0:
             yield from self.loader
 
 
-def without_worker_trace(loader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def without_worker_trace(loader) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate, and shorten the ``DataError`` of a worker process to its message."""
     try:
         yield from loader

@@ -1,14 +1,15 @@
 """The pictures of a finished run: mistakes, and what the operators do."""
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..plotting import COLORS, create_figure, style_axes
+
 __all__ = ['DyReLUStats', 'Mistake', 'plot_confusion', 'plot_dyrelu', 'plot_mistakes', 'plot_softpool']
 
-# matplotlib is imported where it draws, and its object interface used: no display, no pyplot, no global state.
-_COLORS = ('#1f6fb4', '#d1615d', '#5a9a5a', '#8d6fb0')
 _MAX_TICKS = 40
 _MAX_NUMBERS = 20
 
@@ -21,7 +22,7 @@ class Mistake:
         image: Shape (3 or 1, H, W), values from 0 to 1.
         label: Its class.
         predicted: The class that it was taken for.
-        confidence: Probability of that class.
+        confidence: The probability that the model gave that class.
     """
     image: Tensor
     label: int
@@ -49,7 +50,7 @@ class DyReLUStats:
     over_images: Tensor
 
     def quantiles(self, levels: Sequence[float]) -> Tensor:
-        """Quantiles of the coefficients, shape (2K, len(levels)), to the width of a bin."""
+        """Give quantiles of the coefficients, shape (2K, len(levels)), to the width of a bin."""
         shares = self.counts.double().cumsum(1) / self.counts.double().sum(1, keepdim=True)
         levels = torch.tensor(levels, dtype=torch.double).expand(len(shares), -1).contiguous()
         bins = torch.searchsorted(shares.contiguous(), levels).clamp(max=self.counts.shape[1] - 1)
@@ -66,14 +67,11 @@ def plot_confusion(matrix: Tensor, names: Sequence[str], path: str, title: str =
         path: Where to write the picture; its ending gives the format.
         title: Heading of the figure.
     """
-    from matplotlib.figure import Figure
-
     count = len(matrix)
     percent = 100 * matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
     size = 2.8 + min(0.42 * count, 13)
-    fig = Figure(figsize=(size + 1.2, size), dpi=110, layout='constrained')
-    fig.suptitle(title, fontsize=11)
-    ax = fig.subplots()
+    figure = create_figure(size + 1.2, size, title)
+    ax = figure.subplots()
     image = ax.imshow(percent.numpy(), cmap='Blues', vmin=0, vmax=100, interpolation='nearest')
     ax.set_xlabel('Predicted class')
     ax.set_ylabel('True class')
@@ -87,8 +85,8 @@ def plot_confusion(matrix: Tensor, names: Sequence[str], path: str, title: str =
             if number:
                 color = 'white' if percent[i, j] > 60 else '#333333'
                 ax.text(j, i, str(number), ha='center', va='center', fontsize=7, color=color)
-    fig.colorbar(image, ax=ax, label='% of the true class', shrink=0.8)
-    fig.savefig(path)
+    figure.colorbar(image, ax=ax, label='% of the true class', shrink=0.8)
+    figure.savefig(path)
 
 
 def plot_mistakes(mistakes: Sequence[Mistake], names: Sequence[str], path: str, title: str = '') -> None:
@@ -100,13 +98,10 @@ def plot_mistakes(mistakes: Sequence[Mistake], names: Sequence[str], path: str, 
         path: Where to write the picture; its ending gives the format.
         title: Heading of the figure.
     """
-    from matplotlib.figure import Figure
-
     columns = min(6, len(mistakes))
     rows = -(-len(mistakes) // columns)
-    fig = Figure(figsize=(max(1.7 * columns, 4), 2.15 * rows + 0.4), dpi=110, layout='constrained')
-    fig.suptitle(title, fontsize=11)
-    axes = fig.subplots(rows, columns, squeeze=False).flatten()
+    figure = create_figure(max(1.7 * columns, 4), 2.15 * rows + 0.4, title)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax in axes:
         ax.axis('off')
     for ax, mistake in zip(axes, mistakes, strict=False):
@@ -114,7 +109,7 @@ def plot_mistakes(mistakes: Sequence[Mistake], names: Sequence[str], path: str, 
         ax.set_title(
             f'{_short(names[mistake.label])}, taken for\n{_short(names[mistake.predicted])} '
             f'({100 * mistake.confidence:.0f} %)', fontsize=8)
-    fig.savefig(path)
+    figure.savefig(path)
 
 
 def plot_dyrelu(layers: Sequence[DyReLUStats], path: str, title: str = '') -> None:
@@ -125,21 +120,19 @@ def plot_dyrelu(layers: Sequence[DyReLUStats], path: str, title: str = '') -> No
         path: Where to write the picture; its ending gives the format.
         title: Heading of the figure.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     k = len(layers[0].start) // 2
     x = torch.arange(len(layers)).double().numpy()
-    fig = Figure(figsize=(max(7.5, 2.5 + 0.36 * len(layers)), 8.2), dpi=110, layout='constrained')
-    fig.suptitle(title, fontsize=11)
-    axes = fig.subplots(3, 1, sharex=True)
+    figure = create_figure(max(7.5, 2.5 + 0.36 * len(layers)), 8.2, title)
+    axes = figure.subplots(3, 1, sharex=True)
     quantiles = torch.stack([layer.quantiles((0.05, 0.25, 0.5, 0.75, 0.95)) for layer in layers]).numpy()
     start = torch.stack([layer.start for layer in layers]).numpy()
     for ax, offset, name in ((axes[0], 0, 'slope a'), (axes[1], k, 'intercept b')):
         for piece in range(k):
             low, lower, middle, upper, high = quantiles[:, offset + piece].T
             at = x + (piece - (k - 1) / 2) * 0.24
-            style = dict(color=_COLORS[piece % len(_COLORS)])
+            style = dict(color=COLORS[piece % len(COLORS)])
             ax.vlines(at, low, high, linewidth=1.2, **style)
             ax.vlines(at, lower, upper, linewidth=4.5, **style)
             ax.plot(at, middle, 'o', markersize=4.5, markeredgecolor='white', label=f'piece {piece + 1}', **style)
@@ -156,10 +149,9 @@ def plot_dyrelu(layers: Sequence[DyReLUStats], path: str, title: str = '') -> No
     axes[2].legend(frameon=False, fontsize=8)
     axes[2].set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90, fontsize=8)
     for ax in axes:
-        ax.grid(axis='y', alpha=0.25)
         ax.yaxis.set_major_locator(MaxNLocator(6))
-        ax.spines[['top', 'right']].set_visible(False)
-    fig.savefig(path)
+        style_axes(ax, grid='y')
+    figure.savefig(path)
 
 
 def plot_softpool(image: Tensor, maps: dict[str, Tensor], path: str, title: str = '') -> None:
@@ -171,12 +163,9 @@ def plot_softpool(image: Tensor, maps: dict[str, Tensor], path: str, title: str 
         path: Where to write the picture; its ending gives the format.
         title: Heading of the figure.
     """
-    from matplotlib.figure import Figure
-
     channels = len(next(iter(maps.values())))
-    fig = Figure(figsize=(1.9 * (len(maps) + 1), 1.9 * channels + 0.7), dpi=110, layout='constrained')
-    fig.suptitle(title, fontsize=11)
-    axes = fig.subplots(channels, len(maps) + 1, squeeze=False)
+    figure = create_figure(1.9 * (len(maps) + 1), 1.9 * channels + 0.7, title)
+    axes = figure.subplots(channels, len(maps) + 1, squeeze=False)
     for ax in axes.flat:
         ax.axis('off')
     _show(axes[0, 0], image)
@@ -188,10 +177,10 @@ def plot_softpool(image: Tensor, maps: dict[str, Tensor], path: str, title: str 
             low = min(m[row].min().item() for m in maps.values())
             high = max(m[row].max().item() for m in maps.values())
             axes[row, column].imshow(values[row].numpy(), cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
-    fig.savefig(path)
+    figure.savefig(path)
 
 
-def _show(ax, image: Tensor) -> None:
+def _show(ax: Any, image: Tensor) -> None:
     """Draw an image (3 or 1, H, W)."""
     pixels = image.movedim(0, -1).numpy()
     ax.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap='gray', vmin=0, vmax=1)

@@ -1,29 +1,30 @@
-"""The prediction that scripts/predict.py drives: which classes an image may show."""
+"""Which classes images may show, with the names and the preprocessing that a checkpoint keeps."""
 import csv
+import io
 import json
 import os
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.data.readers.img_extensions import get_img_extensions
+from timm.data import ImageNetInfo, get_img_extensions, infer_imagenet_subset
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..data.loaders import build_eval_loader
+from ..data.loaders import build_eval_loader, image_mode
 from ..data.resumable import without_worker_trace
 from ..device import build_amp, resolve_device, set_numerics
+from ..files import replace_text
 from ..loading import build_model, resolve_input
 from ..world import World
+from .config import PredictConfig
 
-__all__ = ['FORMATS', 'find_images', 'predict']
+__all__ = ['find_images', 'predict', 'write_predictions']
 
 
 class _Files(Dataset):
-    """Image files as (image, number of the file)."""
+    """Image files as pairs of the image and its position in the list."""
 
     def __init__(self, paths: Sequence[str], mode: str) -> None:
         self.paths = paths
@@ -43,7 +44,7 @@ class _Files(Dataset):
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
-    """The files among the paths, and the image files in and below the folders, sorted folder by folder.
+    """Give the files among some paths, and the image files in and below the folders, sorted folder by folder.
 
     Raises:
         FileNotFoundError: A path does not exist.
@@ -67,48 +68,60 @@ def find_images(paths: Sequence[str]) -> list[str]:
     return found
 
 
-def predict(args: Namespace) -> list[dict[str, Any]]:
-    """Predict as the options of scripts/predict.py say.
+def predict(config: PredictConfig) -> list[dict[str, Any]]:
+    """Predict the classes of images, and write them to ``results_file`` if there is to be one.
 
     Returns:
-        For each file, in order: 'path', and 'predictions', the ``--topk`` likeliest classes, each with 'label' (its
-        number), 'class' (its name) and 'probability'. A file that cannot be read has an 'error' in their place.
-    """
-    if args.topk < 1:
-        raise ValueError(f'--topk must be at least 1, got {args.topk}.')
-    paths = find_images(args.images)
-    args.dataset = ''
-    args.in_chans = args.input_size[0] if args.input_size else args.in_chans
-    device = resolve_device(args.device)
-    set_numerics(device, args.deterministic)
-    model = build_model(args, pretrained=not args.checkpoint, checkpoint_path=args.checkpoint)
-    data_config = resolve_input(args, model, use_test_size=True)
-    args.num_classes = None  # the labels are numbers of files
-    mode = 'RGB' if data_config['input_size'][0] == 3 else 'L'
-    loader = build_eval_loader(_Files(paths, mode), args, data_config, World(device), args.batch_size)
-    autocast, _ = build_amp(args, device)
-    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
-    model.to(device=device, memory_format=memory_format).eval()
-    forward_model = torch.compile(model, backend=args.torchcompile) if args.torchcompile else model
+        For each file, in order: ``'path'``, and ``'predictions'``, the ``topk`` likeliest classes, each with
+        ``'label'`` (its number), ``'class'`` (its name) and ``'probability'``. A file that cannot be read has
+        ``'error'`` instead of predictions.
 
-    names = _class_names(model)
+    Raises:
+        OSError: Something could not be read.
+        ValueError: There is no image, or the options do not fit the model.
+    """
+    paths = find_images(config.images)
+    device = resolve_device(config.device)
+    set_numerics(device, config.deterministic)
+    model = build_model(
+        config.model,
+        config.preprocessing,
+        pretrained=not config.checkpoint,
+        model_kwargs=config.model_kwargs,
+        num_classes=config.num_classes,
+        checkpoint_path=config.checkpoint,
+    )
+    data_config = resolve_input(model, config.preprocessing, use_test_size=True)
+    files = _Files(paths, image_mode(data_config['input_size'][0]))
+    loader = build_eval_loader(
+        files, data_config, World(device), config.batch_size, workers=config.workers, on_bad_image=config.on_bad_image)
+    autocast, _ = build_amp(device, config.amp, config.amp_dtype)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=memory_format).eval()
+    forward_model = torch.compile(model, backend=config.torchcompile) if config.torchcompile else model
+
+    name_of = _class_names(model)
     records: list[dict[str, Any]] = [dict(path=path, error='cannot be read') for path in paths]
     for images, numbers in without_worker_trace(loader):
         if len(images) == 0:
             continue
         with torch.inference_mode(), autocast():
             probabilities = forward_model(images.contiguous(memory_format=memory_format)).float().softmax(1)
-        values, labels = probabilities.topk(min(args.topk, probabilities.shape[1]))
+        values, labels = probabilities.topk(min(config.topk, probabilities.shape[1]))
         for number, row_values, row_labels in zip(numbers.tolist(), values.tolist(), labels.tolist(), strict=True):
             records[number] = dict(path=paths[number], predictions=[
-                {'label': label, 'class': names(label), 'probability': value}
+                {'label': label, 'class': name_of(label), 'probability': value}
                 for label, value in zip(row_labels, row_values, strict=True)
             ])
+    if config.results_file:
+        text = io.StringIO()
+        write_predictions(records, text, config.results_format)
+        replace_text(config.results_file, text.getvalue())
     return records
 
 
 def _class_names(model: nn.Module) -> Callable[[int], str]:
-    """Label to name: as the checkpoint says, else of ImageNet if the number of classes is one of its subsets'."""
+    """Give what names a label: the checkpoint, or ImageNet if the number of classes is that of one of its subsets."""
     names = model.pretrained_cfg.get('label_names')
     if names:
         return lambda label: names[label]
@@ -118,13 +131,18 @@ def _class_names(model: nn.Module) -> Callable[[int], str]:
     return str
 
 
-def _write_table(records: list[dict[str, Any]], file: TextIO) -> None:
+def write_predictions(records: Sequence[dict[str, Any]], file: TextIO, file_format: str) -> None:
+    """Write what ``predict`` gave as ``'table'``, ``'csv'`` or ``'json'``."""
+    dict(table=_write_table, csv=_write_csv, json=_write_json)[file_format](records, file)
+
+
+def _write_table(records: Sequence[dict[str, Any]], file: TextIO) -> None:
     for record in records:
         classes = [f'{p["class"]} {100 * p["probability"]:.1f} %' for p in record.get('predictions', ())]
         print(f'{record["path"]}  {", ".join(classes) or record["error"]}', file=file)
 
 
-def _write_csv(records: list[dict[str, Any]], file: TextIO) -> None:
+def _write_csv(records: Sequence[dict[str, Any]], file: TextIO) -> None:
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['path', 'rank', 'label', 'class', 'probability'])
     for record in records:
@@ -132,10 +150,6 @@ def _write_csv(records: list[dict[str, Any]], file: TextIO) -> None:
             writer.writerow([record['path'], rank, p['label'], p['class'], f'{p["probability"]:.6f}'])
 
 
-def _write_json(records: list[dict[str, Any]], file: TextIO) -> None:
+def _write_json(records: Sequence[dict[str, Any]], file: TextIO) -> None:
     json.dump(records, file, indent=2)
     file.write('\n')
-
-
-FORMATS: dict[str, Callable[[list[dict[str, Any]], TextIO], None]] = dict(
-    table=_write_table, csv=_write_csv, json=_write_json)

@@ -2,8 +2,8 @@
 import copy
 import heapq
 import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import count
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import DyReLU, SoftPool2d
+from ..modes import evaluating
+from ..run_folder import RunFolder
 from .pictures import DyReLUStats, Mistake, plot_confusion, plot_dyrelu, plot_mistakes, plot_softpool
 
 __all__ = ['write_report']
@@ -25,71 +27,63 @@ _MAX_CLASSES = 1000
 def write_report(
         model: nn.Module,
         loader: Iterable,
-        folder: str,
+        folder: str | os.PathLike,
         data_config: dict[str, Any],
-        label_names: list[str] | None = None,
+        label_names: Sequence[str] | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> None:
-    """Write ``confusion.png``, ``mistakes.png``, ``dyrelu.png`` and ``softpool.png`` to a folder, where they apply.
+    """Draw the confusion matrix, the worst mistakes, Dynamic ReLU's coefficients and a SoftPool, where they apply.
 
     Args:
-        model: Maps images (N, C, H, W) to logits. Left in eval mode.
+        model: Maps images (N, C, H, W) to logits.
         loader: Batches of images and labels on the device of the model.
-        folder: Where to write.
+        folder: The run folder, which gets the pictures.
         data_config: Preprocessing; its ``mean`` and ``std`` are undone to show images.
         label_names: Class names, in the order of the logits.
         autocast: Context of the forward pass, for mixed precision.
     """
-    model.eval()
+    run = RunFolder(folder)
     names = label_names or [str(label) for label in range(model.num_classes)]
-    num_classes = len(names)
-    matrix = torch.zeros(num_classes, num_classes, dtype=torch.long)
-    mistakes: list[tuple[float, int, Mistake]] = []
-    tiebreak = count()
-    recorders = [_DyReLURecorder(name, m) for name, m in model.named_modules() if isinstance(m, DyReLU)]
+    matrix = torch.zeros(len(names), len(names), dtype=torch.long)
+    mistakes = _SurestMistakes(data_config)
     pool_name, pool = next(((n, m) for n, m in model.named_modules() if isinstance(m, SoftPool2d)), ('', None))
     example = None
-    for images, labels in loader:
-        if len(images) == 0:
-            continue
-        if pool is not None and example is None:
-            example = _capture_input(pool, model, images[:1], autocast), _restore(images[0], data_config)
-        with autocast():
-            probabilities = model(images).float().softmax(1)
-        confidence, predicted = probabilities.max(1)
-        matrix += torch.bincount(
-            (labels * num_classes + predicted).cpu(), minlength=num_classes ** 2).view(num_classes, num_classes)
-        for i in (predicted != labels).nonzero().flatten().tolist():
-            entry = confidence[i].item(), next(tiebreak), None
-            if len(mistakes) == _NUM_MISTAKES and entry < mistakes[0]:
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        recorders = [
+            stack.enter_context(_DyReLURecorder(name, module))
+            for name, module in model.named_modules() if isinstance(module, DyReLU)
+        ]
+        for images, labels in loader:
+            if len(images) == 0:
                 continue
-            mistake = Mistake(
-                _restore(images[i], data_config), labels[i].item(), predicted[i].item(), confidence[i].item())
-            heapq.heappush(mistakes, (*entry[:2], mistake))
-            if len(mistakes) > _NUM_MISTAKES:
-                heapq.heappop(mistakes)
+            if pool is not None and example is None:
+                example = _capture_input(pool, model, images[:1], autocast), _restore(images[0], data_config)
+            with autocast():
+                probabilities = model(images).float().softmax(1)
+            confidence, predicted = probabilities.max(1)
+            pairs = (labels * len(names) + predicted).cpu()
+            matrix += torch.bincount(pairs, minlength=matrix.numel()).view_as(matrix)
+            mistakes.add(images, labels, predicted, confidence)
 
     total, right = int(matrix.sum()), int(matrix.diagonal().sum())
     title = f'{total - right} of {total} validation images classified wrongly'
-    if num_classes <= _MAX_CLASSES:
-        plot_confusion(matrix, names, os.path.join(folder, 'confusion.png'), title)
-    path = os.path.join(folder, 'mistakes.png')
-    if mistakes:
-        worst = [mistake for *_, mistake in sorted(mistakes, key=lambda entry: -entry[0])]
-        plot_mistakes(worst, names, path, f'{title}; the surest mistakes first')
-    elif os.path.exists(path):
-        os.remove(path)  # of an earlier, worse checkpoint
+    if len(names) <= _MAX_CLASSES:
+        plot_confusion(matrix, names, run.confusion, title)
+    if mistakes.kept:
+        plot_mistakes(mistakes.surest_first(), names, run.mistakes, f'{title}; the surest mistakes first')
+    else:
+        run.mistakes.unlink(missing_ok=True)  # of an earlier, worse checkpoint
     if recorders:
-        stats = [recorder.finish() for recorder in recorders]
+        stats = [recorder.stats() for recorder in recorders]
         most = max(len(layer.start) for layer in stats)
         plot_dyrelu(
-            [layer for layer in stats if len(layer.start) == most],
-            os.path.join(folder, 'dyrelu.png'),
+            [layer for layer in stats if len(layer.start) == most], run.dyrelu,
             f'Slopes and intercepts of Dynamic ReLU over {total} validation images')
     if example is not None:
         features, image = example
         plot_softpool(
-            image, _pool_in_three_ways(pool, features), os.path.join(folder, 'softpool.png'),
+            image, _pool_in_three_ways(pool, features), run.softpool,
             f'{pool_name}: those of its {features.shape[1]} channels that vary most')
 
 
@@ -100,6 +94,7 @@ def _restore(image: Tensor, data_config: dict[str, Any]) -> Tensor:
 
 
 def _capture_input(module: nn.Module, model: nn.Module, images: Tensor, autocast: Callable) -> Tensor:
+    """Give the input that a module has when the model computes some images."""
     captured = []
     handle = module.register_forward_pre_hook(lambda _, args: captured.append(args[0].float()))
     try:
@@ -111,7 +106,7 @@ def _capture_input(module: nn.Module, model: nn.Module, images: Tensor, autocast
 
 
 def _pool_in_three_ways(pool: SoftPool2d, x: Tensor) -> dict[str, Tensor]:
-    """The most varied channels of a feature map (1, C, H, W), as they are and pooled."""
+    """Give the most varied channels of a feature map (1, C, H, W), as they are and pooled."""
     channels = x[0].flatten(1).std(1).topk(min(_NUM_CHANNELS, x.shape[1])).indices
     maps = {'before pooling': x[0, channels].cpu()}
     # SoftPool is the average for beta = 0 and tends to the maximum for a large beta, with the same windows.
@@ -123,8 +118,37 @@ def _pool_in_three_ways(pool: SoftPool2d, x: Tensor) -> dict[str, Tensor]:
     return maps
 
 
+class _SurestMistakes:
+    """Keeps the mistakes that a model was surest of.
+
+    Args:
+        data_config: Preprocessing, which is undone for the images.
+    """
+
+    def __init__(self, data_config: dict[str, Any]) -> None:
+        self.data_config = data_config
+        self.kept: list[tuple[float, int, Mistake]] = []  # a heap; the number settles ties
+        self._number = count()
+
+    def add(self, images: Tensor, labels: Tensor, predicted: Tensor, confidence: Tensor) -> None:
+        """Look at a batch."""
+        for i in (predicted != labels).nonzero().flatten().tolist():
+            rank = confidence[i].item(), next(self._number)
+            if len(self.kept) == _NUM_MISTAKES and rank < self.kept[0][:2]:
+                continue
+            image = _restore(images[i], self.data_config)
+            mistake = Mistake(image, labels[i].item(), predicted[i].item(), confidence[i].item())
+            heapq.heappush(self.kept, (*rank, mistake))
+            if len(self.kept) > _NUM_MISTAKES:
+                heapq.heappop(self.kept)
+
+    def surest_first(self) -> list[Mistake]:
+        """Give the mistakes in their order."""
+        return [mistake for *_, mistake in sorted(self.kept, key=lambda entry: -entry[0])]
+
+
 class _DyReLURecorder:
-    """Gathers the coefficients that a Dynamic ReLU computes, while the model runs."""
+    """Gathers the coefficients that a Dynamic ReLU computes, while it is entered as a context."""
 
     def __init__(self, name: str, module: DyReLU) -> None:
         self.name = name
@@ -136,7 +160,13 @@ class _DyReLURecorder:
         self.counts = torch.zeros(2 * module.k, _BINS)
         self.images = 0
         self.sum = self.square = 0.0  # of the differences from the start, shape (C or 1, 2K)
-        self.handle = module.register_forward_pre_hook(self._record)
+
+    def __enter__(self) -> '_DyReLURecorder':
+        self._handle = self.module.register_forward_pre_hook(self._record)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._handle.remove()
 
     def _record(self, module: DyReLU, args: tuple) -> None:
         x = args[0] if module.channel_dim == 1 else args[0].movedim(-1, 1)
@@ -148,9 +178,8 @@ class _DyReLURecorder:
         self.sum = self.sum + difference.sum(0)
         self.square = self.square + difference.square().sum(0)
 
-    def finish(self) -> DyReLUStats:
-        """Stop, and give what was gathered."""
-        self.handle.remove()
+    def stats(self) -> DyReLUStats:
+        """Give what was gathered."""
         mean = self.sum / self.images
         variance = (self.square / self.images - mean.square()).clamp(min=0)
         return DyReLUStats(self.name, self.start, self.low, self.high, self.counts, variance.mean(0).sqrt())

@@ -1,19 +1,21 @@
-"""The evaluation that scripts/validate.py drives."""
+"""The evaluation of whole models, each on its own terms."""
+import dataclasses
 import json
 import logging
 import os
-from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
-import yaml
 
-from ..data import class_names
-from ..data.loaders import build_dataset, build_eval_loader, check_num_classes
+from ..data import class_names, create_dataset
+from ..data.loaders import build_eval_loader, check_num_classes, image_mode
 from ..device import build_amp, resolve_device, set_numerics
 from ..files import format_csv, replace_text
 from ..loading import build_model, count_parameters, resolve_input
+from ..run_folder import RunFolder
 from ..world import World
+from .config import ValidateConfig
 from .loop import evaluate
 
 __all__ = ['validate', 'validate_models', 'write_results']
@@ -21,38 +23,66 @@ __all__ = ['validate', 'validate_models', 'write_results']
 _logger = logging.getLogger(__name__)
 
 
-def validate(args: Namespace) -> OrderedDict:
-    """Evaluate a model as the options of scripts/validate.py say.
+def validate(config: ValidateConfig) -> OrderedDict:
+    """Evaluate one model, and write the record to ``results_file`` if there is to be one.
+
+    A model with a run folder is evaluated on the data set that it was trained on, unless told otherwise; any other one
+    on the digits.
 
     Returns:
         The record that timm's validate.py prints: accuracies and errors in percent, parameters in millions.
+
+    Raises:
+        OSError: Something could not be read or written.
+        ValueError: The options do not fit each other, the model or the data.
     """
-    _inherit_dataset(args)
-    if args.input_size:
-        args.in_chans = args.input_size[0]
-    device = resolve_device(args.device)
-    set_numerics(device, args.deterministic)
-    model = build_model(args, pretrained=not args.checkpoint, checkpoint_path=args.checkpoint)
-    data_config = resolve_input(args, model, use_test_size=not args.use_train_size)
-    dataset = build_dataset(args, args.split, data_config['input_size'][0], batch_size=args.batch_size)
-    names = class_names(dataset)
-    check_num_classes(model.num_classes, names)
-    args.num_classes = model.num_classes
-    label_names = model.pretrained_cfg.get('label_names')
-    if names and label_names and names != list(label_names):
-        _logger.warning(
-            'The classes differ, so the accuracy may mean nothing. Those of the data set: %s. Those of the model: %s.',
-            names, label_names)
-    loader = build_eval_loader(dataset, args, data_config, World(device), args.batch_size)
-    autocast, _ = build_amp(args, device)
-    model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
-    forward_model = torch.compile(model, backend=args.torchcompile) if args.torchcompile else model
-    metrics = evaluate(forward_model, loader, autocast, channels_last=args.channels_last)
+    if len(config.model) != 1:
+        raise ValueError(f'model must be one model, got {len(config.model)}; validate_models takes several.')
+    [record], _ = validate_models(config)
+    return record
+
+
+def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict:
+    config = _resolve_dataset(config, name)
+    device = resolve_device(config.device)
+    set_numerics(device, config.deterministic)
+    model = build_model(
+        name,
+        config.preprocessing,
+        pretrained=not config.checkpoint,
+        model_kwargs=config.model_kwargs,
+        num_classes=config.num_classes,
+        checkpoint_path=config.checkpoint,
+    )
+    data_config = resolve_input(model, config.preprocessing, use_test_size=not config.use_train_size)
+    dataset = create_dataset(
+        config.dataset,
+        root=config.data_dir,
+        split=config.split,
+        class_map=config.class_map,
+        download=config.dataset_download,
+        input_img_mode=image_mode(data_config['input_size'][0]),
+        batch_size=config.batch_size,
+    )
+    _check_classes(class_names(dataset), model)
+    loader = build_eval_loader(
+        dataset,
+        data_config,
+        World(device),
+        config.batch_size,
+        num_classes=model.num_classes,
+        workers=config.workers,
+        on_bad_image=config.on_bad_image,
+    )
+    autocast, _ = build_amp(device, config.amp, config.amp_dtype)
+    model.to(device=device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    forward_model = torch.compile(model, backend=config.torchcompile) if config.torchcompile else model
+    metrics = evaluate(forward_model, loader, autocast, channels_last=config.channels_last)
     unreadable = getattr(loader.loader.dataset, 'unreadable', None)
     if unreadable is not None and unreadable.any():
         _logger.warning('%d of %d images cannot be read and are left out.', unreadable.sum(), len(unreadable))
     return OrderedDict(
-        model=args.model,
+        model=name,
         top1=round(metrics['top1'], 4),
         top1_err=round(100 - metrics['top1'], 4),
         top5=round(metrics['top5'], 4),
@@ -64,51 +94,56 @@ def validate(args: Namespace) -> OrderedDict:
     )
 
 
-def validate_models(args: Namespace) -> tuple[list[OrderedDict], dict[str, str]]:
-    """Evaluate the models of ``--model``, one after the other, each on its own terms.
+def validate_models(config: ValidateConfig) -> tuple[list[OrderedDict], dict[str, str]]:
+    """Evaluate several models, one after the other.
 
-    With ``--results-file`` the records are written after each model. One that fails does not stop the others.
+    With ``results_file`` the records are written after each model. One that fails does not stop the others.
 
     Returns:
         The records, highest top1 first, and the error messages by model.
     """
-    if args.checkpoint and len(args.model) > 1:
-        raise ValueError(f'--checkpoint holds the weights of one model, and --model names {len(args.model)}.')
     records, errors = [], {}
-    for name in args.model:
+    for name in config.model:
         try:
-            records.append(validate(Namespace(**dict(vars(args), model=name))))
+            records.append(_evaluate_model(config, name))
         except (ImportError, OSError, ValueError) as e:
-            if len(args.model) == 1:
+            if len(config.model) == 1:
                 raise
             errors[name] = str(e)
             _logger.error('%s: %s', name, e)
             continue
         records.sort(key=lambda record: -record['top1'])
-        if args.results_file:
-            write_results(args.results_file, records, args.results_format)
+        if config.results_file:
+            write_results(config.results_file, records, config.results_format)
     return records, errors
 
 
-def write_results(path: str, records: list[OrderedDict], file_format: str = 'csv') -> None:
-    """Write records as 'csv' or 'json', in one piece."""
+def write_results(path: str | os.PathLike, records: Sequence[OrderedDict], file_format: str = 'csv') -> None:
+    """Write records as ``'csv'`` or ``'json'``, in one piece."""
     text = json.dumps(records, indent=4) if file_format == 'json' else format_csv(records, list(records[0]))
     replace_text(path, text)
 
 
-def _inherit_dataset(args: Namespace) -> None:
-    """Fill in the data set that the options leave open: that of the model's run folder, else the digits."""
-    if args.dataset is not None or args.data_dir is not None:
-        args.dataset = args.dataset or ''
-        args.split = args.split or 'validation'
-        return
-    folder = args.model.removeprefix('local-dir:')
-    run = dict(dataset='digits', data_dir=None, val_split='validation', class_map=None)
-    for path in (os.path.join(folder, 'args.yaml'), os.path.join(folder, os.pardir, 'args.yaml')):
-        if os.path.isfile(path):
-            with open(path) as f:
-                run = yaml.safe_load(f)
-            break
-    args.dataset, args.data_dir = run['dataset'], run['data_dir']
-    args.split = args.split or run['val_split']
-    args.class_map = args.class_map or run['class_map']
+def _resolve_dataset(config: ValidateConfig, name: str) -> ValidateConfig:
+    """Fill in the data set that the options leave open: that of the run folder of a model, else the digits."""
+    if config.dataset is not None or config.data_dir is not None:
+        return dataclasses.replace(config, dataset=config.dataset or '', split=config.split or 'validation')
+    run = RunFolder.containing(name.removeprefix('local-dir:'))
+    options = (run.read_options() if run is not None else None) or dict(dataset='digits')
+    return dataclasses.replace(
+        config,
+        dataset=options['dataset'],
+        data_dir=options.get('data_dir'),
+        split=config.split or options.get('val_split', 'validation'),
+        class_map=config.class_map or options.get('class_map'),
+    )
+
+
+def _check_classes(names: list[str] | None, model: torch.nn.Module) -> None:
+    """Raise ``ValueError`` if the data set has more classes than the model, warn if it has others."""
+    check_num_classes(model.num_classes, names)
+    label_names = model.pretrained_cfg.get('label_names')
+    if names and label_names and names != list(label_names):
+        _logger.warning(
+            'The classes differ, so the accuracy may mean nothing. Those of the data set: %s. Those of the model: %s.',
+            names, label_names)

@@ -2,16 +2,23 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants, get_token
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub
+from huggingface_hub import HfApi, get_token
+
+from ..version import unsupported
+
+try:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+except ImportError as e:
+    raise unsupported('huggingface_hub', huggingface_hub.__version__, f'its errors ({e})') from e
 
 __all__ = ['ChecksumError', 'HubError', 'MissingFileError', 'check_token', 'explained', 'summarize']
 
@@ -29,7 +36,7 @@ class MissingFileError(HubError):
 
 
 def check_token(token: str | None) -> str | None:
-    """Returns a token without white space around it; the HTTP library would quote an impossible one in its error."""
+    """Take white space off a token and refuse an impossible one, which the HTTP library would quote in its error."""
     if token is None:
         return None
     token = token.strip()
@@ -42,10 +49,16 @@ def check_token(token: str | None) -> str | None:
 
 @contextmanager
 def explained(what: str, repo_id: str, token: str | None, missing: str = '') -> Iterator[None]:
-    """Turn what the client raises into a `HubError` with a remedy.
+    """Turn what the client raises into a ``HubError`` with a remedy.
 
     The errors of the client have no base in common: they come from its HTTP library, from the file system, and from
-    what it finds in an answer. The server's words are part of them, so the token is taken out.
+    what it finds in an answer. They quote the server, so the token is taken out.
+
+    Args:
+        what: What could not be done, the beginning of the message.
+        repo_id: The repo.
+        token: The token that was used.
+        missing: The remedy if a file is missing.
     """
     try:
         yield
@@ -63,7 +76,7 @@ def explained(what: str, repo_id: str, token: str | None, missing: str = '') -> 
 def _remedy(error: Exception, repo_id: str, missing: str) -> str:
     causes = list(_chain(error))
     status = next((e.response.status_code for e in causes if getattr(e, 'response', None) is not None), None)
-    page = f'{constants.ENDPOINT}/{repo_id}'
+    page = f'{HfApi().endpoint}/{repo_id}'
 
     def is_a(kind: type[Exception]) -> bool:
         return any(isinstance(e, kind) for e in causes)
@@ -78,8 +91,8 @@ def _remedy(error: Exception, repo_id: str, missing: str) -> str:
         return missing
     if is_a(RepositoryNotFoundError):
         return (
-            'Check the spelling. A private repo is shown only to whoever has access: log in with `hf auth login`, set '
-            'HF_TOKEN, or pass token.')
+            'Check the spelling. A private repo is shown only to those who have access: log in with `hf auth login`, '
+            'set HF_TOKEN, or pass token.')
     if is_a(HFValidationError):
         return "Give the repo as 'user/name'."
     if status == 401:
@@ -95,8 +108,8 @@ def _remedy(error: Exception, repo_id: str, missing: str) -> str:
     if status is not None:
         return 'The Hub does not take the request as it is; see its words above.'
     return (
-        'If there is no network, or it broke off, do it again later. A mirror of the Hub is used if its address stands '
-        'in the environment variable HF_ENDPOINT.')
+        'If there is no network, or it broke off, do it again later. To use a mirror of the Hub, set the environment '
+        'variable HF_ENDPOINT to its address.')
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -106,7 +119,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def summarize(error: BaseException) -> str:
-    """The beginning of an error's message, in one line."""
+    """Give the beginning of an error's message, in one line."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith('For more information check: ')]
     summary = ' '.join(lines[:2]) or type(error).__name__

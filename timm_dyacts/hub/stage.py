@@ -1,139 +1,141 @@
 """Put together from a run folder what is to be published, and load it back before anybody sees it."""
 import json
-import math
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
-import yaml
-from timm.models._pretrained import filter_pretrained_cfg
 from torch import nn
 
 from ..card import render_model_card, resolve_start
-from ..version import __version__
-from .errors import HubError, summarize
-from .files import CARD, CONFIG, RECORD, WEIGHTS, read_config, sha256
-
-__all__ = ['CHECKPOINTS', 'stage', 'written_beside']
-
-CHECKPOINTS = dict(best='.', ema='ema', last='last')  # folders within a run folder
-_RESULTS = 'results.json'
-_OPTIONS = 'args.yaml'
-# Not all pictures of a run: some show images of its data, which may not be for everybody.
-_EXTRAS = (_OPTIONS, 'summary.csv', 'curves.png', 'confusion.png', 'dyrelu.png')
-_METRICS = ('top1', 'top5', 'loss')
-# What the card is made of, and what of it has parts.
-_RESULTS_KEYS = dict.fromkeys((*_METRICS, 'dataset', 'split', 'num_images', 'date', 'versions'), ()) | dict(
-    preprocessing=('input_size', 'interpolation', 'mean', 'std', 'crop_pct'),
-    start=('model', 'pretrained', 'source', 'license', 'warm_start', 'kd_model'),
+from ..run_folder import (
+    CARD,
+    CONFIG,
+    PUBLISHED_EXTRAS,
+    RESULTS,
+    WEIGHTS,
+    CheckpointFolder,
+    RunFolder,
 )
+from ..version import unsupported
+from .config import RECORD, read_config, requirements
+from .errors import HubError, summarize
+from .hashes import sha256
+
+try:
+    from timm.models import filter_pretrained_cfg
+except ImportError as e:
+    raise unsupported('timm', timm.__version__, f'what takes local paths out of a config ({e})') from e
+
+__all__ = ['Staged', 'stage', 'written_beside']
+
 _TOKEN = re.compile(r'\bhf_[A-Za-z0-9]{20,}')
 
 
+@dataclass(frozen=True)
+class Staged:
+    """What lies ready to be published.
+
+    Attributes:
+        architecture: The model.
+        files: Size in bytes by file name.
+        remarks: What the card lacks.
+    """
+    architecture: str
+    files: dict[str, int]
+    remarks: tuple[str, ...]
+
+
 def stage(
-        run_folder: Path,
+        run: RunFolder,
         repo_id: str,
         weights: str,
         license: str | None,
         token: str | None,
         folder: Path,
-) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Write all that is to be published into ``folder``. Returns the sizes by name, and what the card lacks."""
-    checkpoint = run_folder / CHECKPOINTS[weights]
-    _check_checkpoint(run_folder, checkpoint, weights)
-    shutil.copyfile(checkpoint / WEIGHTS, folder / WEIGHTS)
-    for name in _EXTRAS:
-        if (run_folder / name).is_file():
-            shutil.copyfile(run_folder / name, folder / name)
+) -> Staged:
+    """Write all that is to be published, and check that it gives the model that the run left.
+
+    Args:
+        run: The run.
+        repo_id: Where it is to be published.
+        weights: Which of its checkpoints.
+        license: Licence of weights that inherit none.
+        token: Must not be in any of the files.
+        folder: An empty folder, where to write.
+
+    Raises:
+        HubError: The run cannot be published.
+        ValueError: A ``license`` other than the inherited one.
+    """
+    checkpoint = run.checkpoint(weights)
+    _check_complete(run, weights)
+    try:
+        results, options = checkpoint.read_results(), run.read_options()
+    except ValueError as e:
+        raise HubError(f'Could not publish: {e}') from e
+    shutil.copyfile(checkpoint.weights, folder / WEIGHTS)
+    for name in PUBLISHED_EXTRAS:
+        if (run.path / name).is_file():
+            shutil.copyfile(run.path / name, folder / name)
 
     model = _load(checkpoint)
-    config = read_config(checkpoint / CONFIG, str(checkpoint))
+    config = read_config(checkpoint.config, str(checkpoint))
     config['pretrained_cfg'] = filter_pretrained_cfg(
         config.get('pretrained_cfg', {}), remove_source=True, remove_null=False)
-    results = _read_results(checkpoint / _RESULTS)
-    args = _read_args(run_folder / _OPTIONS)
-    requires = dict(timm=f'>={timm.__version__}', timm_dyacts=f'>={__version__}')
+    try:
+        start = resolve_start(config, results, options)
+    except ValueError as e:
+        raise HubError(
+            f"Could not publish '{checkpoint}': what {CONFIG} and '{run.options}' tell of its start {e}. Correct "
+            f"it.") from e
     card = render_model_card(
         repo_id,
         model,
         config,
         sha256=sha256(folder / WEIGHTS),
-        requires=requires,
+        requires=requirements(),
         weights=weights,
         results=results,
-        args=args,
-        files=sorted(path.name for path in folder.iterdir()),
+        start=start,
+        options=options,
+        files=_names(folder),
         license=license,
     )
     (folder / CARD).write_text(card, encoding='utf-8')
-    config[RECORD] = dict(
-        requires=requires,
-        sha256={path.name: sha256(path) for path in sorted(folder.iterdir())},
-    )
+    config[RECORD] = dict(requires=requirements(), sha256={name: sha256(folder / name) for name in _names(folder)})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
 
     _check_secrets(folder, token)
-    _check_same_function(model, folder, checkpoint)
+    _check_same_function(model, CheckpointFolder(folder), checkpoint)
     remarks = []
     if results is None:
-        remarks.append(f'The checkpoint has no {_RESULTS}, so the card shows no results.')
-    if not (license or (resolve_start(config, results, args) or {}).get('license')):
+        remarks.append(f'The checkpoint has no {RESULTS}, so the card shows no results.')
+    if not (license or (start and start.license)):
         remarks.append('The weights inherit no licence and none was given (--license), so nobody may use them.')
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}, tuple(remarks)
+    sizes = {name: (folder / name).stat().st_size for name in _names(folder)}
+    return Staged(config['architecture'], sizes, tuple(remarks))
 
 
-def _check_checkpoint(run_folder: Path, checkpoint: Path, weights: str) -> None:
-    missing = [file for file in (CONFIG, WEIGHTS) if not (checkpoint / file).is_file()]
-    if not missing:
-        return
-    complete = [
-        name for name, sub in CHECKPOINTS.items()
-        if all((run_folder / sub / file).is_file() for file in (CONFIG, WEIGHTS))
-    ]
-    there = f'The folder has the weights {", ".join(complete)} (--weights).' if complete else \
-        'Give the folder of a run of scripts/train.py. Pickled weights are not published.'
-    raise HubError(f"Could not publish the {weights} weights of '{run_folder}': {missing[0]} is missing. {there}")
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-def _read_results(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    again = 'Run the evaluation again, or remove the file and publish without results.'
-    try:
-        results = json.loads(path.read_text(encoding='utf-8'))
-        missing = [key for key in _RESULTS_KEYS if key not in results]
-        missing += [
-            f'{key}.{sub}' for key, subs in _RESULTS_KEYS.items() if key in results
-            for sub in subs if sub not in results[key]
-        ]
-        wrong = [f'{key} = {results[key]}' for key in _METRICS if key in results and not math.isfinite(results[key])]
-    except (TypeError, ValueError) as e:
-        raise HubError(f"Could not publish: '{path}' cannot be read: {summarize(e)}. {again}") from e
-    if missing or wrong:
-        problem = f'lacks {", ".join(missing)}' if missing else f'has {", ".join(wrong)}'
-        raise HubError(f"Could not publish: '{path}' {problem}. {again}")
-    return results
+def _check_complete(run: RunFolder, weights: str) -> None:
+    missing = run.checkpoint(weights).missing()
+    if missing:
+        complete = run.checkpoints()
+        there = f'The folder has the weights {", ".join(complete)} (--weights).' if complete else \
+            'Give the folder of a run of `timm-dyacts train`. Pickled weights are not published.'
+        raise HubError(f"Could not publish the {weights} weights of '{run}': {missing[0]} is missing. {there}")
 
 
-def _read_args(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        args = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (ValueError, yaml.YAMLError) as e:
-        raise HubError(f"Could not publish: '{path}' is not YAML: {summarize(e)}") from e
-    if not isinstance(args, dict):
-        raise HubError(f"Could not publish: '{path}' does not hold the options of a run.")
-    return args
-
-
-def _load(folder: Path) -> nn.Module:
+def _load(folder: CheckpointFolder) -> nn.Module:
     try:
         return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     except Exception as e:
@@ -151,7 +153,7 @@ def _check_secrets(folder: Path, token: str | None) -> None:
 
 
 @torch.no_grad()
-def _check_same_function(model: nn.Module, folder: Path, checkpoint: Path) -> None:
+def _check_same_function(model: nn.Module, folder: CheckpointFolder, checkpoint: CheckpointFolder) -> None:
     """Load back what is to be published, and compare it with what the run left."""
     loaded = _load(folder)
     x = torch.randn(2, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))

@@ -1,13 +1,12 @@
-"""The operators: a function and an ``nn.Module`` each. This package knows torch and no model."""
+"""The operators as an ``nn.Module`` each, with their functions, which are those of ``ops``."""
 from .affine import ChannelAffine
-from .bipolar import (
-    BELU,
-    BSELU,
-    Bipolar,
-    BipolarMaxPool2d,
-    BLeakyReLU,
-    BPReLU,
-    BReLU,
+from .bipolar import BELU, BSELU, Bipolar, BipolarMaxPool2d, BLeakyReLU, BPReLU, BReLU
+from .dyrelu import DyReLU, DyReLUA, DyReLUB, DyReLUC, LazyDyReLU, dyrelu
+from .softpool import GlobalSoftPool2d, SoftPool1d, SoftPool2d, SoftPool2dSame, SoftPool3d
+
+# isort: split
+# After the modules of this folder: the function `bipolar` takes the name of one of them.
+from ..ops.bipolar.functional import (
     belu,
     bipolar,
     bipolar_max_pool2d,
@@ -17,18 +16,7 @@ from .bipolar import (
     bselu,
     channel_signs,
 )
-from .dyrelu import DyReLU, DyReLUA, DyReLUB, DyReLUC, LazyDyReLU, dyrelu
-from .softpool import (
-    GlobalSoftPool2d,
-    SoftPool1d,
-    SoftPool2d,
-    SoftPool2dSame,
-    SoftPool3d,
-    global_softpool2d,
-    softpool1d,
-    softpool2d,
-    softpool3d,
-)
+from ..ops.softpool.functional import global_softpool2d, softpool1d, softpool2d, softpool3d
 
 __all__ = [
     'BELU',
@@ -38,13 +26,11 @@ __all__ = [
     'BSELU',
     'Bipolar',
     'BipolarMaxPool2d',
-    'ChannelAffine',
     'DyReLU',
     'DyReLUA',
     'DyReLUB',
     'DyReLUC',
     'GlobalSoftPool2d',
-    'LazyDyReLU',
     'SoftPool1d',
     'SoftPool2d',
     'SoftPool2dSame',
@@ -56,7 +42,6 @@ __all__ = [
     'bprelu',
     'brelu',
     'bselu',
-    'channel_signs',
     'dyrelu',
     'global_softpool2d',
     'softpool1d',

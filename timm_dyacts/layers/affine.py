@@ -1,4 +1,4 @@
-"""A scale and a shift per channel: what is left of a normalisation whose statistics are fixed."""
+"""A scale and a shift per channel: what remains of a normalisation layer whose statistics are fixed."""
 import torch
 from torch import Tensor, nn
 

@@ -2,269 +2,40 @@
 
 Paper: `Dynamic ReLU` (Chen et al., 2020) - https://arxiv.org/abs/2003.10027
 """
-import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from ..ops import backends
-from ..ops.checks import (
-    check_channels,
-    check_choice,
-    check_finite,
-    check_input,
-    check_int,
-    check_positive,
-    unless_tracing,
-)
-from ..ops.dyrelu.settings import DyReLUSettings
+from ..ops.checks import check_choice, check_finite, check_input, check_int, check_positive
+from ..ops.dyrelu import functional
+from ..ops.dyrelu.functional import dyrelu
+from ..ops.dyrelu.settings import DyReLUParams, DyReLUSettings
 from .forms import Form, Place
 
 __all__ = ['DyReLU', 'DyReLUA', 'DyReLUB', 'DyReLUC', 'LazyDyReLU', 'dyrelu']
-
-_DIMS = (2, 3, 4, 5)
-
-
-@unless_tracing
-def _check_operands(x: Tensor, theta: Tensor, pi: Tensor | None) -> None:
-    check_input(x, _DIMS)
-    n, c, *spatial = x.shape
-    shape = theta.shape
-    channels_fit = len(shape) == 3 and (shape[1] == c or shape[1] == 1)
-    if not channels_fit or shape[0] != n or shape[2] < 2 or shape[2] % 2:
-        raise ValueError(f'theta must have shape (N, C or 1, 2K) with N={n}, C={c}, K >= 1, got {tuple(shape)}')
-    if pi is not None and pi.shape != (n, 1, *spatial):
-        raise ValueError(f'pi must have shape {(n, 1, *spatial)}, got {tuple(pi.shape)}')
-
-
-# FX keeps the functions marked by `wrap` as single nodes: a symbolic input has no shape for their checks to read.
-@torch.fx.wrap
-def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float | None = None) -> Tensor:
-    """Applies given piecewise linear functions: ``y = pi * min(max_k(a_k * x + b_k), max_value)``.
-
-    Of pieces that tie, the last has the gradient: ``max(x, 0)`` has that of ReLU, zero at zero.
-
-    Args:
-        x: Input of shape (N, C, *spatial), with 0 to 3 spatial dimensions.
-        theta: Coefficients of shape (N, C, 2K), or (N, 1, 2K) where all channels share them: the K slopes ``a``,
-            then the K intercepts ``b``.
-        pi: Weight of each position, of shape (N, 1, *spatial).
-        max_value: Upper bound of the piecewise linear functions.
-
-    Returns:
-        A tensor like `x`. A half-precision `x` is computed in the precision of `theta`.
-
-    Raises:
-        ValueError: If a shape is not as above, or a dimension of `x` other than the batch is empty.
-        TypeError: If `x` has no floating-point dtype.
-    """
-    if not torch.jit.is_scripting():
-        _check_operands(x, theta, pi)
-        fused = backends.find_kernel('dyrelu', 'apply', x, theta, pi)
-        if fused is not None:
-            return _DyReLUFunction.apply(fused, x, theta, pi, max_value)
-    return _dyrelu_definition(x, theta, pi, max_value)
-
-
-def _dyrelu_definition(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
-    """`dyrelu` in plain operations."""
-    k = theta.shape[2] // 2
-    shape = [theta.shape[0], theta.shape[1]] + [1] * (x.dim() - 2)
-    coefs = [coef.reshape(shape) for coef in theta.unbind(2)]
-    # Products and sums, as in the passes on CPUs: the results are the same to the last bit.
-    y = x * coefs[0] + coefs[k]
-    for i in range(1, k):
-        piece = x * coefs[i] + coefs[k + i]
-        if not torch.jit.is_scripting() and torch.compiler.is_compiling() and not torch.is_grad_enabled():
-            y = torch.maximum(y, piece)
-        else:
-            # The same in two passes more, but pieces that tie do not share the gradient.
-            y = torch.where((y > piece) | (y != y), y, piece)
-    if max_value is not None:
-        # The function that ReLU6 calls, so that the gradient at the bound itself is the same too.
-        y = F.hardtanh(y, -math.inf, max_value)
-    if pi is not None:
-        y = y * pi
-    return y.to(x.dtype)
-
-
-class _DyReLUFunction(torch.autograd.Function):
-    """Keeps the operands and nothing else for the backward pass, which finds the largest pieces anew."""
-
-    @staticmethod
-    def forward(ctx, fused: Callable, *args) -> Tensor:
-        *operands, ctx.max_value = args
-        ctx.save_for_backward(*operands)
-        return backends.run_kernel(fused, _dyrelu_definition, *args)
-
-    @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        args = (*ctx.saved_tensors, ctx.max_value)
-        fused = backends.find_kernel('dyrelu', 'apply_backward', dy, *args)
-        return None, *backends.differentiate(fused, _dyrelu_definition, args, (dy,), ctx.needs_input_grad[1:])
-
-
-def _check_input(x: Tensor, fc1_weight: Tensor) -> None:
-    check_input(x, _DIMS)
-    check_channels(x, fc1_weight.shape[1])
-
-
-def _statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What the coefficients need to know of the input.
-
-    Returns:
-        The mean of each plane, (N, C); with a spatial weight of shape (1, C), its product with x, (N, 1, *spatial).
-        In fp32 for half-precision inputs.
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    mean = x.unsqueeze(-1).flatten(2).mean(2, dtype=dtype)
-    logits: Tensor | None = None
-    if weight is not None:
-        # Product and sum, not a convolution: autograd keeps x in its own dtype, autocast and TF32 keep out, and
-        # torch.compile makes one pass of it.
-        product = x * weight.to(dtype).reshape([1, weight.shape[1]] + [1] * (x.dim() - 2))
-        logits = product.sum(1, keepdim=True)
-    return mean, logits
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer in the dtype of `x`, under autocast too: a sum over channels easily leaves the fp16 range.
-
-    Scripted modules are the exception, as TorchScript applies autocast itself.
-    """
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if not torch.jit.is_scripting():
-        kind = x.device.type
-        available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
-        if available and torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, enabled=False):
-                return F.linear(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-def _coefficients(
-        mean: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-        settings: DyReLUSettings,
-) -> Tensor:
-    """The hyper function: (N, C) -> (N, C or 1, 2K)."""
-    k = len(settings.alpha)
-    z = _linear(_linear(mean, fc1_weight, fc1_bias).relu(), fc2_weight, fc2_bias)
-    # 2 * sigmoid(z) - 1 = tanh(z / 2)
-    residuals = torch.tanh(z / 2).reshape(mean.shape[0], fc2_bias.shape[0] // (2 * k), 2 * k).unbind(2)
-    # The constants enter as scalars: a tensor made of them here would be a synchronising copy to the device.
-    slopes = [settings.alpha[i] + settings.lambda_a * residuals[i] for i in range(k)]
-    intercepts = [settings.beta[i] + settings.lambda_b * residuals[k + i] for i in range(k)]
-    # In memory the channels are last, for kernels that read those of many at once.
-    return torch.stack(slopes + intercepts, 1).transpose(1, 2)
-
-
-def _attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> Tensor:
-    """The spatial weight of DyReLU-C from its logits without bias, (N, 1, *spatial)."""
-    z = (logits + bias.to(logits.dtype)).flatten(1) / settings.tau
-    # exp / mean(exp) is HW * softmax, and exactly 1 where the attention is uniform.
-    e = torch.exp(z - z.detach().amax(1, keepdim=True))
-    pi = torch.clamp(e / e.mean(1, keepdim=True), max=3.0)
-    if settings.paper_scale:
-        pi = pi / 3
-    return pi.reshape(logits.shape)
-
-
-@torch.fx.wrap
-def _dynamic_relu(
-        x: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-        spatial_weight: Tensor | None,
-        spatial_bias: Tensor | None,
-        settings: DyReLUSettings,
-) -> Tensor:
-    """A module as a function of its input, parameters and settings."""
-    if not torch.jit.is_scripting():
-        _check_input(x, fc1_weight)
-        operands = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias
-        fused = backends.find_kernel('dyrelu', 'dynamic_relu', *operands)
-        if fused is not None:
-            return _DynamicReLUFunction.apply(fused, settings, *operands)
-    return _dynamic_relu_definition(
-        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, spatial_weight, spatial_bias, settings)
-
-
-def _dynamic_relu_definition(
-        x: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-        spatial_weight: Tensor | None,
-        spatial_bias: Tensor | None,
-        settings: DyReLUSettings,
-) -> Tensor:
-    """`_dynamic_relu` step by step."""
-    mean, logits = _statistics(x, spatial_weight)
-    theta = _coefficients(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
-    pi: Tensor | None = None
-    if logits is not None and spatial_bias is not None:
-        pi = _attention(logits, spatial_bias, settings)
-    return dyrelu(x, theta, pi, settings.max_value)
-
-
-class _DynamicReLUFunction(torch.autograd.Function):
-    """The whole module as one function: few passes over the input, few launches, and what goes from one of them to the
-    next, such as partial sums and gradients to be added to in place, stays inside.
-    """
-
-    @staticmethod
-    def forward(ctx, fused: Callable, settings: DyReLUSettings, *operands: Tensor | None) -> Tensor:
-        def definition(*args) -> tuple[Tensor]:
-            return _dynamic_relu_definition(*args),
-
-        y, *found = backends.run_kernel(fused, definition, *operands, settings)
-        ctx.settings = settings
-        ctx.save_for_backward(*operands, *found)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: activation checkpointing computes them at that
-        operands, found = saved[:7], saved[7:]
-        fused = backends.find_kernel('dyrelu', 'dynamic_relu_backward', dy) if found else None
-        if fused is not None:
-            fused = dataclasses.replace(fused, function=functools.partial(fused.function, found=found))
-        args = (*operands, ctx.settings)
-        *grads, _ = backends.differentiate(
-            fused, _dynamic_relu_definition, args, (dy,), (*ctx.needs_input_grad[2:], False))
-        return None, None, *grads
 
 
 class DyReLU(nn.Module):
     """Dynamic ReLU.
 
     ``y = max_k(a_k(x) * x + b_k(x))`` with ``a = alpha + lambda_a * da``, ``b = beta + lambda_b * db``, where
-    ``(da, db) = 2 * sigmoid(fc2(relu(fc1(mean(x))))) - 1`` and ``fc1: C -> max(C // reduction, 1)``. As `fc2` starts at
-    zero, a fresh module is exactly the static activation ``max_k(alpha_k * x + beta_k)``: ReLU by default, leaky ReLU
-    with ``alpha=(1, negative_slope)``, ReLU6 with ``max_value=6``.
+    ``(da, db) = 2 * sigmoid(fc2(relu(fc1(mean(x))))) - 1`` and ``fc1: C -> max(C // reduction, 1)``. ``fc2`` starts at
+    zero, so a fresh module is exactly the static activation ``max_k(alpha_k * x + beta_k)``: ReLU by default, leaky
+    ReLU with ``alpha=(1, negative_slope)``, ReLU6 with ``max_value=6``.
 
-    The modes differ in what shares the coefficients: all channels and positions ("a"), all positions ("b"), or
-    all positions but for a spatial weight that multiplies the output of "b" ("c"):
-    ``pi = min(HW * softmax(conv1x1(x) / tau), 3)``, which starts at exactly 1.
+    In mode "a", all channels and positions share the coefficients; in mode "b", all positions do; mode "c" multiplies
+    the output of "b" by a weight for each position, ``pi = min(HW * softmax(conv1x1(x) / tau), 3)``, which starts at
+    exactly 1.
 
     The hyper function and the spatial weight are computed in at least fp32, under autocast and in a half-precision
     module too: the sums inside leave the fp16 range.
 
-    Paper: `Dynamic ReLU` - https://arxiv.org/abs/2003.10027. The values of `tau` and of the bound 3 are as
-    re-implemented in public re-implementations, not read in the paper.
+    Paper: `Dynamic ReLU` - https://arxiv.org/abs/2003.10027. The values of ``tau`` and of the bound 3 are those of
+    public re-implementations; the paper has not been consulted for them.
 
     Shape:
         - Input: (N, C, *spatial), with 0 to 3 spatial dimensions.
@@ -276,8 +47,8 @@ class DyReLU(nn.Module):
         mode: Variant, "a", "b" or "c".
         reduction: Ratio of the channels to the hidden width of the hyper function.
         k: Number of linear pieces K.
-        lambda_a: Range of the slopes around `alpha`.
-        lambda_b: Range of the intercepts around `beta`.
+        lambda_a: Range of the slopes around ``alpha``.
+        lambda_b: Range of the intercepts around ``beta``.
         alpha: The K initial slopes. Default: one, then zeros.
         beta: The K initial intercepts. Default: zeros.
         max_value: Upper bound of the piecewise linear function. Default: none.
@@ -340,7 +111,7 @@ class DyReLU(nn.Module):
 
         # Parameters, not nn.Linear children: the weight initialisers of models walk over modules by type and
         # would take the zero start away.
-        for name in ('fc1_weight', 'fc1_bias', 'fc2_weight', 'fc2_bias', 'spatial_weight', 'spatial_bias'):
+        for name in DyReLUParams._fields:
             unused = name.startswith('spatial') and mode != 'c'
             self.register_parameter(name, None if unused else UninitializedParameter(device=device, dtype=dtype))
         if channels is not None:
@@ -365,7 +136,7 @@ class DyReLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws `fc1` as `nn.Linear` does and zeroes the rest, which makes the module the static activation again."""
+        """Draw ``fc1`` as ``nn.Linear`` does and zero the rest, which makes the module the static activation again."""
         for param in self.parameters():
             nn.init.zeros_(param)
         nn.init.kaiming_uniform_(self.fc1_weight, a=math.sqrt(5))
@@ -373,7 +144,7 @@ class DyReLU(nn.Module):
         nn.init.uniform_(self.fc1_bias, -bound, bound)
 
     def is_fresh(self) -> bool:
-        """Whether the module still is the static activation: all parameters but those of `fc1` are zero.
+        """Tell whether the module still is the static activation: all parameters but those of ``fc1`` are zero.
 
         On the meta device there are no values to read, and the answer is yes.
         """
@@ -381,7 +152,7 @@ class DyReLU(nn.Module):
         return not any(param.any() for param in moved)
 
     def static_form(self) -> Form:
-        """The function of a fresh module, if it is a plain one: ReLU, up to a bound, or leaky ReLU."""
+        """Give the function of a fresh module if it is a plain one: ReLU, with or without a bound, or leaky ReLU."""
         slope, *rest = self.alpha
         if not self.is_fresh() or slope != 1 or len(set(rest)) != 1 or any(self.beta) or not 0 <= rest[0] <= 1:
             return Form('dynamic', {})
@@ -394,9 +165,9 @@ class DyReLU(nn.Module):
         """Make the module that starts as another activation, or as ReLU where it cannot.
 
         Args:
-            form: What it is to start as.
-            place: Where it goes.
-            **kwargs: Further arguments of the class; they win over what follows from `form`.
+            form: The activation to start as.
+            place: Where the module goes.
+            **kwargs: Further arguments of the class, which have precedence over those that follow from ``form``.
         """
         kind, options = form.canonical()
         if kind == 'relu':
@@ -407,7 +178,7 @@ class DyReLU(nn.Module):
             place.channels, channel_dim=place.channel_dim, device=place.device, dtype=place.dtype, **kwargs)
 
     def coefficients(self, x: Tensor) -> Tensor:
-        """Computes the coefficients for an input.
+        """Compute the coefficients for an input.
 
         Args:
             x: Input of shape (N, C, *spatial).
@@ -415,13 +186,10 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, C, 2K), or (N, 1, 2K) in mode "a": K slopes, then K intercepts. At least fp32.
         """
-        _check_input(x, self.fc1_weight)
-        mean, _ = _statistics(x, None)
-        return _coefficients(
-            mean, self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias, self._settings())
+        return functional.coefficients(x, self._params(), self._settings())
 
     def attention(self, x: Tensor) -> Tensor | None:
-        """Computes the spatial weight for an input.
+        """Compute the spatial weight for an input.
 
         Args:
             x: Input of shape (N, C, *spatial).
@@ -429,34 +197,20 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, 1, *spatial), at least fp32; None in modes "a" and "b".
         """
-        _check_input(x, self.fc1_weight)
-        _, logits = _statistics(x, self.spatial_weight)
-        return None if logits is None else _attention(logits, self.spatial_bias, self._settings())
+        return functional.attention(x, self._params(), self._settings())
+
+    def _params(self) -> DyReLUParams:
+        return DyReLUParams(
+            self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias, self.spatial_weight, self.spatial_bias)
 
     def _settings(self) -> DyReLUSettings:
         return DyReLUSettings(
-            self.alpha,
-            self.beta,
-            self.lambda_a,
-            self.lambda_b,
-            self.tau,
-            self.paper_scale,
-            self.max_value,
-        )
+            self.alpha, self.beta, self.lambda_a, self.lambda_b, self.tau, self.paper_scale, self.max_value)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_dim != 1:
             x = x.movedim(-1, 1)
-        y = _dynamic_relu(
-            x,
-            self.fc1_weight,
-            self.fc1_bias,
-            self.fc2_weight,
-            self.fc2_bias,
-            self.spatial_weight,
-            self.spatial_bias,
-            self._settings(),
-        )
+        y = functional.dynamic_relu(x, self._params(), self._settings())
         return y if self.channel_dim == 1 else y.movedim(1, -1)
 
     def extra_repr(self) -> str:
@@ -473,45 +227,45 @@ class DyReLU(nn.Module):
 
 
 class DyReLUA(DyReLU):
-    """`DyReLU` in mode "a": one set of coefficients for all channels and positions. Arguments as there."""
+    """``DyReLU`` in mode "a": one set of coefficients for all channels and positions. Arguments as there."""
 
     def __init__(self, channels: int | None = None, **kwargs) -> None:
         super().__init__(channels, mode='a', **kwargs)
 
 
 class DyReLUB(DyReLU):
-    """`DyReLU` in mode "b": a set of coefficients for each channel. Arguments as there."""
+    """``DyReLU`` in mode "b": a set of coefficients for each channel. Arguments as there."""
 
     def __init__(self, channels: int | None = None, **kwargs) -> None:
         super().__init__(channels, mode='b', **kwargs)
 
 
 class DyReLUC(DyReLU):
-    """`DyReLU` in mode "c": mode "b" and a weight for each position. Arguments as there."""
+    """``DyReLU`` in mode "c": mode "b" and a weight for each position. Arguments as there."""
 
     def __init__(self, channels: int | None = None, **kwargs) -> None:
         super().__init__(channels, mode='c', **kwargs)
 
 
 class LazyDyReLU(LazyModuleMixin, DyReLU):
-    """What a `DyReLU` built without `channels` is until it knows them.
+    """What a ``DyReLU`` built without ``channels`` is until it knows them.
 
-    The first forward pass or a loaded state dict tells, and turns it into the class that was asked for. As with any
-    lazy module of PyTorch, that has to happen before tracing, scripting or counting parameters.
+    The first forward pass, or a state dict that is loaded, turns it into the class that was asked for. As with any lazy
+    module of PyTorch, that has to happen before tracing, scripting or counting parameters.
     """
 
     cls_to_become = DyReLU
 
     @staticmethod
     def defer(module: DyReLU) -> None:
-        """Makes a module without channels lazy."""
+        """Make a module without channels lazy."""
         cls_to_become, module.__class__ = module.__class__, LazyDyReLU
         module.cls_to_become = cls_to_become
         module._load_hook = module._register_load_state_dict_pre_hook(module._lazy_load_hook)
         module._initialize_hook = module.register_forward_pre_hook(module._infer_parameters, with_kwargs=True)
 
     def initialize_parameters(self, x: Tensor) -> None:
-        check_input(x, _DIMS)
+        check_input(x, functional.DIMS)
         self._materialize(x.shape[self.channel_dim], x.device)
 
     def _infer_parameters(self, module: DyReLU, args: tuple, kwargs: dict | None = None) -> None:

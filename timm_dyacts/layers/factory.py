@@ -3,41 +3,41 @@
 timm has no public call to register an activation or an anti-aliasing layer, so this file, and no other, adds to timm's
 tables. It checks first that they are the tables it knows.
 
-After ``register()`` these work everywhere in timm::
+After ``register(...)`` these work everywhere in timm::
 
     timm.create_model('resnet50', act_layer='brelu')
     timm.layers.create_act_layer('dyrelu_b', channels=64)
     timm.layers.create_aa('softpool', stride=2)
 """
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import timm
 from timm.layers import blur_pool, create_act
 from torch import Tensor, nn
 
+from ..suggest import close_names
 from ..version import unsupported
 from .softpool import SoftPool2d
 
-__all__ = ['register']
+__all__ = ['UnknownActivation', 'register']
 
 
 class UnknownActivation(KeyError):
-    """No activation of this name. A ``KeyError``, as timm raises, that says which names there are."""
+    """No activation has this name. A ``KeyError``, as timm raises, whose message names those that there are."""
 
     def __str__(self) -> str:
         return self.args[0]
 
 
 class _ActTable(dict):
-    """timm's name -> activation table, with an error that helps whoever misspelt a name."""
+    """One of timm's tables of activations by name, with an error that helps whoever misspelt a name."""
 
-    def __missing__(self, name: str):
-        near = difflib.get_close_matches(str(name), self, n=3)
-        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ''
-        raise UnknownActivation(f"Unknown activation {name!r}.{hint} Known: {', '.join(sorted(self))}.")
+    def __missing__(self, name: str) -> None:
+        known = ', '.join(sorted(self))
+        raise UnknownActivation(f'Unknown activation {name!r}.{close_names(name, self)} Known: {known}.')
 
 
 def register(activations: Mapping[str, type[nn.Module]], functions: Mapping[str, Callable[..., Tensor]]) -> None:
@@ -65,19 +65,20 @@ def _check_timm() -> None:
         raise unsupported('timm', timm.__version__, 'the tables of activations and of anti-aliasing layers')
 
 
-def _extended(table: dict, names: Mapping) -> dict:
+def _extended(table: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Add entries to a table of timm, in place once it has an error of its own for unknown names."""
     if not hasattr(type(table), '__missing__'):
         table = _ActTable(table)
-    table.update(names)
+    table.update(entries)
     return table
 
 
-def _with_softpool(normalize):
+def _with_softpool(normalize: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(normalize)
-    def normalize_aa_layer(aa_layer):
+    def normalize_aa_layer(aa_layer: Any) -> Any:
         if isinstance(aa_layer, str):
             if aa_layer.lower().replace('_', '') in ('softpool', 'softpool2d'):
-                # As many outputs as the strided convolution that it stands in for has, for odd sizes too.
+                # It then has as many outputs as the strided convolution in whose place it is, for odd sizes too.
                 return functools.partial(SoftPool2d, ceil_mode=True)
             try:
                 return normalize(aa_layer)

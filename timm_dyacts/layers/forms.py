@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers import activations, activations_me
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ['PLAIN_ACTIVATIONS', 'Form', 'Place', 'static_form']
+__all__ = ['PLAIN_ACTIVATIONS', 'Form', 'Place', 'plain_part', 'static_form']
 
 
 class Form(NamedTuple):
@@ -30,12 +30,12 @@ class Form(NamedTuple):
     def same_function(self, other: 'Form') -> bool:
         """Whether the plain activations are the same one."""
         (kind, options), (other_kind, others) = self.canonical(), other.canonical()
-        if kind != other_kind or kind == 'dynamic':
+        if kind != other_kind or kind == 'dynamic' or options.keys() != others.keys():
             return False
-        return all(_equal(value, others[key]) for key, value in options.items())
+        return all(_equal(value, others[name]) for name, value in options.items())
 
     def canonical(self) -> tuple[str, dict[str, Any]]:
-        """Kind and options, with a PReLU that has a single slope written as the leaky ReLU that it is."""
+        """Give kind and options, with a PReLU that has a single slope written as the leaky ReLU that it is."""
         if self.kind == 'prelu' and self.options['weight'].numel() == 1 and not self.options['weight'].is_meta:
             return 'leaky_relu', dict(negative_slope=self.options['weight'].item())
         return self.kind, self.options
@@ -60,19 +60,32 @@ class Place(NamedTuple):
     @property
     def inplace(self) -> bool:
         """Whether the activation that is there works in place."""
-        return bool(getattr(getattr(self.module, 'f', self.module), 'inplace', False))
+        return bool(getattr(plain_part(self.module), 'inplace', False))
+
+
+def plain_part(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Give the ``f`` of a ``Bipolar``, which is a module or a function, and any other module as it is."""
+    is_wrapper = getattr(module, 'layout', None) is not None and hasattr(module, 'f')
+    return module.f if is_wrapper else module
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.is_meta or torch.equal(a, b)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        # On the meta device there are no values to compare.
+        return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a.double(), b.double().to(a.device)))
     return a == b
 
 
 def _hardtanh(module: nn.Hardtanh) -> Form:
     if module.min_val == 0:  # ReLU6 is one
         return Form('relu', dict(max_value=float(module.max_val)))
-    return Form('hardtanh', dict(min_val=module.min_val, max_val=module.max_val))
+    return _other(module)
+
+
+def _other(module: nn.Module) -> Form:
+    """Give the form of a module that is not in the table: its class, and what its constructor has left in it."""
+    names = (name for name in vars(module) if not name.startswith('_') and name not in ('inplace', 'training'))
+    return Form(type(module).__name__, {name: getattr(module, name) for name in names})
 
 
 # Looked up along the bases of a class, so that subclasses such as timm's PReLU are found.
@@ -83,6 +96,7 @@ _FORMS: dict[type[nn.Module], Callable[[Any], Form]] = {
     nn.PReLU: lambda module: Form('prelu', dict(weight=module.weight)),
     nn.ELU: lambda module: Form('elu', dict(alpha=module.alpha)),
     nn.SELU: lambda module: Form('selu', {}),
+    nn.Module: _other,
 }
 
 # The plain activations that ``convert`` replaces: those of torch and of timm.
@@ -97,11 +111,11 @@ PLAIN_ACTIVATIONS: tuple[type[nn.Module], ...] = (
 )
 
 
-def static_form(module: nn.Module) -> Form:
-    """Give the function that an activation module computes as it stands."""
+def static_form(module: Callable[[Tensor], Tensor]) -> Form:
+    """Give the function that an activation computes as it stands. A function that is no module is its own form."""
     if hasattr(module, 'static_form'):
         return module.static_form()
     for cls in type(module).__mro__:
         if cls in _FORMS:
             return _FORMS[cls](module)
-    return Form(type(module).__name__, dict(approximate=getattr(module, 'approximate', None)))
+    return Form(type(module).__name__, dict(function=module))

@@ -5,11 +5,19 @@ that autograd, ``torch.compile``, export and the transforms of ``torch.func`` un
 module for each back end of the table below, named like the back end (``cpu.py``, ``triton.py``), with *kernels*: fused
 functions that run in place of a reference, or of its backward pass, in eager mode.
 
-The protocol is small. A kernel module lists in ``__all__`` the kernels that it offers; a kernel has the same name and
-signature in all modules of its operator. A kernel must give what the reference gives, up to rounding, for every input
-that passes the checks of the function. ``find_kernel`` is asked once per call and gives the kernel for the operands at
-hand, or None, with which the reference runs. A kernel that cannot be built raises ``KernelBuildError``: it is then left
-out for the rest of the process, it alone, with a warning. Any other error is a bug and surfaces.
+The protocol:
+
+- A kernel module lists in ``__all__`` the kernels that it offers. A kernel has the same name and signature in all
+  modules of its operator.
+- A kernel gives what its reference gives, up to rounding, for every input that passes the checks of the function.
+- The backward kernel of ``f`` takes the gradients of the outputs of ``f``, then the arguments of ``f``, and returns a
+  gradient or None for each argument. If the kernel of ``f`` returns more than the outputs, namely what it keeps for the
+  backward pass, the backward kernel gets that as the keyword argument ``saved``.
+- A kernel that cannot be built raises ``KernelBuildError``. It alone is then left out for the rest of the process, with
+  a warning. Any other error is a bug, or the device's, and surfaces.
+
+A function asks ``find_kernel`` once per call, and runs the kernel for the operands at hand or, where there is none, the
+reference.
 
 The environment variable ``TIMM_DYACTS_BACKEND`` (or ``use_backend``, for a while) chooses: ``auto`` takes the back end
 of the operands' device; ``cpu`` or ``triton`` takes this one alone, the reference on other devices, and turns a kernel
@@ -23,7 +31,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,8 +44,9 @@ try:
 
     _peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
     _is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
+    forward_ad._current_level  # noqa: B018
 except (AttributeError, ImportError) as e:
-    raise unsupported('torch', torch.__version__, f'what tells transforms and dispatch modes ({e})') from e
+    raise unsupported('torch', torch.__version__, f'a way to tell transforms and dispatch modes ({e})') from e
 
 __all__ = [
     'BACKENDS',
@@ -56,20 +64,20 @@ __all__ = [
 
 
 class KernelBuildError(RuntimeError):
-    """A kernel cannot be compiled on this machine. The cause is what the compiler raised."""
+    """Raised for a kernel that cannot be compiled on this machine. Its cause is what the compiler raised."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
     """A way to compute on a kind of device.
 
     Attributes:
         name: Its name, and that of its modules in the folders of the operators.
-        device_type: The device type that it is for.
+        device_type: The device type that it computes on.
         dtypes: The dtypes that its kernels take, None for all.
-        requires: A package that its modules import, None if torch is enough.
-        interpreter: An environment variable under which, if it is ``1``, the kernels run on CPU tensors too, where this
-            back end is asked for by name. For tests.
+        requires: The package that its modules import, None if torch is enough.
+        interpreter: The environment variable that, set to ``1``, has the kernels run on CPU tensors too, provided that
+            the back end is chosen by name. For tests.
     """
     name: str
     device_type: str
@@ -78,21 +86,36 @@ class Backend:
     interpreter: str | None = None
 
     def takes(self, device_type: str) -> bool:
-        """Whether it computes on such a device."""
+        """Tell whether it computes on devices of a type."""
         if device_type == 'cpu' and self.interpreter is not None and _choice == self.name:
             return os.environ.get(self.interpreter) == '1'
         return device_type == self.device_type
 
     def why_not(self) -> str | None:
-        """Why it does not work on this machine, None if it does."""
+        """Give the reason why it does not work on this machine, None if it works."""
+        try:
+            self.require()
+        except ImportError as e:
+            return f'{self.requires} cannot be imported: {e}'
+        if self.device_type == 'cuda' and not torch.cuda.is_available():
+            return 'PyTorch sees no GPU'
+        return None
+
+    def require(self) -> None:
+        """Import the package that it requires.
+
+        Raises:
+            ImportError: If that fails. Its ``name`` is the package, or a module of it.
+        """
         if self.requires is not None:
             try:
                 importlib.import_module(self.requires)
             except ImportError as e:
-                return f'{self.requires} cannot be imported: {e}'
-        if self.device_type == 'cuda' and not torch.cuda.is_available():
-            return 'PyTorch sees no GPU'
-        return None
+                raise ImportError(str(e), name=self.requires) from e
+
+    def is_missing(self, error: ImportError) -> bool:
+        """Tell whether an import failed in the package that it requires, not in one of our own modules."""
+        return self.requires is not None and (error.name or '').partition('.')[0] == self.requires
 
 
 BACKENDS = (
@@ -105,14 +128,11 @@ CHOICES = ('auto', 'reference', *(backend.name for backend in BACKENDS))
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel and where it comes from. Called like its function."""
+    """A kernel and where it comes from."""
     backend: str
     operator: str
     name: str
     function: Callable[..., Any]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
 
 
 def _checked(choice: str, where: str) -> str:
@@ -122,12 +142,12 @@ def _checked(choice: str, where: str) -> str:
 
 
 _choice = _checked(os.environ.get('TIMM_DYACTS_BACKEND') or 'auto', 'TIMM_DYACTS_BACKEND')
-# What cannot be built: a kernel (back end, operator, name), or all of a back end (its name)
+# What cannot be built: kernels (back end, operator, name) and whole back ends (name).
 _unusable: set[tuple[str, str, str] | str] = set()
 
 
 def current_backend() -> str:
-    """The choice in force, one of ``CHOICES``."""
+    """Give the choice in force, one of ``CHOICES``."""
     return _choice
 
 
@@ -139,7 +159,7 @@ def use_backend(choice: str) -> Iterator[None]:
         choice: One of ``CHOICES``.
 
     Raises:
-        ValueError: If it is another.
+        ValueError: If ``choice`` is not one of them.
     """
     global _choice
     before, _choice = _choice, _checked(choice, 'choice')
@@ -165,21 +185,20 @@ def find_kernel(operator: str, name: str, *operands: Any) -> Kernel | None:
     Returns:
         The kernel, or None where the reference has to run: under compilation, export, tracing, dispatch modes, the
         transforms of ``torch.func`` and forward-mode differentiation; with tensor subclasses; where no back end takes
-        the device and dtypes, or it does not offer the kernel, or cannot build it.
+        the devices and dtypes, or the one that does has no such kernel, or cannot build it.
     """
     if _choice == 'reference' or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if _peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
         return None
     tensors = [t for t in operands if isinstance(t, Tensor)]
-    if not all(_is_plain(t) for t in tensors):
-        return None
-    devices = {t.device for t in tensors}
-    if len(devices) > 1:
-        return None
-    device_type = devices.pop().type
+    device = tensors[0].device
+    for t in tensors:
+        if t.device != device or not _is_plain(t):
+            return None
+    device_type = device.type
     for backend in BACKENDS:
-        if _choice in ('auto', backend.name) and backend.takes(device_type) and backend.name not in _unusable:
+        if (_choice == 'auto' or _choice == backend.name) and backend.takes(device_type):
             if backend.dtypes is None or all(t.dtype in backend.dtypes for t in tensors):
                 return _offered(backend, operator, name)
     return None
@@ -187,54 +206,56 @@ def find_kernel(operator: str, name: str, *operands: Any) -> Kernel | None:
 
 def _is_plain(t: Tensor) -> bool:
     return (
-        type(t) in (Tensor, torch.nn.Parameter)
-        and not _is_legacy_batchedtensor(t)  # the gradients of `is_grads_batched`
-        and forward_ad.unpack_dual(t).tangent is None
+        (type(t) is Tensor or type(t) is torch.nn.Parameter)
+        and not _is_legacy_batchedtensor(t)  # the gradients of ``is_grads_batched``
+        # ``unpack_dual`` alone would do, but takes several times as long as all other questions.
+        and (forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None)
     )
 
 
 def _offered(backend: Backend, operator: str, name: str) -> Kernel | None:
-    if (backend.name, operator, name) in _unusable:
+    forced = _choice == backend.name
+    # Who asks for a back end by name hears each time that it does not work.
+    if _unusable and not forced and (backend.name in _unusable or (backend.name, operator, name) in _unusable):
         return None
     try:
-        module = _import_kernels(backend, operator)
+        return _load(backend, operator, name)
     except ImportError as e:
-        if _choice == backend.name:
+        if forced or not backend.is_missing(e):
             raise
         _give_up(backend.name, f'its back end {backend.name}', e)
         return None
-    if module is None or name not in module.__all__:
-        return None
-    return Kernel(backend.name, operator, name, getattr(module, name))
 
 
 @functools.cache
-def _import_kernels(backend: Backend, operator: str) -> ModuleType | None:
-    """The kernel module of an operator for a back end, None if there is none."""
+def _load(backend: Backend, operator: str, name: str) -> Kernel | None:
+    """Import a kernel, None if the back end does not offer it."""
     full_name = f'{__package__}.{operator}.{backend.name}'
     if importlib.util.find_spec(full_name) is None:
         return None
-    return importlib.import_module(full_name)
+    backend.require()
+    module = importlib.import_module(full_name)
+    return Kernel(backend.name, operator, name, getattr(module, name)) if name in module.__all__ else None
 
 
-def _give_up(key: tuple[str, str, str] | str, what: str, error: Exception) -> None:
+def _give_up(key: tuple[str, str, str] | str, what: str, error: BaseException) -> None:
     _unusable.add(key)
     warnings.warn(
         f'timm_dyacts runs without {what}, and more slowly: it cannot be built here ({error!r})',
         RuntimeWarning, stacklevel=4)
 
 
-def run_kernel(kernel: Kernel, reference: Callable[..., Any], *args: Any) -> Any:
+def run_kernel(kernel: Kernel, reference: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a kernel on its arguments, or the reference if the kernel cannot be built."""
     try:
-        return kernel.function(*args)
+        return kernel.function(*args, **kwargs)
     except KernelBuildError as e:
         if _choice == kernel.backend:
             raise
         _give_up(
             (kernel.backend, kernel.operator, kernel.name),
             f'the {kernel.backend} kernel {kernel.name} of {kernel.operator}', e.__cause__ or e)
-        return reference(*args)
+        return reference(*args, **kwargs)
 
 
 def differentiate(
@@ -243,26 +264,29 @@ def differentiate(
         args: Sequence[Any],
         grads: Sequence[Tensor | None],
         needs_input_grad: Sequence[bool],
+        saved: Sequence[Any] | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of an operator.
 
     Args:
-        kernel: Its backward pass, a function of `grads` and `args`, if there is one for them.
-        reference: The operator in differentiable operations, a function of `args`.
+        kernel: Its backward kernel, if there is one for the operands.
+        reference: The operator in differentiable operations, a function of ``args``.
         args: Its arguments, some of which are tensors.
         grads: Gradients of its outputs.
         needs_input_grad: Which arguments need a gradient.
+        saved: What the forward kernel has kept for the backward kernel, None if nothing.
 
     Returns:
         A gradient or None for each argument. Those of a backward pass that will itself be differentiated are formed
         by autograd from the reference.
     """
-    def from_reference(*_: Any) -> tuple[Tensor | None, ...]:
+    def from_reference(*_: Any, **__: Any) -> tuple[Tensor | None, ...]:
         return _differentiate_reference(reference, args, grads, needs_input_grad)
 
     if kernel is None or torch.is_grad_enabled():
         return from_reference()
-    return run_kernel(kernel, from_reference, *grads, *args)
+    kwargs = {} if saved is None else dict(saved=saved)
+    return run_kernel(kernel, from_reference, *grads, *args, **kwargs)
 
 
 def _differentiate_reference(
@@ -281,11 +305,11 @@ def _differentiate_reference(
         outputs = reference(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
-        found = iter(torch.autograd.grad(
+        input_grads = iter(torch.autograd.grad(
             [out for out, _ in pairs],
             [arg for arg, needed in zip(inputs, needs_input_grad, strict=True) if needed],
             [grad for _, grad in pairs],
             create_graph=create_graph,
             allow_unused=True,
         ))
-    return tuple(next(found) if needed else None for needed in needs_input_grad)
+    return tuple(next(input_grads) if needed else None for needed in needs_input_grad)

@@ -9,9 +9,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+__all__ = [
+    'check_channels',
+    'check_choice',
+    'check_finite',
+    'check_input',
+    'check_int',
+    'check_positive',
+    'check_window_fits',
+    'expand_window',
+    'unless_tracing',
+]
+
 
 def unless_tracing(check: Callable[..., None]) -> Callable[..., None]:
-    """Skips a check of sizes while `torch.jit.trace` records: it would go into the trace, with a warning each."""
+    """Skip a check of sizes while ``torch.jit.trace`` records, which would warn of each and put it into the trace."""
 
     @functools.wraps(check)
     def checked(*args, **kwargs) -> None:
@@ -22,12 +34,14 @@ def unless_tracing(check: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_choice(name: str, value: str | int, choices: Sequence[str | int]) -> None:
+    """Accept one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 @unless_tracing
 def check_int(name: str, value: int, minimum: int) -> None:
+    """Accept an int from ``minimum`` on."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f'{name} must be an int, got {value!r}')
     if value < minimum:
@@ -35,7 +49,7 @@ def check_int(name: str, value: int, minimum: int) -> None:
 
 
 def check_finite(name: str, value: float) -> float:
-    """Returns `value` as a float, the only kind of number that TorchScript takes for one."""
+    """Accept a finite number, and return it as a float: TorchScript takes no int for one."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f'{name} must be a number, got {value!r}')
     if not -math.inf < value < math.inf:
@@ -44,6 +58,7 @@ def check_finite(name: str, value: float) -> float:
 
 
 def check_positive(name: str, value: float) -> float:
+    """Accept a positive finite number, and return it as a float."""
     value = check_finite(name, value)
     if value <= 0:
         raise ValueError(f'{name} must be positive, got {value}')
@@ -52,7 +67,7 @@ def check_positive(name: str, value: float) -> float:
 
 @unless_tracing
 def check_input(x: Tensor, dims: Sequence[int], channel_dim: int = 1) -> None:
-    """Accepts a floating-point tensor with a rank in `dims` and no empty dimension from `channel_dim` on."""
+    """Accept a floating-point tensor with a rank in ``dims`` and no empty dimension from ``channel_dim`` on."""
     if not isinstance(x, Tensor):
         raise TypeError(f'x must be a tensor, got {type(x).__name__}')
     if not x.is_floating_point():
@@ -65,6 +80,7 @@ def check_input(x: Tensor, dims: Sequence[int], channel_dim: int = 1) -> None:
 
 @unless_tracing
 def check_channels(x: Tensor, channels: int) -> None:
+    """Accept a tensor of shape (N, channels, *spatial)."""
     if x.shape[1] != channels:
         raise ValueError(f'x must have {channels} channels (dimension 1), got {x.shape[1]} (shape {tuple(x.shape)})')
 
@@ -76,7 +92,7 @@ def expand_window(
         padding: int | Sequence[int],
         dilation: int | Sequence[int],
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Checks the arguments of a pooling window and expands each to one int per spatial dimension."""
+    """Check the arguments of a pooling window, and expand each to one int per spatial dimension."""
 
     def expand(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, ...]:
         values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
@@ -106,7 +122,7 @@ def check_window_fits(
         dilation: Sequence[int],
         ceil_mode: bool,
 ) -> None:
-    """Accepts an input, batched or not, whose every window holds at least one element."""
+    """Accept an input, batched or not, of which every window holds at least one element."""
     rank = len(kernel_size)
     check_input(x, (rank + 1, rank + 2), channel_dim=x.dim() - rank - 1)
     for size, k, s, p, d in zip(x.shape[-rank:], kernel_size, stride, padding, dilation, strict=True):
@@ -116,7 +132,7 @@ def check_window_fits(
                 f'kernel_size must fit into the padded input, got kernel_size={tuple(kernel_size)}, '
                 f'padding={tuple(padding)}, dilation={tuple(dilation)} for an input of shape {tuple(x.shape)}'
             )
-        # A dilation wider than the input can step from the left padding right over it.
+        # A dilation larger than the input may step over all of it, from the padding before it to the padding after it.
         if d > size and any((i * s - p) % d >= size for i in range(min(slack // s + 1, -(-p // s)))):
             raise ValueError(
                 f'dilation must leave an element in each window, got dilation={tuple(dilation)}, '

@@ -1,4 +1,4 @@
-"""How the passes on CPUs cut tensors into blocks."""
+"""How the kernels for CPUs cut tensors into blocks."""
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -8,12 +8,13 @@ from torch import Tensor
 
 __all__ = ['BLOCK', 'arithmetic', 'as_rows', 'cut', 'dense', 'is_channels_last']
 
-# Elements of a block: some of them have room in a second-level cache, and calls take little of the time.
+# Elements of a block: few enough for several blocks to fit into a second-level cache, enough for the time of a call to
+# matter little.
 BLOCK = 128 * 1024
 
 
 def cut(sizes: Sequence[int], limit: int = BLOCK) -> Iterator[tuple[slice, ...]]:
-    """Cuts a shape, dimensions in the order of memory, into blocks of up to `limit` elements."""
+    """Cut a shape, its dimensions in the order of memory, into blocks of up to ``limit`` elements."""
     ranges = []
     for size in reversed(sizes):
         step = max(1, min(size, limit))
@@ -23,22 +24,23 @@ def cut(sizes: Sequence[int], limit: int = BLOCK) -> Iterator[tuple[slice, ...]]
 
 
 def is_channels_last(x: Tensor) -> bool:
+    """Tell whether a tensor of shape (N, C, *spatial) is dense with its channels last in memory."""
     return x.dim() > 2 and x.stride(1) == 1 and x.shape[1] > 1 and x.movedim(1, -1).is_contiguous()
 
 
 def dense(x: Tensor) -> Tensor:
-    """The tensor itself if it is contiguous or channels_last, else a contiguous copy."""
+    """Give the tensor itself if it is contiguous or channels_last, else a contiguous copy."""
     return x if is_channels_last(x) else x.contiguous()
 
 
 def as_rows(x: Tensor, channels_last: bool) -> Tensor:
-    """(N, C, *spatial) as (N, C, P, 1), or (N, 1, P, C) where channels are last, in both cases contiguous."""
+    """View (N, C, *spatial) as (N, C, P, 1), or as (N, 1, P, C) with the channels last. Both are contiguous."""
     x = x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1)
     return x.transpose(1, 3) if channels_last else x
 
 
 def arithmetic(x: Tensor, *others: Tensor) -> torch.dtype:
-    """The dtype to compute in: at least fp32."""
+    """Choose the dtype to compute in: that of the operands, but at least fp32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     for t in others:
         dtype = torch.promote_types(dtype, t.dtype)

@@ -1,14 +1,9 @@
-"""What the Triton kernels share: how a tensor is cut into tiles, how a kernel is launched, and a function.
+"""What the Triton kernels share: how a kernel is launched, how a program finds its tile, and a function.
 
-Activations see a tensor as (N, C, P), the positions P being all spatial dimensions in one, with one stride each. That
-covers contiguous and channels_last tensors and most slices of them, which are read where they lie. A tile has channels
-and positions; whichever of the two is contiguous in memory gets the longer side, so that neighbouring threads read
-neighbouring addresses in vectors of 16 bytes. Coefficients of a channel are loaded once per tile, and no thread divides
-to find its channel. Offsets are 64 bits wide: tensors may hold more than 2^31 elements.
+``tiling`` plans the tiles on the host. Offsets are 64 bits wide: tensors may hold more than 2^31 elements.
 """
-import math
 from subprocess import CalledProcessError
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -19,133 +14,49 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from .backends import KernelBuildError
 
-__all__ = [
-    'Tiling',
-    'aligned',
-    'alignment',
-    'cdiv',
-    'channels_inner',
-    'existing',
-    'expm1',
-    'launch',
-    'locate',
-    'offsets',
-    'power_of_2',
-    'readable',
-    'strides',
-    'tiling_of',
-]
+__all__ = ['aligned', 'existing', 'expm1', 'launch', 'locate', 'offsets']
 
 
-# Triton has both of these, for compiled code too, and slower than anything else here.
-
-
-def cdiv(size: int, block: int) -> int:
-    """The number of blocks that cover a size."""
-    return -(-size // block)
-
-
-def power_of_2(size: int) -> int:
-    """The smallest power of 2 that is not smaller."""
-    return 1 << (size - 1).bit_length()
-
-
-class Tiling(NamedTuple):
-    """Sizes of a tensor of shape (N, C, *spatial) and of the tiles that it is cut into."""
-
-    batch: int
-    channels: int
-    positions: int
-    channels_inner: bool
-    block_c: int
-    block_p: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.channels, self.positions
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """Tiles along the channels and along the positions of a sample."""
-        return cdiv(self.channels, self.block_c), cdiv(self.positions, self.block_p)
-
-    @property
-    def programs(self) -> int:
-        return self.batch * self.blocks[0] * self.blocks[1]
-
-
-def channels_inner(x: Tensor) -> bool:
-    """Whether the channels of a tensor of shape (N, C, *spatial) are contiguous in memory."""
-    return x.stride(1) == 1 and x.shape[1] > 1
-
-
-def tiling_of(x: Tensor, elements: int = 2048, positions: int = 2048, channels: int = 128) -> Tiling:
-    """Cuts a tensor into tiles of up to `elements` elements.
+def launch(kernel: Any, programs: int, **kwargs: Any) -> None:
+    """Launch a kernel on the device of its first tensor, which need not be the current one.
 
     Args:
-        x: Shape (N, C, *spatial).
-        elements: Most elements of a tile.
-        positions: Most positions of a tile.
-        channels: Most channels of a tile where the channels are contiguous in memory.
+        kernel: The kernel.
+        programs: The number of its programs. None are no launch.
+        **kwargs: Arguments of the kernel, and options such as ``num_warps``.
+
+    Raises:
+        KernelBuildError: If the kernel cannot be compiled or loaded.
     """
-    n, c = x.shape[:2]
-    p = math.prod(x.shape[2:])
-    if channels_inner(x):
-        block_c = min(power_of_2(c), channels)
-        block_p = min(power_of_2(p), positions, elements // block_c)
-    else:
-        block_p = min(power_of_2(p), positions, elements)
-        block_c = min(power_of_2(c), elements // block_p)
-    return Tiling(n, c, p, channels_inner(x), block_c, block_p)
+    if not programs:
+        return
+    first = next(value for value in kwargs.values() if isinstance(value, Tensor))
+    with torch.cuda.device_of(first):
+        try:
+            # Products and sums may be fused, as compilers for CPUs and inductor do.
+            kernel[(programs,)](**kwargs, enable_fp_fusion=True)
+        except Exception as e:
+            if _is_build_failure(e):
+                raise KernelBuildError(f'{kernel.fn.__name__} cannot be compiled') from e
+            raise
 
 
-def strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Strides of batch, channel and position; None if no single stride steps through all positions."""
-    step, reached = 1, None
-    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
-        if size == 1:
-            continue
-        if reached is None:
-            step = stride
-        elif stride != reached:
-            return None
-        reached = size * stride
-    return x.stride(0), x.stride(1), step
+# What the driver says of compiled code that it cannot load: for another GPU, or of a newer CUDA.
+_NOT_LOADABLE = ('kernel image', 'PTX')
 
 
-def readable(x: Tensor) -> Tensor:
-    """The tensor itself, or a contiguous copy where its positions have no common stride."""
-    return x.contiguous() if strides(x) is None else x
+def _is_build_failure(error: Exception) -> bool:
+    """Tell whether Triton, or a compiler that it calls, failed to build a kernel.
 
-
-def alignment(tiling: Tiling, *tensors: Tensor) -> int:
-    """The largest power of 2 up to 16 that divides the length of the vectors of a tile and the strides between them.
-
-    Triton finds out about divisors of 16 by itself; planes of 14 x 14 have the divisor 4, all that fp32 needs.
+    Any other error is a bug, or the device's.
     """
-    outer, length = (2, tiling.channels) if tiling.channels_inner else (1, tiling.positions)
-    steps = [strides(t) for t in tensors]
-    return math.gcd(16, length, *(step[dim] for step in steps for dim in (0, outer)))
-
-
-def launch(kernel, programs: int, *args, **meta) -> None:
-    """Launches a kernel on the device of its first argument, which need not be the current one."""
-    if programs:
-        with torch.cuda.device_of(args[0]):
-            try:
-                # Products and sums may be fused, as compilers for CPUs and inductor do.
-                kernel[(programs,)](*args, **meta, enable_fp_fusion=True)
-            except Exception as e:
-                if _is_of_the_compiler(e):
-                    raise KernelBuildError(f'{kernel.fn.__name__} cannot be compiled') from e
-                raise
-
-
-def _is_of_the_compiler(error: Exception) -> bool:
-    """Whether Triton, or a compiler that it calls, could not build a kernel. Anything else is a bug or the device's."""
-    if type(error) is RuntimeError:  # no C compiler, no driver; what CUDA itself says begins like this
-        return not str(error).startswith('Triton Error [CUDA]')
-    return isinstance(error, (CompilationError, OutOfResources, PTXASError, CalledProcessError, FileNotFoundError))
+    if type(error) is RuntimeError:
+        # No C compiler, no driver, a pass of the compiler that fails; but also, after these words, any error of CUDA.
+        message = str(error)
+        return not message.startswith('Triton Error [') or any(text in message for text in _NOT_LOADABLE)
+    # Compilers are files, and so is what they write.
+    return isinstance(
+        error, (CompilationError, OutOfResources, PTXASError, CalledProcessError, OSError, ImportError))
 
 
 @triton.jit
@@ -154,10 +65,10 @@ def locate(
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STEPS_C: tl.constexpr = 1, STEPS_P: tl.constexpr = 1,
         BACKWARDS: tl.constexpr = False,
 ):
-    """The sample, channels and positions of this program's (first) tile, of `blocks` = (along C, along P) a sample.
+    """Find the sample, channels and positions of this program's (first) tile.
 
-    Programs start about in their order. One that goes over a tensor for the second time does so backwards: what the
-    first has touched last is still in the L2 cache.
+    A sample has ``blocks`` = (along C, along P) of them. Programs start about in their order. One that goes over a
+    tensor for the second time does so backwards: what the first has touched last is still in the L2 cache.
     """
     pid = tl.program_id(0)
     if BACKWARDS:
@@ -170,13 +81,13 @@ def locate(
 
 @triton.jit
 def aligned(length, ALIGN: tl.constexpr):
-    """A length that is a multiple of `ALIGN`, in a form that shows it to the compiler."""
+    """Give a length that is a multiple of ``ALIGN`` in a form that shows it to the compiler."""
     return length // ALIGN * ALIGN
 
 
 @triton.jit
 def existing(c, p, size, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
-    """Which elements of a tile exist, of a sample of `size` = (C, P)."""
+    """Tell which elements of a tile exist, of a sample of ``size`` = (C, P)."""
     if CHANNELS_INNER:
         return (c < aligned(size[0], ALIGN))[:, None] & (p < size[1])[None, :]
     else:
@@ -185,7 +96,7 @@ def existing(c, p, size, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
 
 @triton.jit
 def offsets(n, c, p, strides, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr):
-    """The offsets of a tile of shape (channels, positions)."""
+    """Compute the offsets of a tile of shape (channels, positions)."""
     start = n.to(tl.int64) * aligned(strides[0], ALIGN)
     if CHANNELS_INNER:
         rows, columns = c.to(tl.int64) * strides[1], p.to(tl.int64) * aligned(strides[2], ALIGN)
@@ -196,7 +107,7 @@ def offsets(n, c, p, strides, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr)
 
 @triton.jit
 def expm1(u):
-    """exp(u) - 1 for u <= 0, without cancellation near 0."""
+    """Compute exp(u) - 1 for u <= 0, without cancellation near 0."""
     series = 1 + u / 8
     for i in tl.static_range(1, 7):
         series = 1 + u / (8 - i) * series

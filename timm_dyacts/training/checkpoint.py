@@ -1,11 +1,12 @@
-"""Checkpoints as timm and the Hub have them: a folder with ``model.safetensors`` and ``config.json``."""
+"""Checkpoints as timm and the Hub have them: a folder with weights and their configuration, and what was measured."""
 import copy
 import json
 import os
 import platform
 import shutil
-from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,9 +14,11 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from ..run_folder import RESULTS, Preprocessing, Results, Start
 from ..version import __version__
+from .config import TrainConfig
 
-__all__ = ['dataset_title', 'describe_run', 'describe_start', 'save_checkpoint', 'set_pretrained_cfg']
+__all__ = ['dataset_title', 'describe_results', 'describe_start', 'save_checkpoint', 'set_pretrained_cfg']
 
 # What a model's configuration says about the weights that it started from, and that does not hold for the trained ones.
 _STALE_FIELDS = (
@@ -38,13 +41,14 @@ _STALE_FIELDS = (
 _ORIGIN_FIELDS = ('tag', 'license', 'origin_url', 'paper_ids', 'paper_name', 'notes')
 
 
-def set_pretrained_cfg(model: nn.Module, data_config: dict[str, Any], from_pretrained: bool) -> None:
+def set_pretrained_cfg(model: nn.Module, data_config: Mapping[str, Any], from_pretrained: bool) -> None:
     """Make ``model.pretrained_cfg`` describe the weights that are about to be trained.
 
     Args:
         model: A timm model.
         data_config: Preprocessing as ``timm.data.resolve_data_config`` gives it.
-        from_pretrained: The training starts from pretrained weights, whose origin and licence stay on record.
+        from_pretrained: Whether the training starts from pretrained weights, whose origin and licence then stay on
+            record.
     """
     dropped = _STALE_FIELDS if from_pretrained else _STALE_FIELDS + _ORIGIN_FIELDS
     cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in dropped}
@@ -55,9 +59,9 @@ def set_pretrained_cfg(model: nn.Module, data_config: dict[str, Any], from_pretr
 def save_checkpoint(
         model: nn.Module,
         folder: str | os.PathLike,
-        label_names: list[str] | None = None,
-        model_args: dict[str, Any] | None = None,
-        results: dict[str, Any] | None = None,
+        label_names: Sequence[str] | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        results: Results | None = None,
 ) -> None:
     """Write a model so that ``timm.create_model('local-dir:<folder>', pretrained=True)`` gives it back, bit for bit.
 
@@ -69,70 +73,84 @@ def save_checkpoint(
         folder: Where to write. Other files in there are left alone.
         label_names: Class names in the order of the logits.
         model_args: Arguments of ``create_model`` that rebuild the architecture; JSON types only.
-        results: How good the weights are, for ``results.json``; JSON types only.
+        results: How good the weights are.
     """
     # The copy is contiguous (safetensors refuses channels_last) and on the CPU.
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
-    beside = os.path.join(folder, '.saving')
+    beside = Path(folder, '.saving')
     shutil.rmtree(beside, ignore_errors=True)  # a killed process may have left it
-    os.makedirs(beside)
+    beside.mkdir(parents=True)
     try:
         save_for_hf(
             model,
             beside,
-            model_config=dict(label_names=label_names) if label_names else None,
+            model_config=dict(label_names=list(label_names)) if label_names else None,
             model_args=model_args,
             safe_serialization=True,
         )
         if results is not None:
-            with open(os.path.join(beside, 'results.json'), 'w') as f:
-                json.dump(results, f, indent=2)
-        for name in os.listdir(beside):
-            with open(os.path.join(beside, name), 'rb') as f:
+            (beside / RESULTS).write_text(json.dumps(results.to_dict(), indent=2))
+        files = list(beside.iterdir())
+        for file in files:
+            with open(file, 'rb') as f:
                 os.fsync(f.fileno())
-        for name in os.listdir(beside):
-            os.replace(os.path.join(beside, name), os.path.join(folder, name))
+        for file in files:
+            os.replace(file, Path(folder, file.name))
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def describe_start(args: Namespace, model: nn.Module) -> dict[str, Any]:
-    """Where the weights of a model come from that has just been created, for ``results.json``."""
+def describe_start(config: TrainConfig, model: nn.Module) -> Start:
+    """Say where the weights of a model come from that has just been created."""
     cfg = model.pretrained_cfg
-    pretrained = args.pretrained or args.pretrained_path is not None
-    source = args.initial_checkpoint or args.pretrained_path
-    if args.pretrained and not source:
+    pretrained = config.pretrained or config.pretrained_path is not None
+    source = config.initial_checkpoint or config.pretrained_path
+    if config.pretrained and not source:
         source = cfg.get('hf_hub_id') or cfg.get('url') or cfg.get('file')
     conversion = getattr(model, 'conversion', None)
-    return dict(
-        model=args.model,
+    return Start(
+        model=config.model,
         pretrained=pretrained,
         source=source or None,
         license=cfg.get('license') if pretrained else None,
         warm_start=conversion.function if pretrained and conversion is not None else None,
-        kd_model=args.kd_model,
+        kd_model=config.kd_model,
     )
 
 
-def describe_run(
-        args: Namespace,
-        data_config: dict[str, Any],
+def describe_results(
+        metrics: Mapping[str, float],
+        epoch: int,
+        config: TrainConfig,
+        data_config: Mapping[str, Any],
         num_images: int,
-        start: dict[str, Any],
-) -> dict[str, Any]:
-    """What ``results.json`` says beside the results.
+        start: Start,
+) -> Results:
+    """Put together what is on record of a checkpoint.
 
     Args:
-        args: Options ``dataset``, ``data_dir`` and ``val_split``.
+        metrics: ``'top1'``, ``'top5'`` and ``'loss'``.
+        epoch: The epoch of the checkpoint.
+        config: The options of the run.
         data_config: Preprocessing as ``timm.data.resolve_data_config`` gives it.
-        num_images: Number of images that the model is evaluated on.
-        start: As ``describe_start`` gives it.
+        num_images: Number of images that the model was evaluated on.
+        start: What the training started from.
     """
-    return dict(
-        dataset=dataset_title(args),
-        split=args.val_split,
+    return Results(
+        top1=metrics['top1'],
+        top5=metrics['top5'],
+        loss=metrics['loss'],
+        epoch=epoch,
+        dataset=dataset_title(config),
+        split=config.val_split,
         num_images=num_images,
-        preprocessing={k: data_config[k] for k in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')},
+        preprocessing=Preprocessing(
+            input_size=tuple(data_config['input_size']),
+            interpolation=data_config['interpolation'],
+            mean=tuple(data_config['mean']),
+            std=tuple(data_config['std']),
+            crop_pct=data_config['crop_pct'],
+        ),
         date=date.today().isoformat(),
         start=start,
         versions=dict(
@@ -144,6 +162,6 @@ def describe_run(
     )
 
 
-def dataset_title(args: Namespace) -> str:
-    """What to call the data set of a run: its name, or the base name of its folder."""
-    return args.dataset or os.path.basename(os.path.abspath(args.data_dir))
+def dataset_title(config: TrainConfig) -> str:
+    """Give what to call the data set of a run: its name, or the base name of its folder."""
+    return config.dataset or os.path.basename(os.path.abspath(config.data_dir))

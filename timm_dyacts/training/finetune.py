@@ -1,46 +1,35 @@
 """What fine-tuning a converted model needs beside timm: its operators' new parameters are trained apart from the rest.
 
-The operators' parameters are those that the base model does not have: the hyper functions of Dynamic ReLU, the slopes
-of BPReLU. The classifier belongs neither to them nor to the backbone.
+The operators' parameters are those that the base model does not have (``operators.operator_parameters``). The
+classifier belongs neither to them nor to the backbone.
 """
-from argparse import Namespace
 from collections.abc import Iterator
 
 import torch
 from timm.optim import create_optimizer_v2, optimizer_kwargs, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from ..layers import BPReLU, DyReLU
+from ..operators import operator_parameters
+from .config import TrainConfig
 
-__all__ = ['build_optimizer', 'freeze', 'operator_parameters', 'unfreeze']
-
-
-def operator_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the operators of this package, by their names in the model."""
-    return {
-        f'{prefix}.{name}': parameter
-        for prefix, module in model.named_modules() if isinstance(module, (DyReLU, BPReLU))
-        for name, parameter in module.named_parameters()
-    }
+__all__ = ['build_optimizer', 'freeze', 'unfreeze']
 
 
-def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Create the optimizer with timm's parameter groups, the operators' parameters in groups of their own.
 
     Biases, those of the hyper functions among them, and normalisation parameters have no weight decay.
 
-    Args:
-        args: Options ``opt``, ``lr``, ``lr_ops``, ``weight_decay``, ``layer_decay`` and their like.
-        model: The model.
+    Raises:
+        ValueError: ``lr_ops`` is given, and there are no operators with parameters.
     """
-    kwargs = optimizer_kwargs(args)
-    if args.lr_ops == 1:
+    kwargs = optimizer_kwargs(config)
+    if config.lr_ops == 1:
         return create_optimizer_v2(model, **kwargs)
     operators = {id(parameter) for parameter in operator_parameters(model).values()}
     if not operators:
         raise ValueError(
-            f'--lr-ops {args.lr_ops:g} needs a model whose operators have parameters, such as a _dyrelu_b variant.')
+            f'--lr-ops {config.lr_ops:g} needs a model whose operators have parameters, such as a _dyrelu_b variant.')
     decay = dict(
         weight_decay=kwargs.pop('weight_decay'),
         no_weight_decay_list=getattr(model, 'no_weight_decay', set)(),
@@ -49,12 +38,12 @@ def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
         groups = param_groups_layer_decay(model, **decay, layer_decay=kwargs.pop('layer_decay'))
     else:
         groups = param_groups_weight_decay(model, **decay)
-    groups = [part for group in groups for part in _split(group, operators, args.lr_ops)]
+    groups = [part for group in groups for part in _split(group, operators, config.lr_ops)]
     return create_optimizer_v2(groups, weight_decay=0.0, **kwargs)
 
 
 def _split(group: dict, operators: set[int], scale: float) -> Iterator[dict]:
-    """A parameter group in two: without the operators, and the operators with the learning rate scaled."""
+    """Split a parameter group in two: all but the operators, and the operators with their learning rate scaled."""
     rest = [parameter for parameter in group['params'] if id(parameter) not in operators]
     own = [parameter for parameter in group['params'] if id(parameter) in operators]
     if rest:
@@ -68,10 +57,10 @@ def freeze(model: nn.Module, part: str) -> list[nn.Module]:
 
     Args:
         model: The model.
-        part: 'backbone' (everything but the operators and the classifier), 'operators' or 'none'.
+        part: ``'backbone'`` (everything but the operators and the classifier), ``'operators'`` or ``'none'``.
 
     Returns:
-        The normalisations whose statistics must stay as they are too: to be put into eval mode.
+        The normalisations whose statistics must stay as they are, too: to be kept in eval mode.
 
     Raises:
         ValueError: There is nothing to freeze, or nothing left to train.
@@ -93,7 +82,7 @@ def freeze(model: nn.Module, part: str) -> list[nn.Module]:
         parameter.requires_grad_(False)
     if part == 'operators':
         return []
-    return [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+    return [module for module in model.modules() if getattr(module, 'track_running_stats', False)]
 
 
 def unfreeze(model: nn.Module) -> None:

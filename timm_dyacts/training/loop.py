@@ -8,7 +8,7 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..world import World
@@ -52,10 +52,10 @@ def train_one_epoch(
         autocast: Context of the forward pass, for mixed precision.
         loss_scaler: For float16.
         clip_grad: Bound of the gradient; of its norm, unless ``clip_mode`` says otherwise.
-        clip_mode: 'norm', 'value' or 'agc'.
-        channels_last: Give the images to the model in channels_last memory format.
-        grad_accum_steps: Batches whose gradients make one update.
-        log_interval: Read the losses every that many batches. On a GPU, only then does the host wait for it.
+        clip_mode: ``'norm'``, ``'value'`` or ``'agc'``.
+        channels_last: Whether to give the images to the model in channels_last memory format.
+        grad_accum_steps: Number of batches whose gradients make one update.
+        log_interval: Number of batches between two readings of the losses. A GPU is waited for only then.
         progress: Bar that counts images.
         world: The processes that train together.
         meter: Sums over the part of the epoch that is done, added to in place.
@@ -65,7 +65,7 @@ def train_one_epoch(
             brings ``meter`` up to date.
 
     Returns:
-        The mean training loss of the whole epoch as 'loss'.
+        The mean training loss of the whole epoch as ``'loss'``.
 
     Raises:
         NonFiniteLossError: A loss was not finite, on some process.
@@ -77,7 +77,7 @@ def train_one_epoch(
     meter = EpochMeter() if meter is None else meter
     num_steps = len(loader)
     updates_per_epoch = -(-num_steps // grad_accum_steps)
-    pending = []  # (loss, number of hits) of each batch, still on the device, and its size
+    losses = _Losses(meter, world)
 
     for step, (images, targets) in enumerate(loader, start=first_step):
         first = step // grad_accum_steps * grad_accum_steps
@@ -87,18 +87,17 @@ def train_one_epoch(
             images = images.contiguous(memory_format=torch.channels_last)
 
         def read_losses(step=step, images=images) -> None:
-            value = _read(pending, meter, world)
-            if not math.isfinite(value):
-                bad_step = step - len(pending) + 1
+            bad_loss = losses.read()
+            if bad_loss is not None:
                 raise NonFiniteLossError(
-                    f'The training loss is {value} at epoch {epoch}, step {bad_step}. '
+                    f'The training loss is {bad_loss} at epoch {epoch}, step {step + 1 - len(losses.pending)}. '
                     f'{find_nonfinite(unwrap_model(module), images, autocast)} Lower --lr, set --clip-grad, or train '
                     f'without --amp; the checkpoints before are kept.')
 
         with nullcontext() if is_update else task.no_sync():
             with autocast():
                 result = task(images, targets)
-            pending.append((result['loss'].detach(), _count_hits(result['output'], targets), len(images)))
+            losses.add(result['loss'], result['output'], targets)
             # A loss on the CPU costs nothing to read, and a bad one must not reach the weights.
             reads_all = world.size == 1 and images.device.type == 'cpu'
             if reads_all or (step + 1) % log_interval == 0 or step + 1 == num_steps:
@@ -127,32 +126,46 @@ def train_one_epoch(
     return OrderedDict(loss=meter.mean_loss)
 
 
-def _count_hits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Number of samples whose likeliest class is the (dominant) target."""
-    labels = targets.argmax(1) if targets.dim() == 2 else targets
-    return (logits.detach().argmax(1) == labels).sum()
+class _Losses:
+    """Losses that are still on the device, to be read together.
 
+    Args:
+        meter: The sums that they are added to.
+        world: The processes that train together.
+    """
 
-def _read(pending: list[tuple[torch.Tensor, torch.Tensor, int]], meter: EpochMeter, world: World) -> float:
-    """Add the pending losses to the sums. Stops before the first that is not finite, and returns the last one read."""
-    if not pending:
-        return 0.0
-    values = torch.stack([torch.stack([loss.float(), hits.float()]) for loss, hits, _ in pending]).cpu().double()
-    counts = torch.tensor([[count] for *_, count in pending], dtype=torch.float64)
-    values[:, :1] *= counts
-    sums = world.sum(torch.cat([values, counts], dim=1))
-    for loss, hits, count in sums.tolist():
-        if not math.isfinite(loss):
-            return loss
-        del pending[0]
-        meter.loss += loss
-        meter.correct += int(hits)
-        meter.count += int(count)
-    return loss
+    def __init__(self, meter: EpochMeter, world: World) -> None:
+        self.meter = meter
+        self.world = world
+        self.pending: list[tuple[Tensor, Tensor, int]] = []  # loss, number of hits and number of samples of each batch
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Keep the loss of a batch, and the number of samples whose likeliest class is the (dominant) target."""
+        labels = targets.argmax(1) if targets.dim() == 2 else targets
+        hits = (logits.detach().argmax(1) == labels).sum()
+        self.pending.append((loss.detach(), hits, len(labels)))
+
+    def read(self) -> float | None:
+        """Add the pending losses to the sums, and stop at one that is not finite, which is given, and stays pending."""
+        if not self.pending:
+            return None
+        values = torch.stack([torch.stack([loss.float(), hits.float()]) for loss, hits, _ in self.pending])
+        values = values.cpu().double()
+        counts = torch.tensor([[count] for *_, count in self.pending], dtype=torch.float64)
+        values[:, :1] *= counts
+        sums = self.world.sum(torch.cat([values, counts], dim=1))
+        for loss, hits, count in sums.tolist():
+            if not math.isfinite(loss):
+                return loss
+            del self.pending[0]
+            self.meter.loss += loss
+            self.meter.correct += int(hits)
+            self.meter.count += int(count)
+        return None
 
 
 def _backward(
-        loss: torch.Tensor,
+        loss: Tensor,
         optimizer: torch.optim.Optimizer,
         loss_scaler: NativeScaler | None,
         clip_grad: float | None,
@@ -160,6 +173,7 @@ def _backward(
         task: TrainingTask,
         update: bool,
 ) -> None:
+    """Add the gradients of a loss, and update the parameters with them if it is time."""
     create_graph = getattr(optimizer, 'is_second_order', False)
     parameters = None if clip_grad is None else task.get_clip_parameters(exclude_head=clip_mode == 'agc')
     if loss_scaler is not None:

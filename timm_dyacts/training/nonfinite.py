@@ -1,30 +1,45 @@
-"""Where a NaN or an infinity came from."""
+"""Find where a NaN or an infinity came from."""
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ['NonFiniteLossError', 'find_nonfinite', 'first_nonfinite_tensor']
+__all__ = ['NonFiniteLossError', 'check_finite', 'find_nonfinite', 'first_nonfinite_tensor']
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or what is trained, became NaN or infinite."""
 
 
 def first_nonfinite_tensor(model: nn.Module) -> str | None:
-    """Name of the first parameter or buffer of a model that is not finite, None if all are."""
+    """Give the name of the first parameter or buffer of a model that is not finite, ``None`` if all are."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             return name
     return None
 
 
+def check_finite(model: nn.Module, epoch: int, samples: int) -> None:
+    """Raise ``NonFiniteLossError`` if a value of a model is not finite: such a state must not replace a good one.
+
+    Args:
+        model: The model.
+        epoch: The epoch, for the message.
+        samples: Number of images of it that have been trained on, for the message.
+    """
+    name = first_nonfinite_tensor(model)
+    if name is not None:
+        raise NonFiniteLossError(
+            f'{name} is not finite any more at epoch {epoch} after {samples} images. Lower --lr, set --clip-grad, or '
+            f'train without --amp; the checkpoints before are kept.')
+
+
 @torch.no_grad()
 def find_nonfinite(
         model: nn.Module,
-        images: torch.Tensor,
+        images: Tensor,
         autocast: Callable[[], AbstractContextManager],
 ) -> str:
     """Say where the first value that is not finite appears when a model computes a batch.
@@ -53,15 +68,15 @@ def find_nonfinite(
 
 def _first_module(
         model: nn.Module,
-        images: torch.Tensor,
+        images: Tensor,
         autocast: Callable[[], AbstractContextManager],
 ) -> str | None:
-    """The first module, innermost first, whose output is not finite."""
+    """Find the first module, innermost first, whose output is not finite."""
     found: list[str] = []
 
     def register(name: str, module: nn.Module) -> RemovableHandle:
         def check(module: nn.Module, args: tuple, output: object) -> None:
-            if not found and isinstance(output, torch.Tensor) and not output.isfinite().all():
+            if not found and isinstance(output, Tensor) and not output.isfinite().all():
                 found.append(f'{name or "the model"} ({type(module).__name__})')
         return module.register_forward_hook(check)
 

@@ -1,12 +1,13 @@
 """Which run to resume, and whether it is the same."""
 import logging
 import os
-from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .state import state_paths
+from ..options import declarations, plain, to_dict
+from ..run_folder import OPTIONS, RunFolder
+from .config import TrainConfig
 
 __all__ = ['check_resumable', 'differing_options', 'find_state']
 
@@ -24,10 +25,10 @@ _BATCH = ('batch_size', 'grad_accum_steps')
 _FILLED_IN = ('in_chans', 'num_classes')
 
 
-def find_state(args: Namespace) -> tuple[str | None, str | None]:
-    """The run folder and the state file that ``--resume`` means; None where there is none.
+def find_state(config: TrainConfig) -> tuple[RunFolder | None, Path | None]:
+    """Find the run folder and the state file that ``--resume`` means; ``None`` where there is none.
 
-    'auto' means the run of the same ``--output`` and ``--experiment``. Without ``--experiment`` it means the newest
+    ``'auto'`` means the run of the same ``--output`` and ``--experiment``. Without ``--experiment`` it means the newest
     run in ``--output`` with the same options. If there is none, a new run begins, so that one command both starts a
     run and resumes it.
 
@@ -35,74 +36,79 @@ def find_state(args: Namespace) -> tuple[str | None, str | None]:
         FileNotFoundError: ``--resume`` names something without a state.
         ValueError: The folder of the run holds another one.
     """
-    if args.resume is None:
+    if config.resume is None:
         return None, None
-    if args.resume == 'auto':
-        folder = os.path.join(args.output, args.experiment) if args.experiment else _newest_like(args)
-        if folder is None or not os.path.isdir(folder):
+    if config.resume == 'auto':
+        run = RunFolder(Path(config.output, config.experiment)) if config.experiment else _newest_like(config)
+        if run is None or not run.path.is_dir():
             return None, None
-        path = _state_in(folder)
-        if path is None:
-            _check_own(folder, args)
-        return folder, path
-    if os.path.isfile(args.resume):
-        return os.path.dirname(os.path.dirname(os.path.abspath(args.resume))), args.resume
-    path = _state_in(args.resume)
-    if path is None:
+        state = run.find_state()
+        if state is None:
+            _check_own(run, config)
+        return run, state
+    if os.path.isfile(config.resume):
+        return RunFolder.of_state(config.resume), Path(config.resume)
+    run = RunFolder(config.resume)
+    state = run.find_state()
+    if state is None:
         raise FileNotFoundError(
-            f"--resume must be 'auto', the folder of a run or a state file in it, got {args.resume!r}, which has no "
-            f'{os.path.relpath(state_paths("")[0])}.')
-    return args.resume, path
+            f"--resume must be 'auto', the folder of a run or a state file in it, got {config.resume!r}, which has no "
+            f'{run.state.relative_to(run.path)}.')
+    return run, state
 
 
-def _state_in(folder: str) -> str | None:
-    return next((path for path in state_paths(folder) if os.path.isfile(path)), None)
-
-
-def _check_own(folder: str, args: Namespace) -> None:
-    """Raise ValueError if a folder without a state, about to be used again, holds a run with other options."""
-    path = os.path.join(folder, 'args.yaml')
-    if not os.path.isfile(path):
-        return
-    with open(path) as f:
-        different = differing_options(args, yaml.safe_load(f))
+def _check_own(run: RunFolder, config: TrainConfig) -> None:
+    """Raise ``ValueError`` if a folder without a state, about to be used again, holds a run with other options."""
+    options = run.read_options()
+    different = differing_options(config, options) if options is not None else []
     if different:
         raise ValueError(
-            f'--resume auto: {folder} has no state, and holds a run with other options: {", ".join(different)}. '
+            f'--resume auto: {run} has no state, and holds a run with other options: {", ".join(different)}. '
             f'Choose another --experiment.')
 
 
-def _newest_like(args: Namespace) -> str | None:
-    if not os.path.isdir(args.output):
-        return None
-    paths = [os.path.join(args.output, name, 'args.yaml') for name in os.listdir(args.output)]
-    for path in sorted(filter(os.path.isfile, paths), key=os.path.getmtime, reverse=True):
-        with open(path) as f:
-            if not differing_options(args, yaml.safe_load(f), free=_FREE - {'data_dir'}):
-                return os.path.dirname(path)
+def _newest_like(config: TrainConfig) -> RunFolder | None:
+    """Find the newest run with the same options."""
+    paths = Path(config.output).glob(f'*/{OPTIONS}')
+    for path in sorted(paths, key=os.path.getmtime, reverse=True):
+        run = RunFolder(path.parent)
+        if not differing_options(config, run.read_options(), free=_FREE - {'data_dir'}):
+            return run
     return None
 
 
-def differing_options(args: Namespace, saved: dict[str, Any], free: frozenset[str] = _FREE) -> list[str]:
+def differing_options(
+        config: TrainConfig,
+        saved: Mapping[str, Any],
+        free: frozenset[str] = _FREE,
+) -> list[str]:
     """Describe the options that a run was started with otherwise, e.g. ``'--lr 0.1 (now 0.2)'``."""
-    return [
-        f'--{option.replace("_", "-")} {saved.get(option)} (now {value})'
-        for option, value in vars(args).items()
-        if option not in free and saved.get(option) != value and not (option in _FILLED_IN and value is None)
-    ]
+    declared = declarations(TrainConfig)
+    different = []
+    for name, value in to_dict(config).items():
+        before = plain(saved.get(name, declared[name].default))
+        if name not in free and before != value and not (name in _FILLED_IN and value is None):
+            different.append(f'{declared[name].flag} {before} (now {value})')
+    return different
 
 
-def check_resumable(state: dict[str, Any], args: Namespace, data: dict[str, Any], world_size: int) -> None:
-    """Raise ValueError if a state is of a run with other options or other data. Call it when ``args`` is filled in."""
+def check_resumable(state: Mapping[str, Any], config: TrainConfig, data: Mapping[str, Any], world_size: int) -> None:
+    """Raise ``ValueError`` if a state is of a run with other options or other data.
+
+    Args:
+        state: As ``state.load_state`` gives it.
+        config: The options of this run, filled in.
+        data: Number of images and names of the classes of this run.
+        world_size: Number of processes of this run.
+    """
     if state['data'] != data:
         raise ValueError(
             f'--resume: the data set is another one. The run was started on {_describe(state["data"])}, and there are '
             f'{_describe(data)}.')
     saved = state['args']
     before = saved['batch_size'] * saved['grad_accum_steps'] * state['world_size']
-    now = args.batch_size * args.grad_accum_steps * world_size
-    free = _FREE | set(_BATCH) if before == now else _FREE
-    different = differing_options(args, saved, free)
+    now = config.batch_size * config.grad_accum_steps * world_size
+    different = differing_options(config, saved, _FREE.union(_BATCH) if before == now else _FREE)
     if different:
         raise ValueError(
             f'--resume: the run was started with other options: {", ".join(different)}. Repeat them, or start a new '
@@ -113,6 +119,6 @@ def check_resumable(state: dict[str, Any], args: Namespace, data: dict[str, Any]
             'keep their number.', world_size, state['world_size'], now, before)
 
 
-def _describe(data: dict[str, Any]) -> str:
+def _describe(data: Mapping[str, Any]) -> str:
     classes = data['classes']
     return f'{data["num_images"]} training images' + (f' of {len(classes)} classes' if classes else '')

@@ -1,32 +1,22 @@
 """What a run needs to go on as if it had never stopped, in one file that is always whole.
 
-``checkpoint/state.pt`` is written beside, flushed to the disk and renamed; the state before it stays as
-``checkpoint/previous.pt``. Both are loaded with ``weights_only=True``: they hold tensors and plain values.
+The newest state is written beside, flushed to the disk and renamed; the one before it is kept. Both are loaded with
+``weights_only=True``: they hold tensors and plain values.
 """
 import os
-import random
-import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..files import write_durably
+from ..rng import get_rng_state, set_rng_state
+from ..run_folder import RunFolder
 from ..world import World
 
-__all__ = [
-    'CheckpointInterval',
-    'EpochMeter',
-    'Progress',
-    'StateFile',
-    'capture_state',
-    'get_rng_state',
-    'load_state',
-    'restore_state',
-    'set_rng_state',
-    'state_paths',
-]
+__all__ = ['EpochMeter', 'Progress', 'StateFile', 'capture_state', 'load_state', 'restore_state']
 
 _FORMAT = 'timm_dyacts.training'
 _VERSION = 1
@@ -47,7 +37,7 @@ class EpochMeter:
 
     @property
     def mean_loss(self) -> float:
-        """Training loss of a sample, 0 before the first."""
+        """Mean training loss of a sample, 0 before the first."""
         return self.loss / max(self.count, 1)
 
     @property
@@ -62,9 +52,9 @@ class Progress:
 
     Attributes:
         epoch: The epoch in progress, counted from 0.
-        samples: Samples of it that have been trained on, by all processes together.
+        samples: Number of its samples that have been trained on, by all processes together.
         meter: Their losses.
-        rows: The rows of ``summary.csv``, one for each epoch that is done.
+        rows: The rows of the log, one for each epoch that is done.
     """
     epoch: int = 0
     samples: int = 0
@@ -72,112 +62,58 @@ class Progress:
     rows: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> 'Progress':
-        """The inverse of ``dataclasses.asdict``."""
+    def from_dict(cls, values: Mapping[str, Any]) -> 'Progress':
+        """Undo ``dataclasses.asdict``."""
         return cls(**dict(values, meter=EpochMeter(**values['meter'])))
 
-
-@dataclass(frozen=True)
-class CheckpointInterval:
-    """How often a state is written.
-
-    Attributes:
-        every: Number of updates or epochs.
-        in_epochs: Which of the two.
-    """
-    every: int
-    in_epochs: bool
-
-    @classmethod
-    def parse(cls, text: str) -> 'CheckpointInterval':
-        """Read ``'500'`` or ``'500steps'`` (updates), ``'2epochs'``, or ``'2e'`` for short.
-
-        Raises:
-            ValueError: Anything else.
-        """
-        match = re.fullmatch(r'([1-9]\d*) ?(s|steps?|e|epochs?)?', str(text))
-        if match is None:
-            raise ValueError(
-                f"--checkpoint-interval must be a number of updates such as 500 or '500steps', or of epochs such as "
-                f"'1epoch', got {text!r}.")
-        return cls(int(match[1]), (match[2] or 's').startswith('e'))
-
-    def is_due(self, updates: int) -> bool:
-        """Whether a state is due after that many updates of the run."""
-        return not self.in_epochs and updates % self.every == 0
-
-    def is_due_after_epoch(self, epochs: int) -> bool:
-        """Whether a state is due after that many epochs."""
-        return self.in_epochs and epochs % self.every == 0
-
-
-def get_rng_state(device: torch.device) -> dict[str, Any]:
-    """The states of the global random generators of Python, NumPy and PyTorch (CPU and ``device``)."""
-    name, keys, *rest = np.random.get_state()
-    return dict(
-        python=random.getstate(),
-        numpy=(name, torch.from_numpy(keys.astype(np.int64)), *rest),
-        torch=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state(device) if device.type == 'cuda' else None,
-    )
-
-
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set the global random generators to what ``get_rng_state`` gave."""
-    random.setstate(state['python'])
-    name, keys, *rest = state['numpy']
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state['torch'])
-    if state['cuda'] is not None and device.type == 'cuda':
-        torch.cuda.set_rng_state(state['cuda'], device)
+    def finish_epoch(self, row: dict[str, float]) -> None:
+        """Go on to the next epoch."""
+        self.rows.append(row)
+        self.epoch, self.samples, self.meter = self.epoch + 1, 0, EpochMeter()
 
 
 class StateFile:
     """Writes the states of a run: the newest and the one before it.
 
     Args:
-        folder: The run folder.
-        is_good: Whether the ``state.pt`` that is there may take the place of ``previous.pt`` at the next writing. Not
-            if the run was resumed from another file: then it may be broken, and ``previous.pt`` worth more.
+        run: The run folder.
+        is_good: Whether the newest state that is there may take the place of the one before it at the next writing. Not
+            if the run was resumed from another file: then it may be broken, and the one before it worth more.
     """
 
-    def __init__(self, folder: str, is_good: bool = True) -> None:
-        self.path, self.previous = state_paths(folder)
+    def __init__(self, run: RunFolder, is_good: bool = True) -> None:
+        self.path = run.state
+        self.previous = run.previous_state
         self.is_good = is_good
 
-    def write(self, state: dict[str, Any]) -> None:
+    def write(self, state: Mapping[str, Any]) -> None:
         """Write a state.
 
         Raises:
             OSError: It could not be written, as on a full disk. The states before are as they were.
         """
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        beside = self.path + '.tmp'
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f'{self.path.name}.tmp')
         try:
             write_durably(beside, lambda file: torch.save(dict(state, format=_FORMAT, version=_VERSION), file))
-            if self.is_good and os.path.exists(self.path):
+            if self.is_good and self.path.exists():
                 os.replace(self.path, self.previous)
             os.replace(beside, self.path)
         except (OSError, RuntimeError) as e:  # torch.save turns what a full disk says into a RuntimeError
-            if os.path.exists(beside):
-                os.remove(beside)
+            beside.unlink(missing_ok=True)
             raise OSError(f'{self.path} could not be written ({e}). The state before it is kept.') from e
         self.is_good = True
 
 
-def state_paths(folder: str) -> tuple[str, str]:
-    """Paths of the newest state of a run folder and of the one before it."""
-    return os.path.join(folder, 'checkpoint', 'state.pt'), os.path.join(folder, 'checkpoint', 'previous.pt')
-
-
-def load_state(path: str) -> dict[str, Any]:
+def load_state(path: str | os.PathLike) -> dict[str, Any]:
     """Load a state.
 
     Raises:
         ValueError: The file is not a whole state of a training run.
     """
-    folder = os.path.dirname(os.path.dirname(path))
-    other = next((p for p in state_paths(folder) if p != path and os.path.isfile(p)), None)
+    run = RunFolder.of_state(path)
+    beside = (run.state, run.previous_state)
+    other = next((p for p in beside if p != Path(path).absolute() and p.is_file()), None)
     hint = f' The state beside it may do: --resume {other}' if other else ''
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
@@ -191,23 +127,23 @@ def load_state(path: str) -> dict[str, Any]:
     return state
 
 
-def capture_state(objects: dict[str, Any], progress: Progress, world: World) -> dict[str, Any] | None:
-    """The state of a run, for the primary process; None for the others. All of them must call this.
+def capture_state(parts: Mapping[str, Any], progress: Progress, world: World) -> dict[str, Any] | None:
+    """Give the state of a run to the primary process, ``None`` to the others. All of them must call this.
 
     Args:
-        objects: What has a ``state_dict``, by name.
+        parts: Objects with a ``state_dict``, by name.
         progress: How far the run is.
         world: The processes, each with random generators of its own.
     """
     rng = world.gather(get_rng_state(world.device))
     if not world.is_primary:
         return None
-    return dict({name: part.state_dict() for name, part in objects.items()}, progress=asdict(progress), rng=rng)
+    return dict({name: part.state_dict() for name, part in parts.items()}, progress=asdict(progress), rng=rng)
 
 
-def restore_state(state: dict[str, Any], objects: dict[str, Any], world: World) -> Progress:
+def restore_state(state: Mapping[str, Any], parts: Mapping[str, Any], world: World) -> Progress:
     """Set a run to a state. Processes beyond those that the state knows keep their random generators."""
-    for name, part in objects.items():
+    for name, part in parts.items():
         part.load_state_dict(state[name])
     if world.rank < len(state['rng']):
         set_rng_state(state['rng'][world.rank], world.device)

@@ -1,22 +1,16 @@
 """The variants: timm's architectures with our operators, registered with timm under names of their own."""
-from .registry import (
-    ALIASES,
-    FAMILIES,
-    OPERATORS,
-    Family,
-    PretrainedWeightsError,
-    Variant,
-    register,
-    variants,
-)
+from .families import ALIASES, ALL, FAMILIES, Family
+from .registry import Variant, parse, register, variants
+from .weights import PretrainedWeightsError
 
 __all__ = [
     'ALIASES',
+    'ALL',
     'FAMILIES',
-    'OPERATORS',
     'Family',
     'PretrainedWeightsError',
     'Variant',
+    'parse',
     'register',
     'variants',
 ]

@@ -1,32 +1,31 @@
-"""Bipolar activations and max pooling: one read, one write.
+"""Bipolar activations and max pooling on GPUs: one read, one write.
 
 ReLU keeps its output for the backward pass, whose mask ``y != 0`` does not depend on the sign of the channel. Max
-pooling keeps one byte per window, which element won: its backward pass reads neither the input nor 64-bit indices.
+pooling keeps one byte per window, the number of the element that has won: its backward pass reads neither the input nor
+64-bit indices.
 """
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..pooling.layout import empty_planes, layout_of, patches_held, unroll
 from ..pooling.triton_elements import (
-    as_words,
-    candidate,
-    empty_planes,
-    existing_sites,
-    layout_of,
-    locate_sites,
+    as_pairs,
+    candidate_window,
+    lane_offsets,
+    lanes_exist,
+    locate_lanes,
+    patch_zeros,
     plane_offsets,
-    shared_window,
-    site_offsets,
-    split_word,
-    steps_held,
-    store_positions,
-    unroll,
+    sharing_window,
+    split_pair,
+    store_patches,
     window_element,
-    zeros,
 )
 from ..pooling.window import Window, five_dims, size_of
-from ..triton_tiles import alignment, existing, expm1, launch, locate, offsets, readable, strides, tiling_of
+from ..tiling import alignment, readable, strides, tiling_of
+from ..triton_tiles import existing, expm1, launch, locate, offsets
 
 __all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
 
@@ -36,7 +35,7 @@ _SELU = (1.0507009873554804934193349852946, 1.6732632423543772848170429916717)
 
 @triton.jit
 def _mirrored(c, channels, HALVES: tl.constexpr):
-    """Which channels have the sign -1."""
+    """Whether channels have the sign -1."""
     if HALVES:
         return c >= (channels + 1) // 2
     else:
@@ -44,8 +43,33 @@ def _mirrored(c, channels, HALVES: tl.constexpr):
 
 
 @triton.jit
+def _plain(u, slope, scale, parameter, KIND: tl.constexpr):
+    """Compute the plain activation. Comparisons are written so that NaN falls through."""
+    if KIND == 'relu':
+        y = tl.where(u <= 0, 0.0, u)
+        return tl.where(y > parameter, parameter, y)
+    elif KIND == 'elu' or KIND == 'selu':
+        return scale * tl.where(u <= 0, parameter * expm1(u), u)
+    else:
+        tl.static_assert(KIND == 'leaky_relu' or KIND == 'prelu')
+        return tl.where(u > 0, u, u * slope)
+
+
+@triton.jit
+def _plain_gradient(dy, u, slope, scale, parameter, KIND: tl.constexpr):
+    """Compute the gradient of ``u``, of which ReLU gets its output, with either sign."""
+    if KIND == 'relu':
+        return tl.where((u == 0) | ((tl.abs(u) >= parameter) & (parameter < float('inf'))), 0.0, dy)
+    elif KIND == 'elu' or KIND == 'selu':
+        return dy * scale * tl.where(u <= 0, parameter * tl.exp(u), 1.0)
+    else:
+        tl.static_assert(KIND == 'leaky_relu' or KIND == 'prelu')
+        return tl.where(u > 0, dy, dy * slope)
+
+
+@triton.jit
 def _slope(weight_ptr, weight_stride, parameter, c, channels):
-    """The slope of the negative part: that of the channel if there are weights."""
+    """Give the slope of the negative part: that of the channel if there are weights, else the parameter."""
     if weight_ptr is None:
         return parameter
     else:
@@ -58,20 +82,14 @@ def _activation_kernel(
         KIND: tl.constexpr, HALVES: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
+    """Write the output."""
     n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
     mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
     mirrored = _mirrored(c, size[0], HALVES)[:, None]
     x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0)
     u = x.to(tl.float32)
-    u = tl.where(mirrored, -u, u)
-    # Comparisons are written so that NaN falls through.
-    if KIND == 'relu':
-        y = tl.where(u <= 0, 0.0, u)
-        y = tl.where(y > parameter, parameter, y)
-    elif KIND == 'elu' or KIND == 'selu':
-        y = scale * tl.where(u <= 0, parameter * expm1(u), u)
-    else:
-        y = tl.where(u > 0, u, u * _slope(weight_ptr, weight_stride, parameter, c, size[0]))
+    slope = _slope(weight_ptr, weight_stride, parameter, c, size[0])
+    y = _plain(tl.where(mirrored, -u, u), slope, scale, parameter, KIND)
     y = tl.where(mirrored, -y, y).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + offsets(n, c, p, y_strides, ALIGN, CHANNELS_INNER), y, mask)
 
@@ -83,45 +101,47 @@ def _activation_backward_kernel(
         KIND: tl.constexpr, HALVES: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr,
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
+    """Write the gradient of the input, and for weights the sums of this program's tile."""
     n, c, p = locate(blocks, BLOCK_C, BLOCK_P)
     mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
     dy = tl.load(dy_ptr + offsets(n, c, p, dy_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
     saved = tl.load(saved_ptr + offsets(n, c, p, saved_strides, ALIGN, CHANNELS_INNER), mask, 0.0).to(tl.float32)
-    if KIND == 'relu':
-        dx = tl.where((saved == 0) | ((tl.abs(saved) >= parameter) & (parameter < float('inf'))), 0.0, dy)
-    else:
-        u = tl.where(_mirrored(c, size[0], HALVES)[:, None], -saved, saved)
-        if KIND == 'elu' or KIND == 'selu':
-            dx = dy * scale * tl.where(u <= 0, parameter * tl.exp(u), 1.0)
-        else:
-            dx = tl.where(u > 0, dy, dy * _slope(weight_ptr, weight_stride, parameter, c, size[0]))
-            if weight_ptr is not None:
-                # The two signs of the channel cancel: s * dy * (s * x).
-                dweight = tl.sum(tl.where(u > 0, 0.0, dy * saved), 1)
-                row = n.to(tl.int64) * blocks[1] + tl.program_id(0) % blocks[1]
-                tl.store(dweight_ptr + row * size[0] + c, dweight, c < size[0])
+    # The mask of ReLU is the same for both signs.
+    u = saved if KIND == 'relu' else tl.where(_mirrored(c, size[0], HALVES)[:, None], -saved, saved)
+    slope = _slope(weight_ptr, weight_stride, parameter, c, size[0])
+    dx = _plain_gradient(dy, u, slope, scale, parameter, KIND)
+    if weight_ptr is not None:
+        # The two signs of the channel cancel: s * dy * (s * x).
+        dweight = tl.sum(tl.where(u > 0, 0.0, dy * saved), 1)
+        row = n.to(tl.int64) * blocks[1] + tl.program_id(0) % blocks[1]
+        tl.store(dweight_ptr + row * size[0] + c, dweight, c < size[0])
     tl.store(dx_ptr + offsets(n, c, p, dx_strides, ALIGN, CHANNELS_INNER), dx.to(dx_ptr.dtype.element_ty), mask)
 
 
 def activation(x: Tensor, weight: Tensor | None, kind: str, parameter: float, layout: str, inplace: bool) -> Tensor:
-    """The bipolar form of an activation.
-
-    Args:
-        x: Shape (N, C, *spatial).
-        weight: Slopes of "prelu", of shape (1,) or (C,).
-        kind: "relu" up to `parameter`; "elu" and "leaky_relu" with it; "selu"; or "prelu".
-        parameter: A number, see there.
-        layout: "interleaved" or "halves".
-        inplace: Write the result over `x`.
-    """
+    """Compute the bipolar form of an activation; arguments as of ``activation_reference``."""
     source = readable(x)
     y = x if inplace and source is x else torch.empty_like(source)
     tiling = tiling_of(source)
+    scale, parameter = _numbers(kind, parameter)
     launch(
         _activation_kernel, tiling.programs,
-        source, y, weight, tiling.size, tiling.blocks, strides(source), strides(y), _step(weight),
-        *_numbers(kind, parameter), kind, layout == 'halves', alignment(tiling, source, y), tiling.channels_inner,
-        tiling.block_c, tiling.block_p,
+        x_ptr=source,
+        y_ptr=y,
+        weight_ptr=weight,
+        size=tiling.size,
+        blocks=tiling.blocks,
+        x_strides=strides(source),
+        y_strides=strides(y),
+        weight_stride=_step(weight),
+        scale=scale,
+        parameter=parameter,
+        KIND=kind,
+        HALVES=layout == 'halves',
+        ALIGN=alignment(tiling, source, y),
+        CHANNELS_INNER=tiling.channels_inner,
+        BLOCK_C=tiling.block_c,
+        BLOCK_P=tiling.block_p,
     )
     return x.copy_(y) if inplace and y is not x else y
 
@@ -135,31 +155,51 @@ def activation_backward(
         layout: str,
         inplace: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the input and of `weight`; `saved` is the output of "relu" and the input of the others."""
+    """Compute the gradients of the input and of ``weight``.
+
+    ``saved`` is the output of ``'relu'`` and the input of the other kinds; other arguments as of ``activation``.
+    """
     dy, saved = readable(dy), readable(saved)
     dx = torch.empty_like(saved)
     tiling = tiling_of(saved)
     # A row for each block of positions, summed up afterwards: no atomics, so that results are reproducible.
     rows = (tiling.batch, tiling.blocks[1], tiling.channels)
     dweight = None if weight is None else torch.empty(rows, dtype=torch.float32, device=saved.device)
+    scale, parameter = _numbers(kind, parameter)
     launch(
         _activation_backward_kernel, tiling.programs,
-        dy, saved, dx, weight, dweight, tiling.size, tiling.blocks, strides(dy), strides(saved), strides(dx),
-        _step(weight), *_numbers(kind, parameter), kind, layout == 'halves', alignment(tiling, dy, saved, dx),
-        tiling.channels_inner, tiling.block_c, tiling.block_p,
+        dy_ptr=dy,
+        saved_ptr=saved,
+        dx_ptr=dx,
+        weight_ptr=weight,
+        dweight_ptr=dweight,
+        size=tiling.size,
+        blocks=tiling.blocks,
+        dy_strides=strides(dy),
+        saved_strides=strides(saved),
+        dx_strides=strides(dx),
+        weight_stride=_step(weight),
+        scale=scale,
+        parameter=parameter,
+        KIND=kind,
+        HALVES=layout == 'halves',
+        ALIGN=alignment(tiling, dy, saved, dx),
+        CHANNELS_INNER=tiling.channels_inner,
+        BLOCK_C=tiling.block_c,
+        BLOCK_P=tiling.block_p,
     )
     if weight is not None:
         dweight = dweight.sum((0, 1)).sum_to_size(weight.shape).to(weight.dtype)
     return dx, dweight, None, None, None, None
 
 
-# On CPUs, ReLU is the only member with passes of its own.
+# On CPUs, ReLU is the only member with kernels of its own.
 brelu = activation
 brelu_backward = activation_backward
 
 
 def _numbers(kind: str, parameter: float) -> tuple[float, float]:
-    """The factor of the positive part, and the parameter."""
+    """Give the scale and the parameter."""
     return _SELU if kind == 'selu' else (1.0, parameter)
 
 
@@ -169,7 +209,7 @@ def _step(weight: Tensor | None) -> int:
 
 @triton.jit
 def _compete(best, winner, value, e, valid, mirrored):
-    """Has element number `e` of each window compete with the best so far."""
+    """Let element number ``e`` of each window compete with the best one so far."""
     value = value.to(tl.float32)
     value = tl.where(mirrored, -value, value)
     # As in PyTorch, the first of equal elements wins, and NaN wins over everything.
@@ -179,83 +219,85 @@ def _compete(best, winner, value, e, valid, mirrored):
 
 @triton.jit
 def _max_pool_kernel(
-        x_ptr, y_ptr, winner_ptr, channels, size, out_size, blocks, x_strides, y_strides, winner_strides,
-        HALVES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, UNROLL: tl.constexpr,
+        x_ptr, y_ptr, winner_ptr, channels, size, out_size, blocks, x_strides, y_strides,
+        HALVES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, UNROLL: tl.constexpr,
         BLOCK: tl.constexpr,
 ):
+    """Write the output, and which element of each window has won. A lane is a window."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, out_size, UNITS)
+    n, row, c, w = locate_lanes(blocks, BLOCK)
+    mask = lanes_exist(row, c, w, channels, out_size, UNITS)
     mirrored = _mirrored(c, channels, HALVES)[None, :, None]
-    x_ptr = (as_words(x_ptr) if WORDS else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
+    x_ptr = (as_pairs(x_ptr) if PACKED else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
     best = tl.full(BLOCK, float('-inf'), tl.float32)
     winner = tl.full(BLOCK, -1, tl.int32)
     for e in tl.range(0, WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2], loop_unroll_factor=UNROLL):
         at, inside = window_element(e, row, w, size, out_size, x_strides, WINDOW, UNITS)
         valid = mask & inside
         loaded = tl.load(x_ptr + at, valid, 0)
-        if WORDS:
-            first, second = split_word(loaded, DTYPE)
+        if PACKED:
+            first, second = split_pair(loaded, DTYPE)
             best, winner = _compete(best, winner, first, 2 * e, valid, mirrored)
             best, winner = _compete(best, winner, second, 2 * e + 1, valid, mirrored)
         else:
             best, winner = _compete(best, winner, loaded, e, valid, mirrored)
-    site = plane_offsets(n, c, y_strides, UNITS) + site_offsets(row, w, out_size, y_strides, UNITS)
-    tl.store(y_ptr + site, tl.where(mirrored, -best, best).to(y_ptr.dtype.element_ty), mask)
-    tl.store(winner_ptr + site, winner.to(winner_ptr.dtype.element_ty), mask)
+    at = plane_offsets(n, c, y_strides, UNITS) + lane_offsets(row, w, out_size, y_strides, UNITS)
+    tl.store(y_ptr + at, tl.where(mirrored, -best, best).to(y_ptr.dtype.element_ty), mask)
+    # Both have been made by `empty_planes`, with the same strides.
+    tl.store(winner_ptr + at, winner.to(winner_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
 def _max_pool_backward_kernel(
-        dy_ptr, winner_ptr, dx_ptr, channels, sites, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
-        SHARES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+        dy_ptr, winner_ptr, dx_ptr, channels, lanes, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
+        SHARES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """A site has as many positions as windows step over, which share the windows that they are in."""
+    """Write the gradient of the input. A lane is a patch."""
     DTYPE: tl.constexpr = dx_ptr.dtype.element_ty
-    n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, sites, UNITS)
+    n, row, c, w = locate_lanes(blocks, BLOCK)
+    mask = lanes_exist(row, c, w, channels, lanes, UNITS)
     dy_ptr += plane_offsets(n, c, dy_strides, UNITS)
     winner_ptr += plane_offsets(n, c, winner_strides, UNITS)
-    dx_ptr = (as_words(dx_ptr) if WORDS else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
-    grads = zeros(WINDOW, BLOCK)
-    for i in tl.static_range(len(SHARES)):
-        at, holds = shared_window(row, w, sites, out_size, dy_strides, SHARES, i, UNITS)
+    dx_ptr = (as_pairs(dx_ptr) if PACKED else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
+    grads = patch_zeros(WINDOW, BLOCK)
+    for number in tl.static_range(len(SHARES)):
+        at, holds = sharing_window(row, w, lanes, out_size, dy_strides, SHARES, number, UNITS)
         dy = tl.load(dy_ptr + at, mask & holds, 0.0).to(tl.float32)
-        at, holds = shared_window(row, w, sites, out_size, winner_strides, SHARES, i, UNITS)
+        at, holds = sharing_window(row, w, lanes, out_size, winner_strides, SHARES, number, UNITS)
         winner = tl.load(winner_ptr + at, mask & holds, -1)
         summed = ()
-        for phase in tl.static_range(len(grads)):
-            if SHARES[i][6 + phase] < 0:
-                summed = summed + (grads[phase],)
+        for i in tl.static_range(len(grads)):
+            if SHARES[number][6 + i] < 0:
+                summed = summed + (grads[i],)
             else:
-                summed = summed + (grads[phase] + tl.where(winner == SHARES[i][6 + phase], dy, 0.0),)
+                summed = summed + (grads[i] + tl.where(winner == SHARES[number][6 + i], dy, 0.0),)
         grads = summed
-    store_positions(dx_ptr, grads, row, w, mask, sites, size, dx_strides, DTYPE, WINDOW, UNITS, WORDS)
+    store_patches(dx_ptr, grads, row, w, mask, lanes, size, dx_strides, DTYPE, WINDOW, UNITS, PACKED)
 
 
 @triton.jit
 def _large_max_pool_backward_kernel(
-        dy_ptr, winner_ptr, dx_ptr, channels, sites, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
-        OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+        dy_ptr, winner_ptr, dx_ptr, channels, lanes, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
+        OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """The same for windows that are too large for constants: a site is a position."""
-    n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, sites, UNITS)
+    """Write the same for windows with too many elements to compile code for each. A lane is an element."""
+    n, row, c, w = locate_lanes(blocks, BLOCK)
+    mask = lanes_exist(row, c, w, channels, lanes, UNITS)
     dy_ptr += plane_offsets(n, c, dy_strides, UNITS)
     winner_ptr += plane_offsets(n, c, winner_strides, UNITS)
     dx = tl.zeros(BLOCK, tl.float32)
     for i in range(OVERLAP[0] * OVERLAP[1] * OVERLAP[2]):
-        e, out_row, out_w, holds = candidate(i, row, w, size, out_size, WINDOW, OVERLAP)
+        e, out_row, out_w, holds = candidate_window(i, row, w, size, out_size, WINDOW, OVERLAP)
         holds = mask & holds
-        winner = tl.load(winner_ptr + site_offsets(out_row, out_w, out_size, winner_strides, UNITS), holds, -1)
-        dy = tl.load(dy_ptr + site_offsets(out_row, out_w, out_size, dy_strides, UNITS), holds, 0.0).to(tl.float32)
+        winner = tl.load(winner_ptr + lane_offsets(out_row, out_w, out_size, winner_strides, UNITS), holds, -1)
+        dy = tl.load(dy_ptr + lane_offsets(out_row, out_w, out_size, dy_strides, UNITS), holds, 0.0).to(tl.float32)
         dx += tl.where(holds & (winner == e), dy, 0.0)
-    site = plane_offsets(n, c, dx_strides, UNITS) + site_offsets(row, w, size, dx_strides, UNITS)
-    tl.store(dx_ptr + site, dx.to(dx_ptr.dtype.element_ty), mask)
+    at = plane_offsets(n, c, dx_strides, UNITS) + lane_offsets(row, w, size, dx_strides, UNITS)
+    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
 def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
-    """Bipolar max pooling of (N, C, *spatial), and which element of each window has won, of shape (N, C, D, H, W)."""
+    """Compute bipolar max pooling of (N, C, *spatial), and which element of each window has won, (N, C, D, H, W)."""
     planes = five_dims(x)
     out_size = window.out_size(size_of(x.shape), ceil_mode)
     y = empty_planes(planes, out_size)
@@ -263,24 +305,49 @@ def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[T
     tiles = layout_of(window, (planes,), (y, winner), merge_channels=False)
     launch(
         _max_pool_kernel, tiles.programs,
-        planes, y, winner, tiles.channels, tiles.size, tiles.out_size, tiles.blocks, *tiles.strides, *tiles.out_strides,
-        layout == 'halves', tiles.window, tiles.units, tiles.words, unroll(window.elements), tiles.block,
+        x_ptr=planes,
+        y_ptr=y,
+        winner_ptr=winner,
+        channels=tiles.channels,
+        size=tiles.size,
+        out_size=tiles.out_size,
+        blocks=tiles.blocks,
+        x_strides=tiles.strides[0],
+        y_strides=tiles.out_strides[0],
+        HALVES=layout == 'halves',
+        WINDOW=tiles.window,
+        UNITS=tiles.units,
+        PACKED=tiles.packed,
+        UNROLL=unroll(window.elements),
+        BLOCK=tiles.block,
     )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():]), winner
 
 
 def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window: Window) -> Tensor:
-    """Gradient of the input, whose spatial dimensions are `size`."""
-    grads = five_dims(dy)
+    """Compute the gradient of the input, whose spatial dimensions are ``size``."""
+    dy_planes = five_dims(dy)
     shape = (*dy.shape[:2], *size)
     dx = empty_planes(winner, size_of(shape), dy.dtype)
-    held = steps_held(window)
-    tiles = layout_of(window, (dx,), (grads, winner), 'steps' if held else 'positions')
-    kernel, shared = (
-        (_max_pool_backward_kernel, tiles.shares) if held else (_large_max_pool_backward_kernel, tiles.overlap))
+    held = patches_held(window)
+    tiles = layout_of(window, (dx,), (dy_planes, winner), 'patches' if held else 'elements')
+    of_kernel = dict(SHARES=tiles.shares, PACKED=tiles.packed) if held else dict(OVERLAP=tiles.overlap)
     launch(
-        kernel, tiles.programs,
-        grads, winner, dx, tiles.channels, tiles.sites, tiles.size, tiles.out_size, tiles.blocks,
-        *tiles.strides, *tiles.out_strides, shared, tiles.window, tiles.units, tiles.words, tiles.block,
+        _max_pool_backward_kernel if held else _large_max_pool_backward_kernel, tiles.programs,
+        dy_ptr=dy_planes,
+        winner_ptr=winner,
+        dx_ptr=dx,
+        channels=tiles.channels,
+        lanes=tiles.lanes,
+        size=tiles.size,
+        out_size=tiles.out_size,
+        blocks=tiles.blocks,
+        dx_strides=tiles.strides[0],
+        dy_strides=tiles.out_strides[0],
+        winner_strides=tiles.out_strides[1],
+        WINDOW=tiles.window,
+        UNITS=tiles.units,
+        BLOCK=tiles.block,
+        **of_kernel,
     )
     return dx.reshape(shape)

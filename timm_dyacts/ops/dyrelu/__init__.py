@@ -1,1 +1,1 @@
-"""Dynamic ReLU."""
+"""Dynamic ReLU: ``functional`` has its functions, the other modules their implementations."""

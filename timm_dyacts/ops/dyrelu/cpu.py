@@ -1,18 +1,18 @@
-"""Dynamic ReLU on CPUs."""
+"""The kernels of Dynamic ReLU for CPUs: PyTorch operations on blocks that stay in the cache."""
 import math
 
 import torch
 from torch import Tensor
 
 from ..cpu_blocks import arithmetic, as_rows, cut, dense, is_channels_last
-from .mlp import perceptron, perceptron_backward
-from .settings import DyReLUSettings
+from .mlp import mlp, mlp_backward
+from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
 
-__all__ = ['apply', 'apply_backward', 'dynamic_relu', 'dynamic_relu_backward']
+__all__ = ['dynamic_relu', 'dynamic_relu_backward', 'dyrelu', 'dyrelu_backward']
 
 
-class _DyReLUBlocks:
-    """The operands of Dynamic ReLU as rows, and what is computed from a block of them."""
+class _Blocks:
+    """The operands of ``dyrelu`` as rows, which are computed with block by block."""
 
     def __init__(self, x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> None:
         self.x = dense(x)
@@ -29,8 +29,12 @@ class _DyReLUBlocks:
         return as_rows(t, self.channels_last)
 
     def pieces(self, at: tuple[slice, ...], out: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """A block of x; the largest of the linear functions; and, unless that goes to `out`, how far those before each
-        but the first were above it."""
+        """Compute the linear functions of a block.
+
+        Returns:
+            The block of ``x``; the largest of the linear functions; and, unless that goes to ``out``, for each function
+            but the first by how much the largest of those before it exceeds it.
+        """
         n, c, _, b = at
         x = self.rows[at].to(self.dtype)
         coefs = [coef[n, c, :, b] for coef in self.coefs]
@@ -45,18 +49,18 @@ class _DyReLUBlocks:
 
 
 def _linear(x: Tensor, slope: Tensor, intercept: Tensor, out: Tensor | None = None) -> Tensor:
-    # Two operations: a single one with two broadcast factors is not vectorised.
+    # Two operations: a single one with two broadcast operands is not vectorised.
     return torch.mul(x, slope, out=out).add_(intercept)
 
 
 def _where_positive(g: Tensor, condition: Tensor) -> Tensor:
-    """``g * (condition > 0)``, as the gradient of ReLU: several times as fast as with a tensor of bools."""
+    """Compute ``g * (condition > 0)`` as the gradient of ReLU: several times as fast as with a tensor of bools."""
     return torch.ops.aten.threshold_backward(g, condition, 0)
 
 
-def apply(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
-    """``pi * min(max_k(a_k * x + b_k), max_value)``; shapes as in `layers.dyrelu`."""
-    blocks = _DyReLUBlocks(x, theta, pi, max_value)
+def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
+    """Compute ``functional.dyrelu``."""
+    blocks = _Blocks(x, theta, pi, max_value)
     y = torch.empty_like(blocks.x)
     rows = blocks.as_rows(y)
     for at in cut(rows.shape):
@@ -71,15 +75,15 @@ def apply(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) 
     return y
 
 
-def apply_backward(
+def dyrelu_backward(
         dy: Tensor,
         x: Tensor,
         theta: Tensor,
         pi: Tensor | None,
         max_value: float | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, None]:
-    """Gradients of `x`, `theta` and `pi`."""
-    blocks = _DyReLUBlocks(x, theta, pi, max_value)
+    """Compute the gradients of ``x``, ``theta`` and ``pi``."""
+    blocks = _Blocks(x, theta, pi, max_value)
     dx = torch.empty_like(blocks.x)
     dy_rows, dx_rows = (blocks.as_rows(t) for t in (dy, dx))
     dcoefs = [torch.zeros_like(coef) for coef in blocks.coefs]
@@ -93,7 +97,8 @@ def apply_backward(
             g = g * blocks.pi[n, :, p]
         if max_value is not None:
             g = _where_positive(g, max_value - y)
-        # From the last piece to the first: what one has won is no longer there for those before it.
+        # From the last piece to the first: each takes the gradients of the elements where it is the largest, and leaves
+        # the rest to those before it.
         shares = []
         for lead in reversed(leads):
             rest = _where_positive(g, lead)
@@ -110,7 +115,7 @@ def apply_backward(
 
 
 def _statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The mean of each plane, (N, C); with a `weight` of C elements its product with x, (N, 1, *spatial)."""
+    """Compute the mean of each plane, (N, C), and, given a ``weight``, its product with ``x``, (N, 1, *spatial)."""
     dtype = arithmetic(x)
     mean = x.flatten(2).mean(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
     if weight is None:
@@ -132,7 +137,7 @@ def _add_statistics_backward(
         x: Tensor,
         weight: Tensor | None,
 ) -> Tensor | None:
-    """Adds to `dx` what comes back through the statistics. Returns the gradient of `weight`."""
+    """Add to ``dx`` the gradients that pass through the statistics, and compute the gradient of ``weight``."""
     channels_last = is_channels_last(dx)
     dx_rows, dmeans = (as_rows(t, channels_last) for t in (dx, dmean / math.prod(x.shape[2:])))
     if weight is None:
@@ -151,7 +156,7 @@ def _add_statistics_backward(
 
 
 def _attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
-    """The weight of each position, and what that is the minimum of and 3."""
+    """Compute the attention, and the attention before it is bounded and divided."""
     z = (logits + bias.to(logits.dtype)).flatten(1).div_(settings.tau)
     share = z.sub_(z.amax(1, keepdim=True)).exp_()
     share = share.div_(share.mean(1, keepdim=True)).reshape(logits.shape)
@@ -159,55 +164,44 @@ def _attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[
 
 
 def _attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
-    """Gradient of the logits. That of the bias is zero: softmax does not see it."""
+    """Compute the gradient of the logits. That of the bias is zero: softmax does not see it."""
     dshare = dpi.masked_fill(share > 3, 0).div_(settings.divisor)
     mean = (dshare * share).flatten(1).mean(1).reshape(-1, *[1] * (share.dim() - 1))
     return dshare.sub_(mean).mul_(share).div_(settings.tau)
 
 
-def dynamic_relu(
-        x: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-        spatial_weight: Tensor | None,
-        spatial_bias: Tensor | None,
-        settings: DyReLUSettings,
-) -> tuple[Tensor | None, ...]:
-    """The whole of a module. Returns the output, then what `dynamic_relu_backward` takes as `found`."""
-    mean, logits = _statistics(x, spatial_weight)
-    hidden, z = perceptron(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Compute ``functional.dynamic_relu``. Returns the output, then the fields of ``DyReLUSaved``."""
+    params = DyReLUParams(*params)
+    mean, logits = _statistics(x, params.spatial_weight)
+    hidden, z = mlp(mean, params)
     residual = z.div_(2).tanh_()
     starts, ranges = mean.new_tensor(settings.starts), mean.new_tensor(settings.ranges)
     theta = residual.unflatten(1, (-1, len(starts))) * ranges + starts
     pi = share = None
     if logits is not None:
-        pi, share = _attention(logits, spatial_bias, settings)
-    return apply(x, theta, pi, settings.max_value), theta, mean, hidden, residual, pi, share
+        pi, share = _attention(logits, params.spatial_bias, settings)
+    y = dyrelu(x, theta, pi, settings.max_value)
+    return y, *DyReLUSaved(theta, mean, hidden, residual, pi, share)
 
 
 def dynamic_relu_backward(
         dy: Tensor,
         x: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-        spatial_weight: Tensor | None,
-        spatial_bias: Tensor | None,
         settings: DyReLUSettings,
-        found: tuple[Tensor | None, ...],
+        *params: Tensor | None,
+        saved: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
-    """A gradient or None for each argument but the last."""
-    theta, mean, hidden, residual, pi, share = found
-    dx, dtheta, dpi, _ = apply_backward(dy, x, theta, pi, settings.max_value)
+    """Compute the gradients of ``x`` and the parameters."""
+    params, saved = DyReLUParams(*params), DyReLUSaved(*saved)
+    residual = saved.residual
+    dx, dtheta, dpi, _ = dyrelu_backward(dy, x, saved.theta, saved.pi, settings.max_value)
     dlogits = dspatial_bias = None
     if dpi is not None:
-        dlogits = _attention_backward(dpi, share, settings)
-        dspatial_bias = torch.zeros_like(spatial_bias)
-    dresidual = (dtheta * mean.new_tensor(settings.ranges)).reshape(residual.shape)
+        dlogits = _attention_backward(dpi, saved.share, settings)
+        dspatial_bias = torch.zeros_like(params.spatial_bias)
+    dresidual = (dtheta * residual.new_tensor(settings.ranges)).reshape(residual.shape)
     dz = dresidual * (1 - residual * residual) * 0.5
-    dmean, *dparams = perceptron_backward(dz, mean, hidden, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    dspatial_weight = _add_statistics_backward(dx, dmean, dlogits, x, spatial_weight)
-    return dx, *dparams, dspatial_weight, dspatial_bias, None
+    dmean, *dparams = mlp_backward(dz, saved.mean, saved.hidden, params)
+    dspatial_weight = _add_statistics_backward(dx, dmean, dlogits, x, params.spatial_weight)
+    return dx, None, *dparams, dspatial_weight, dspatial_bias

@@ -1,4 +1,4 @@
-"""Dynamic ReLU written down as its definition reads, the way research code has it: what benchmarks compare with."""
+"""Dynamic ReLU as a literal transcription of its definition, as in research code, for benchmarks to compare with."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ __all__ = ['literal_dyrelu']
 
 
 def literal_dyrelu(module: nn.Module, x: Tensor) -> Tensor:
-    """Form the K functions of each element along a dimension of their own, and take their maximum.
+    """Compute the K functions of each element along a dimension of their own, and take their maximum.
 
     Args:
-        module: A `layers.DyReLU`, for its parameters.
+        module: The ``layers.DyReLU`` whose parameters are used.
         x: Input of shape (N, C, H, W).
     """
     mean = x.mean((2, 3), dtype=torch.float32)

@@ -1,35 +1,24 @@
-"""The two layers of Dynamic ReLU's hyper function as matrix products, for those who have no kernel for them.
+"""The two layers that compute the coefficients, as matrix products, for kernels that have nothing faster.
 
-Products that are told where to go are left alone by autocast.
+Autocast leaves products alone that are given a tensor for their result.
 """
 import torch
 from torch import Tensor
 
-__all__ = ['perceptron', 'perceptron_backward']
+from .settings import DyReLUParams
+
+__all__ = ['mlp', 'mlp_backward']
 
 
-def perceptron(
-        x: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The hidden units and the outputs, in the dtype of `x`, of shape (N, channels)."""
-    hidden = _layer(x, fc1_weight, fc1_bias).relu_()
-    return hidden, _layer(hidden, fc2_weight, fc2_bias)
+def mlp(x: Tensor, params: DyReLUParams) -> tuple[Tensor, Tensor]:
+    """Compute the hidden units and the outputs, in the dtype of ``x``, of shape (N, C)."""
+    hidden = _layer(x, params.fc1_weight, params.fc1_bias).relu_()
+    return hidden, _layer(hidden, params.fc2_weight, params.fc2_bias)
 
 
-def perceptron_backward(
-        dz: Tensor,
-        x: Tensor,
-        hidden: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-) -> tuple[Tensor, ...]:
-    """Gradients of `x` and of the parameters."""
+def mlp_backward(dz: Tensor, x: Tensor, hidden: Tensor, params: DyReLUParams) -> tuple[Tensor, ...]:
+    """Compute the gradients of ``x`` and of the four parameters from ``dz``, that of the outputs."""
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias, *_ = params
     dhidden = torch.ops.aten.threshold_backward(_product(dz, fc2_weight), hidden, 0)
     return (
         _product(dhidden, fc1_weight),

@@ -1,48 +1,38 @@
-"""Dynamic ReLU: two reads and one write forward, four of them and one backward, for all of its modes.
+"""The Triton kernels of Dynamic ReLU: two reads and one write forward, four reads and one write backward, in all modes.
 
 Forward, one pass takes all that the coefficients need from the input (the mean of each plane and, in mode "c", the
-logit of each position), the other applies the functions. Backward, one pass forms the gradients of the coefficients
-and the part of the gradient of the input that passes through the functions, the other adds what comes back through
-the mean and the logits. What lies between the passes is in `hyper`.
+logit of each position), the other applies the functions. Backward, one pass computes the gradients of the coefficients
+and the part of the gradient of the input that passes through the functions, the other adds the part that passes through
+the mean and the logits. What lies between the passes is in ``triton_hyper``.
 
-Sums over positions are left as one partial sum for each run of tiles and added up afterwards: no atomics, the results
-are reproducible. A sum over channels stays within one program, which then goes through all channels of its positions.
+A sum over positions is left as partial sums, one for each run of tiles, which are added up afterwards: without atomics,
+results are reproducible. A sum over channels stays within one program, which then goes through all channels of its
+positions.
 """
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_tiles import (
-    Tiling,
-    alignment,
-    cdiv,
-    channels_inner,
-    existing,
-    launch,
-    locate,
-    offsets,
-    readable,
-    strides,
-    tiling_of,
-)
+from ..tiling import Tiling, alignment, cdiv, channels_inner, readable, strides, tiling_of
+from ..triton_tiles import existing, launch, locate, offsets
 from . import triton_hyper as hyper
-from .settings import DyReLUSettings
+from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
 
-__all__ = ['apply', 'apply_backward', 'dynamic_relu', 'dynamic_relu_backward']
+__all__ = ['dynamic_relu', 'dynamic_relu_backward', 'dyrelu', 'dyrelu_backward']
 
 # The most tiles that one program goes through before it sums over their positions.
 _RUN = 8
-# Programs that keep a GPU busy; with fewer, runs are shorter.
+# Programs that keep a GPU busy. With fewer, runs are shorter.
 _ENOUGH = 1024
 
 
 @triton.jit
 def _load_theta(theta_ptr, theta_strides, n, c, channels, K: tl.constexpr):
-    """The K slopes and K intercepts of channels."""
+    """Load the K slopes and K intercepts of channels."""
     theta_ptr += n.to(tl.int64) * theta_strides[0] + c * theta_strides[1]
     theta = ()
     for i in tl.static_range(2 * K):
@@ -52,7 +42,7 @@ def _load_theta(theta_ptr, theta_strides, n, c, channels, K: tl.constexpr):
 
 @triton.jit
 def _pieces(x, theta, K: tl.constexpr):
-    """The largest of the K linear functions, and for each but the first where it is larger than those before it.
+    """Compute the largest of the K linear functions, and for each but the first where it exceeds those before it.
 
     Of those that tie, the last counts as the largest. NaN stays.
     """
@@ -92,7 +82,7 @@ def _apply_kernel(
 
 @triton.jit
 def _fold(tile, FOLD: tl.constexpr, CHANNELS_INNER: tl.constexpr):
-    """Adds up the positions of a tile by groups of `FOLD`, the positions that one thread holds."""
+    """Add up the positions of a tile in groups of ``FOLD``, the positions that one thread holds."""
     if CHANNELS_INNER:
         return tl.sum(tl.reshape(tile, [tile.shape[0], FOLD, tile.shape[1] // FOLD]), 1)
     else:
@@ -109,10 +99,11 @@ def _zeros(COUNT: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _add_theta(sums, g, x, wins, K: tl.constexpr, FOLD: tl.constexpr, CHANNELS_INNER: tl.constexpr):
-    """Adds the gradients of the slopes and intercepts of a tile."""
+    """Add the gradients of the slopes and intercepts of a tile."""
     slopes = ()
     intercepts = ()
-    # From the last piece to the first: what one has won is no longer there for those before it.
+    # From the last piece to the first: each takes the gradients of the elements where it is the largest, and leaves the
+    # rest to those before it.
     for i in tl.static_range(1, K + 1):
         won = g
         if i < K:
@@ -125,7 +116,7 @@ def _add_theta(sums, g, x, wins, K: tl.constexpr, FOLD: tl.constexpr, CHANNELS_I
 
 @triton.jit
 def _slope(theta, wins, K: tl.constexpr):
-    """The slope of the largest piece."""
+    """Pick the slope of the largest piece."""
     slope = theta[0]
     for k in tl.static_range(1, K):
         slope = tl.where(wins[k - 1], theta[k], slope)
@@ -213,24 +204,24 @@ def _statistics_backward_kernel(
             dweight += dlogits * x
         tl.store(dx_at, dx.to(dx_ptr.dtype.element_ty), mask)
     if weight_ptr is not None:
-        # Where a partial sum lies does not matter, as long as each run has its own place.
+        # Where a partial sum goes does not matter, as long as each run has a place of its own.
         row = n.to(tl.int64) * blocks[1] + tl.program_id(0) % blocks[1]
         tl.store(dweight_ptr + row * size[0] + c, tl.sum(dweight, 1), c < size[0])
 
 
 def _tiling(x: Tensor) -> Tiling:
-    """Tiles of few enough channels for each thread to load the coefficients of its own: no way over shared memory."""
+    """Cut a tensor into tiles of so few channels that threads load their own coefficients, past shared memory."""
     return tiling_of(x, channels=64)
 
 
 class _Runs(NamedTuple):
     """How many tiles one program goes through, along the channels and along the positions."""
-
     tiling: Tiling
     steps: tuple[int, int]
 
     @classmethod
     def of(cls, x: Tensor, over_channels: bool) -> '_Runs':
+        """Plan the runs of a pass that sums over positions, and over channels too or not."""
         if over_channels:
             # Rather many positions than many channels: each run leaves a sum for each channel.
             tiling = tiling_of(x, positions=2048 if channels_inner(x) else 256, channels=32)
@@ -240,6 +231,7 @@ class _Runs(NamedTuple):
 
     @property
     def blocks(self) -> tuple[int, int]:
+        """The numbers of runs along the channels and along the positions of a sample."""
         return tuple(cdiv(blocks, steps) for blocks, steps in zip(self.tiling.blocks, self.steps, strict=True))
 
     @property
@@ -247,14 +239,16 @@ class _Runs(NamedTuple):
         return self.tiling.batch * math.prod(self.blocks)
 
     @property
-    def constants(self) -> tuple[bool, int, int, int, int]:
-        tiling = self.tiling
-        return tiling.channels_inner, tiling.block_c, tiling.block_p, *self.steps
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that tell a kernel how its runs lie."""
+        return dict(
+            size=self.tiling.size, blocks=self.blocks, **self.tiling.constants,
+            STEPS_C=self.steps[0], STEPS_P=self.steps[1])
 
     def fold(self, align: int, element_size: int, warps: int = 4) -> int:
-        """How many positions of a tile each of its threads holds, in vectors of up to 16 bytes.
+        """Count the positions of a tile that each thread holds, in vectors of up to 16 bytes.
 
-        Where those are added up at once, what is kept from tile to tile takes that many times less registers.
+        What a thread keeps from tile to tile takes that many times fewer registers if these are added up at once.
         """
         tiling = self.tiling
         vector = min(align, 16 // element_size)
@@ -263,47 +257,48 @@ class _Runs(NamedTuple):
         return min(vector, tiling.block_p)
 
     def partial_sums(self, x: Tensor, *shape: int) -> Tensor:
-        """Room for one partial sum per run: (N, runs, C, *shape)."""
+        """Allocate one partial sum per run: (N, runs, C, *shape)."""
         shape = (self.tiling.batch, self.blocks[1], self.tiling.channels, *shape)
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
-def apply(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
-    """``pi * min(max_k(a_k * x + b_k), max_value)``; shapes as in `layers.dyrelu`."""
+def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
+    """Compute ``functional.dyrelu``."""
     x = readable(x)
     pi = None if pi is None else readable(pi)
     y = torch.empty_like(x)
     tiling = _tiling(x)
     launch(
         _apply_kernel, tiling.programs,
-        x, theta, pi, y, tiling.size, tiling.blocks,
-        strides(x), _theta_strides(theta), None if pi is None else strides(pi), strides(y), max_value,
-        theta.shape[2] // 2, alignment(tiling, x, y), tiling.channels_inner, tiling.block_c, tiling.block_p,
+        x_ptr=x, theta_ptr=theta, pi_ptr=pi, y_ptr=y, size=tiling.size, blocks=tiling.blocks,
+        x_strides=strides(x), theta_strides=_theta_strides(theta), pi_strides=None if pi is None else strides(pi),
+        y_strides=strides(y), max_value=max_value,
+        K=theta.shape[2] // 2, ALIGN=alignment(tiling, x, y), **tiling.constants,
     )
     return y
 
 
-def apply_backward(
+def dyrelu_backward(
         dy: Tensor,
         x: Tensor,
         theta: Tensor,
         pi: Tensor | None,
         max_value: float | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, None]:
-    """Gradients of `x`, `theta` and `pi`."""
-    dx, dtheta, dpi = _apply_backward(dy, x, theta, pi, max_value)
+    """Compute the gradients of ``x``, ``theta`` and ``pi``."""
+    dx, dtheta, dpi = _dyrelu_backward(dy, x, theta, pi, max_value)
     dtheta = dtheta.sum(1).sum_to_size(theta.shape).to(theta.dtype)
     return dx, dtheta, None if pi is None else dpi.to(pi.dtype), None
 
 
-def _apply_backward(
+def _dyrelu_backward(
         dy: Tensor,
         x: Tensor,
         theta: Tensor,
         pi: Tensor | None,
         max_value: float | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `apply_backward`, but of `theta` partial sums, (N, runs, C, 2K), and the smaller gradients in fp32."""
+    """Do as ``dyrelu_backward``, but leave the smaller gradients in fp32, that of ``theta`` as (N, runs, C, 2K)."""
     dy, x = readable(dy), readable(x)
     pi = None if pi is None else readable(pi)
     dx = torch.empty_like(x)
@@ -313,24 +308,26 @@ def _apply_backward(
     align = alignment(runs.tiling, dy, x, dx)
     launch(
         _apply_backward_kernel, runs.programs,
-        dy, x, theta, pi, dx, dtheta, dpi, runs.tiling.size, runs.blocks,
-        strides(dy), strides(x), _theta_strides(theta), None if pi is None else strides(pi), strides(dx),
-        max_value, theta.shape[2] // 2, align, *runs.constants, runs.fold(align, x.element_size()),
+        dy_ptr=dy, x_ptr=x, theta_ptr=theta, pi_ptr=pi, dx_ptr=dx, dtheta_ptr=dtheta, dpi_ptr=dpi,
+        dy_strides=strides(dy), x_strides=strides(x), theta_strides=_theta_strides(theta),
+        pi_strides=None if pi is None else strides(pi), dx_strides=strides(dx), max_value=max_value,
+        K=theta.shape[2] // 2, ALIGN=align, FOLD=runs.fold(align, x.element_size()), **runs.arguments,
     )
     return dx, dtheta, dpi
 
 
 def _statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Summands of the mean of each plane, (N, runs, C); with a `weight` of C elements its product with x, (N, 1, *)."""
+    """Compute summands of the means, (N, runs, C), and, given a ``weight``, its product with ``x``, (N, 1, *)."""
     runs = _Runs.of(x, over_channels=weight is not None)
     means = runs.partial_sums(x)
     logits = None
     if weight is not None:
+        weight = weight.contiguous()
         logits = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=torch.float32, device=x.device)
     launch(
         _statistics_kernel, runs.programs,
-        x, None if weight is None else weight.contiguous(), means, logits, runs.tiling.size, runs.blocks, strides(x),
-        alignment(runs.tiling, x), *runs.constants,
+        x_ptr=x, weight_ptr=weight, means_ptr=means, logits_ptr=logits,
+        x_strides=strides(x), ALIGN=alignment(runs.tiling, x), **runs.arguments,
     )
     return means, logits
 
@@ -342,75 +339,52 @@ def _add_statistics_backward(
         x: Tensor,
         weight: Tensor | None,
 ) -> Tensor | None:
-    """Adds to `dx` what comes back through the statistics. Returns the gradient of `weight`."""
+    """Add to ``dx`` the gradients that pass through the statistics, and compute the gradient of ``weight``."""
     x = readable(x)
-    # Partial sums only for the weight.
+    # Only the gradient of the weight is made of partial sums.
     runs = _Runs.of(x, over_channels=False) if weight is not None else _Runs(_tiling(x), (1, 1))
     dweight = None if weight is None else runs.partial_sums(x)
     launch(
         _statistics_backward_kernel, runs.programs,
-        dx, dmean, dlogits, x, None if weight is None else weight.contiguous(), dweight, runs.tiling.size, runs.blocks,
-        strides(dx), strides(x), alignment(runs.tiling, dx, x), *runs.constants,
+        dx_ptr=dx, dmean_ptr=dmean, dlogits_ptr=dlogits, x_ptr=x,
+        weight_ptr=None if weight is None else weight.contiguous(), dweight_ptr=dweight,
+        dx_strides=strides(dx), x_strides=strides(x), ALIGN=alignment(runs.tiling, dx, x), **runs.arguments,
     )
     return None if weight is None else dweight.sum((0, 1)).reshape(weight.shape).to(weight.dtype)
 
 
-class _Found(NamedTuple):
-    """What the forward pass keeps for the backward pass beside its arguments."""
-
-    theta: Tensor
-    mean: Tensor
-    hidden: Tensor
-    residual: Tensor
-    pi: Tensor | None
-    share: Tensor | None
-
-
-def dynamic_relu(
-        x: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-        spatial_weight: Tensor | None,
-        spatial_bias: Tensor | None,
-        settings: DyReLUSettings,
-) -> tuple[Tensor, ...]:
-    """The whole of a module. Returns the output, then the fields of `_Found`."""
+def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Compute ``functional.dynamic_relu``. Returns the output, then the fields of ``DyReLUSaved``."""
+    params = DyReLUParams(*params)
     x = readable(x)
-    parts, logits = _statistics(x, spatial_weight)
-    theta, *inner = hyper.coefficients(parts, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
+    parts, logits = _statistics(x, params.spatial_weight)
+    theta, *inner = hyper.coefficients(parts, params, settings)
     pi = share = None
     if logits is not None:
-        pi, share = hyper.attention(logits, spatial_bias, settings)
-    return apply(x, theta, pi, settings.max_value), *_Found(theta, *inner, pi, share)
+        pi, share = hyper.attention(logits, params.spatial_bias, settings)
+    return dyrelu(x, theta, pi, settings.max_value), *DyReLUSaved(theta, *inner, pi, share)
 
 
 def dynamic_relu_backward(
         dy: Tensor,
         x: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-        spatial_weight: Tensor | None,
-        spatial_bias: Tensor | None,
         settings: DyReLUSettings,
-        found: tuple[Tensor | None, ...],
+        *params: Tensor | None,
+        saved: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
-    """A gradient or None for each argument but the last."""
-    found = _Found(*found)
-    dx, dtheta, dpi = _apply_backward(dy, x, found.theta, found.pi, settings.max_value)
+    """Compute the gradients of ``x`` and the parameters."""
+    params, saved = DyReLUParams(*params), DyReLUSaved(*saved)
+    dx, dtheta, dpi = _dyrelu_backward(dy, x, saved.theta, saved.pi, settings.max_value)
     dlogits = dspatial_bias = None
     if dpi is not None:
-        dlogits = hyper.attention_backward(dpi, found.share, settings)
-        dspatial_bias = torch.zeros_like(spatial_bias)  # softmax does not see it
+        dlogits = hyper.attention_backward(dpi, saved.share, settings)
+        dspatial_bias = torch.zeros_like(params.spatial_bias)  # softmax does not see it
     dmean, *dparams = hyper.coefficients_backward(
-        dtheta, found.mean, found.hidden, found.residual, fc1_weight, fc1_bias, fc2_weight, fc2_bias, settings)
-    dspatial_weight = _add_statistics_backward(dx, dmean, dlogits, x, spatial_weight)
-    return dx, *dparams, dspatial_weight, dspatial_bias, None
+        dtheta, saved.mean, saved.hidden, saved.residual, params, settings)
+    dspatial_weight = _add_statistics_backward(dx, dmean, dlogits, x, params.spatial_weight)
+    return dx, None, *dparams, dspatial_weight, dspatial_bias
 
 
 def _theta_strides(theta: Tensor) -> tuple[int, int, int]:
-    """Strides that give all channels the same coefficients where they share them."""
+    """Give strides with which all channels read the same coefficients where they share them."""
     return theta.stride(0), theta.stride(1) if theta.shape[1] > 1 else 0, theta.stride(2)

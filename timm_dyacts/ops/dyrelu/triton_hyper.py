@@ -1,9 +1,9 @@
 """Dynamic ReLU between its passes over the input: from the means to the coefficients, from the logits to the attention.
 
-The tensors are small and the time goes into launches: there is one for each of the two forward and one backward, of
-programs that have a sample each, and one for the gradients of all parameters. All is in fp32. What comes in are partial
-sums over the input, as the passes leave them. Layers so large that each sample should not read them anew are left to
-cuBLAS.
+The tensors are small and the time goes into launches. Coefficients and attention take one launch each, forward and
+backward, with a program for a sample or a part of it; another launch computes the gradients of all parameters.
+Everything is computed in fp32. The passes over the input exchange partial sums with these kernels. Layers so large that
+each sample should not read them anew are left to cuBLAS.
 """
 import math
 
@@ -12,25 +12,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_tiles import cdiv, expm1, launch, power_of_2
-from .mlp import perceptron, perceptron_backward
-from .settings import DyReLUSettings
+from ..tiling import cdiv, power_of_2
+from ..triton_tiles import expm1, launch
+from .mlp import mlp, mlp_backward
+from .settings import DyReLUParams, DyReLUSettings
 
 __all__ = ['attention', 'attention_backward', 'coefficients', 'coefficients_backward']
 
 # Numbers that a program may read for a sample: the weights of both layers, which come out of the L2 cache, or partial
-# sums. With more of them, it is faster to have a whole GPU at them, in launches of their own.
+# sums. With more of them, launches of their own, which occupy a whole GPU, are faster.
 _FEW = 64 * 1024
 # Elements that a program computes with at once, and the warps that share them.
 _TILE = 8192
 _WARPS = 8
 # The sides of the tiles of the gradients of weights.
 _SIDE = 16
+# The registers of a thread of the kernels that compute whole layers. Without a limit, ptxas chooses a lower one for the
+# sake of an occupancy that these kernels, of few programs, do not have, and spills. Triton for AMD has no such option.
+_REGISTERS = dict(maxnreg=128) if torch.version.hip is None else {}
 
 
 @triton.jit
 def _tanh_half(z):
-    """tanh(z / 2), without cancellation near 0."""
+    """Compute tanh(z / 2) without cancellation near 0."""
     t = expm1(-tl.abs(z))
     magnitude = -t / (2 + t)
     # Written so that NaN stays.
@@ -39,7 +43,7 @@ def _tanh_half(z):
 
 @triton.jit
 def _column_sums(ptr, rows, columns, at, BLOCK_R: tl.constexpr):
-    """The sums of the columns `at` of a matrix."""
+    """Add up the columns ``at`` of a matrix."""
     sums = tl.zeros([BLOCK_R, at.shape[0]], tl.float32)
     for first in range(0, rows, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
@@ -50,14 +54,14 @@ def _column_sums(ptr, rows, columns, at, BLOCK_R: tl.constexpr):
 
 @triton.jit
 def _tile(ptr, rows, columns, row, column):
-    """A tile of a matrix, in fp32."""
+    """Load a tile of a matrix, in fp32."""
     mask = (row < rows)[:, None] & (column < columns)[None, :]
     return tl.load(ptr + row[:, None] * columns + column[None, :], mask, 0.0).to(tl.float32)
 
 
 @triton.jit
 def _pick(k, values, COEFS: tl.constexpr):
-    """``values[k]``, element by element."""
+    """Pick ``values[k]``, element by element."""
     picked = tl.zeros(k.shape, tl.float32)
     for i in tl.static_range(COEFS):
         picked = tl.where(k == i, values[i], picked)
@@ -66,7 +70,7 @@ def _pick(k, values, COEFS: tl.constexpr):
 
 @triton.jit
 def _store_coefficients(z, n, o, out, residual_ptr, theta_ptr, start, scale, COEFS: tl.constexpr):
-    """The coefficients for the outputs `o` of the second layer: for each channel in turn, its 2K."""
+    """Store the coefficients for the outputs ``o`` of the second layer, which has the 2K of each channel in turn."""
     residual = _tanh_half(z)
     k = o % COEFS
     theta = _pick(k, start, COEFS) + _pick(k, scale, COEFS) * residual
@@ -77,7 +81,7 @@ def _store_coefficients(z, n, o, out, residual_ptr, theta_ptr, start, scale, COE
 
 @triton.jit
 def _store_dz(dtheta_ptr, rows, n, o, out, residual_ptr, dz_ptr, scale, COEFS: tl.constexpr, BLOCK_R: tl.constexpr):
-    """The gradients of the outputs `o` of the second layer, which are also returned."""
+    """Store the gradients of the outputs ``o`` of the second layer, and return them."""
     sample = n.to(tl.int64) * out
     dtheta = _column_sums(dtheta_ptr + sample * rows, rows, out, o, BLOCK_R)
     residual = tl.load(residual_ptr + sample + o, o < out, 0.0)
@@ -92,7 +96,7 @@ def _coefficients_kernel(
         mean_ptr, hidden_ptr, residual_ptr, theta_ptr, rows, channels, hidden, out, blocks, start, scale,
         COEFS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_O: tl.constexpr,
 ):
-    # The programs of a sample share the outputs. Each needs all hidden units; that they all store them does no harm.
+    # The programs of a sample share its outputs. Each needs all hidden units; that all of them store these is harmless.
     n = tl.program_id(0) // blocks
     o = tl.program_id(0) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
     h = tl.arange(0, BLOCK_H)
@@ -103,7 +107,7 @@ def _coefficients_kernel(
         mean = _column_sums(parts_ptr + sample * rows * channels, rows, channels, c, BLOCK_R)
         tl.store(mean_ptr + sample * channels + c, mean, c < channels)
         units += tl.sum(_tile(fc1_weight_ptr, hidden, channels, h, c) * mean[None, :], 1)
-    # NaN stays, but not beyond the last unit, where it comes from 0 * inf.
+    # NaN stays, except beyond the last unit, where it comes from 0 * inf.
     units = tl.where((units <= 0) | (h >= hidden), 0.0, units)
     tl.store(hidden_ptr + sample * hidden + h, units, h < hidden)
     z = tl.sum(_tile(fc2_weight_ptr, out, hidden, o, h) * units[None, :], 1)
@@ -139,7 +143,7 @@ def _layer_gradients(
         tile, dout_ptr, in_ptr, dweight_ptr, dbias_ptr, batch, outs, ins,
         BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):
-    """A tile of the gradient of a layer's weight, and with the first inputs also that of its bias."""
+    """Store a tile of the gradient of a layer's weight and, in the tiles of the first inputs, that of its bias."""
     blocks = tl.cdiv(ins, BLOCK_I)
     o = tile // blocks * BLOCK_O + tl.arange(0, BLOCK_O)
     i = tile % blocks * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -177,7 +181,7 @@ def _parameters_backward_kernel(
 def _head_kernel(
         residual_ptr, theta_ptr, out, blocks, start, scale, COEFS: tl.constexpr, BLOCK_O: tl.constexpr,
 ):
-    """What follows the second layer, whose outputs the residuals replace."""
+    """Do what follows the second layer. The residuals replace its outputs."""
     n = tl.program_id(0) // blocks
     o = tl.program_id(0) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
     z = tl.load(residual_ptr + n.to(tl.int64) * out + o, o < out, 0.0)
@@ -241,75 +245,70 @@ def _attention_backward_kernel(dpi_ptr, share_ptr, positions, tau, divisor, BLOC
 
 
 def _block(size: int, other: int = 1) -> int:
-    """The side of a tile along a dimension of some size, where the other side is `other`."""
+    """Choose the side of a tile along a dimension of some size, where the other side is ``other``."""
     return min(power_of_2(size), max(_TILE // other, 1))
 
 
-def _row(t: Tensor) -> tuple[int, int, int]:
-    """The positions of (N, 1, *spatial), how many of them a program loads at once, and its warps.
+def _row_options(t: Tensor) -> dict[str, int]:
+    """Choose how a program goes through the positions of a sample of shape (1, *spatial).
 
-    Where they are many, it has all the warps that there may be.
+    Where they are many, it has as many warps as a program can have.
     """
     positions = math.prod(t.shape[1:])
     block = min(power_of_2(positions), 2 * _TILE)
-    return positions, block, _WARPS if block <= _TILE else 4 * _WARPS
+    return dict(positions=positions, BLOCK=block, num_warps=_WARPS if block <= _TILE else 4 * _WARPS)
 
 
-def _are_few(fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
-    return fc1_weight.numel() + fc2_weight.numel() <= _FEW
+def _are_few(params: DyReLUParams) -> bool:
+    return params.fc1_weight.numel() + params.fc2_weight.numel() <= _FEW
 
 
 def _few_rows(parts: Tensor) -> Tensor:
-    """(N, summands, columns) with fewer summands if there are many."""
+    """Give (N, summands, columns) with a single summand if there are many."""
     return parts.sum(1, keepdim=True) if parts.shape[1] * parts.shape[2] > _FEW else parts
 
 
-def coefficients(
-        parts: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
-        settings: DyReLUSettings,
-) -> tuple[Tensor, ...]:
-    """The hyper function.
+def coefficients(parts: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> tuple[Tensor, ...]:
+    """Compute the coefficients.
 
     Args:
         parts: Summands of the mean of each plane, (N, summands, C).
-        fc1_weight: Weight of the first layer, and so on.
-        fc1_bias: See there.
-        fc2_weight: See there.
-        fc2_bias: See there.
+        params: Parameters of the layers.
         settings: Start and range of the coefficients.
 
     Returns:
-        The coefficients, (N, C or 1, 2K), in memory with the channels last; and what the gradients take: the means,
-        the hidden units and the residuals.
+        The coefficients, (N, C or 1, 2K), in memory with the channels last; and what their gradients are computed from:
+        the means, the hidden units and the residuals.
     """
     parts = _few_rows(parts)
     n, rows, channels = parts.shape
-    hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
+    hidden_size, out = params.fc1_weight.shape[0], params.fc2_weight.shape[0]
     coefs = len(settings.starts)
     theta = parts.new_empty(n, coefs, out // coefs)
-    if _are_few(fc1_weight, fc2_weight):
+    if _are_few(params):
         mean, hidden, residual = (parts.new_empty(n, size) for size in (channels, hidden_size, out))
         block_h = _block(hidden_size)
         block_c, block_o = _block(channels, block_h), _block(out, block_h)
         blocks = cdiv(out, block_o)
         launch(
             _coefficients_kernel, n * blocks,
-            parts, fc1_weight.contiguous(), fc1_bias.contiguous(), fc2_weight.contiguous(), fc2_bias.contiguous(),
-            mean, hidden, residual, theta, rows, channels, hidden_size, out, blocks, settings.starts, settings.ranges,
-            coefs, _block(rows, block_c), block_c, block_h, block_o, num_warps=_WARPS,
+            parts_ptr=parts, fc1_weight_ptr=params.fc1_weight.contiguous(), fc1_bias_ptr=params.fc1_bias.contiguous(),
+            fc2_weight_ptr=params.fc2_weight.contiguous(), fc2_bias_ptr=params.fc2_bias.contiguous(),
+            mean_ptr=mean, hidden_ptr=hidden, residual_ptr=residual, theta_ptr=theta,
+            rows=rows, channels=channels, hidden=hidden_size, out=out, blocks=blocks,
+            start=settings.starts, scale=settings.ranges,
+            COEFS=coefs, BLOCK_R=_block(rows, block_c), BLOCK_C=block_c, BLOCK_H=block_h, BLOCK_O=block_o,
+            num_warps=_WARPS, **_REGISTERS,
         )
     else:
         mean = parts.sum(1) if rows > 1 else parts.squeeze(1)
-        hidden, residual = perceptron(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        hidden, residual = mlp(mean, params)
         block_o = min(_block(out), 1024)
         blocks = cdiv(out, block_o)
         launch(
             _head_kernel, n * blocks,
-            residual, theta, out, blocks, settings.starts, settings.ranges, coefs, block_o,
+            residual_ptr=residual, theta_ptr=theta, out=out, blocks=blocks, start=settings.starts,
+            scale=settings.ranges, COEFS=coefs, BLOCK_O=block_o,
         )
     return theta.transpose(1, 2), mean, hidden, residual
 
@@ -319,71 +318,86 @@ def coefficients_backward(
         mean: Tensor,
         hidden: Tensor,
         residual: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor,
+        params: DyReLUParams,
         settings: DyReLUSettings,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the means and of the parameters.
+    """Compute the gradients of the means and of the four parameters.
 
-    `dtheta` has summands of the gradients of the coefficients: of any shape that reads (N, summands, C or 1, 2K).
+    Args:
+        dtheta: Summands of the gradients of the coefficients, of any shape that reads (N, summands, C or 1, 2K).
+        mean: As ``coefficients`` has returned it.
+        hidden: Likewise.
+        residual: Likewise.
+        params: Parameters of the layers.
+        settings: Start and range of the coefficients.
     """
     n, channels = mean.shape
-    hidden_size, out = fc1_weight.shape[0], fc2_weight.shape[0]
+    hidden_size, out = params.fc1_weight.shape[0], params.fc2_weight.shape[0]
     coefs = len(settings.ranges)
     dtheta = _few_rows(dtheta.view(n, math.prod(dtheta.shape[1:]) // out, out))
     rows = dtheta.shape[1]
-    params = fc1_weight, fc1_bias, fc2_weight, fc2_bias
     dz = torch.empty_like(residual)
-    if _are_few(fc1_weight, fc2_weight):
-        dhidden, dmean = torch.empty_like(hidden), torch.empty_like(mean)
-        block_h = _block(hidden_size)
-        block_o = _block(out, block_h)
+    if not _are_few(params):
+        block_o = min(_block(out), 256)
+        blocks = cdiv(out, block_o)
         launch(
-            _coefficients_backward_kernel, n,
-            dtheta, residual, hidden, fc1_weight.contiguous(), fc2_weight.contiguous(), dz, dhidden, dmean,
-            rows, channels, hidden_size, out, settings.ranges,
-            coefs, _block(rows, block_o), _block(channels, block_h), block_h, block_o, num_warps=_WARPS,
+            _head_backward_kernel, n * blocks,
+            dtheta_ptr=dtheta, residual_ptr=residual, dz_ptr=dz, rows=rows, out=out, blocks=blocks,
+            scale=settings.ranges, COEFS=coefs, BLOCK_R=_block(rows, block_o), BLOCK_O=block_o, num_warps=_WARPS,
         )
-        dparams = [torch.empty_like(t) for t in params]
-        tiles = [cdiv(len(t), _SIDE) * cdiv(t.shape[1], _SIDE) for t in (fc1_weight, fc2_weight)]
-        launch(
-            _parameters_backward_kernel, sum(tiles),
-            mean, hidden, dhidden, dz, *dparams, n, channels, hidden_size, out, tiles[0],
-            _block(n, _SIDE * _SIDE), _SIDE, _SIDE, num_warps=_WARPS,
-        )
-        return dmean, *dparams
-    block_o = min(_block(out), 256)
-    blocks = cdiv(out, block_o)
+        return mlp_backward(dz, mean, hidden, params)
+    dhidden, dmean = torch.empty_like(hidden), torch.empty_like(mean)
+    block_h = _block(hidden_size)
+    block_o = _block(out, block_h)
     launch(
-        _head_backward_kernel, n * blocks,
-        dtheta, residual, dz, rows, out, blocks, settings.ranges, coefs, _block(rows, block_o), block_o,
-        num_warps=_WARPS,
+        _coefficients_backward_kernel, n,
+        dtheta_ptr=dtheta, residual_ptr=residual, hidden_ptr=hidden, fc1_weight_ptr=params.fc1_weight.contiguous(),
+        fc2_weight_ptr=params.fc2_weight.contiguous(), dz_ptr=dz, dhidden_ptr=dhidden, dmean_ptr=dmean,
+        rows=rows, channels=channels, hidden=hidden_size, out=out, scale=settings.ranges,
+        COEFS=coefs, BLOCK_R=_block(rows, block_o), BLOCK_C=_block(channels, block_h), BLOCK_H=block_h,
+        BLOCK_O=block_o, num_warps=_WARPS, **_REGISTERS,
     )
-    return perceptron_backward(dz, mean, hidden, *params)
+    dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias = (
+        torch.empty_like(param, memory_format=torch.contiguous_format) for param in params[:4]
+    )
+    tiles = [cdiv(len(t), _SIDE) * cdiv(t.shape[1], _SIDE) for t in (params.fc1_weight, params.fc2_weight)]
+    launch(
+        _parameters_backward_kernel, sum(tiles),
+        mean_ptr=mean, hidden_ptr=hidden, dhidden_ptr=dhidden, dz_ptr=dz,
+        dfc1_weight_ptr=dfc1_weight, dfc1_bias_ptr=dfc1_bias, dfc2_weight_ptr=dfc2_weight, dfc2_bias_ptr=dfc2_bias,
+        batch=n, channels=channels, hidden=hidden_size, out=out, tiles=tiles[0],
+        BLOCK_N=_block(n, _SIDE * _SIDE), BLOCK_O=_SIDE, BLOCK_I=_SIDE, num_warps=_WARPS,
+    )
+    return dmean, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias
 
 
 def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
-    """The weight of each position, ``min(positions * softmax((logits + bias) / tau), 3)``, and what that has the
-    minimum of.
+    """Compute the attention, ``min(positions * softmax((logits + bias) / tau), 3)`` divided by 1 or 3.
 
-    The latter is written over the logits, (N, 1, *spatial) and contiguous.
+    Args:
+        logits: The logits of the positions, (N, 1, *spatial), contiguous. They are overwritten.
+        bias: What is added to them.
+        settings: Temperature and scale.
+
+    Returns:
+        The attention, and the attention before it is bounded and divided, which is written over the logits.
     """
     pi = torch.empty_like(logits)
-    positions, block, warps = _row(logits)
     launch(
         _attention_kernel, len(logits),
-        logits, bias, pi, positions, settings.tau, settings.divisor, block, num_warps=warps,
+        logits_ptr=logits, bias_ptr=bias, pi_ptr=pi, tau=settings.tau, divisor=settings.divisor,
+        **_row_options(logits),
     )
     return pi, logits
 
 
 def attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
-    """Gradient of the logits, written over that of the attention. That of the bias is zero: softmax does not see it."""
-    positions, block, warps = _row(share)
+    """Compute the gradient of the logits and write it over that of the attention.
+
+    That of the bias is zero: softmax does not see it.
+    """
     launch(
         _attention_backward_kernel, len(share),
-        dpi, share, positions, settings.tau, settings.divisor, block, num_warps=warps,
+        dpi_ptr=dpi, share_ptr=share, tau=settings.tau, divisor=settings.divisor, **_row_options(share),
     )
     return dpi

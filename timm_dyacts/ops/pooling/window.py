@@ -1,4 +1,4 @@
-"""What all forms of pooling share, in plain Python. Pooling sees every tensor as (N, C, D, H, W)."""
+"""The window of a pooling, in plain Python. Kernels of pooling see every tensor as (N, C, D, H, W)."""
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,8 +11,6 @@ __all__ = [
     'count_windows',
     'five_dims',
     'reach',
-    'scale_of',
-    'sharpness_of',
     'size_of',
 ]
 
@@ -35,7 +33,7 @@ class Window(NamedTuple):
             padding: Sequence[int],
             dilation: Sequence[int],
     ) -> 'Window':
-        """Fills in the dimensions that are missing in front."""
+        """Make a window of 1 to 3 dimensions. Those that are missing in front have size 1."""
         missing = 3 - len(kernel_size)
         return cls(
             (1,) * missing + tuple(kernel_size),
@@ -46,6 +44,7 @@ class Window(NamedTuple):
 
     @property
     def elements(self) -> int:
+        """The number of its elements."""
         return math.prod(self.kernel_size)
 
     @property
@@ -55,31 +54,31 @@ class Window(NamedTuple):
         return tuple(-(-span // s) for span, s in zip(spans, self.stride, strict=True))
 
     def covers(self, size: Sizes, out_size: Sizes) -> bool:
-        """Whether windows that do not overlap hold all elements."""
+        """Whether windows do not overlap and leave out no element of the input."""
         return all(
             k == s and (d == 1 or k == 1) and out * s - p >= n
             for n, out, k, s, p, d in zip(size, out_size, *self, strict=True)
         )
 
     def out_size(self, size: Sizes, ceil_mode: bool) -> Sizes:
-        """The number of windows in each dimension."""
+        """Count the windows along each dimension."""
         return tuple(count_windows(*dim, ceil_mode) for dim in zip(size, *self, strict=True))
 
 
 def size_of(shape: Sequence[int]) -> Sizes:
-    """Depth, height and width of a shape (N, C, *spatial)."""
+    """Give depth, height and width of a shape (N, C, *spatial)."""
     return (1,) * (5 - len(shape)) + tuple(shape[2:])
 
 
 def five_dims(x: Tensor) -> Tensor:
-    """(N, C, *spatial) as (N, C, D, H, W)."""
+    """View (N, C, *spatial) as (N, C, D, H, W)."""
     for _ in range(5 - x.dim()):
         x = x.unsqueeze(2)
     return x
 
 
 def count_windows(size: int, kernel_size: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """The number of windows along one dimension, as max pooling counts them."""
+    """Count the windows along one dimension, as max pooling does."""
     slack = size + 2 * padding - dilation * (kernel_size - 1) - 1
     if not ceil_mode:
         return slack // stride + 1
@@ -96,11 +95,11 @@ def reach(
         padding: int,
         dilation: int,
 ) -> list[tuple[int, int, int, int]]:
-    """Finds, along one dimension, where the elements of the windows lie in the input and not in the padding.
+    """Find, along one dimension, where the elements of windows lie in the input, beside those in the padding.
 
     Returns:
-        For each element of a window: the range of windows whose element is in the input, and the range of positions
-        that it takes there, in steps of `stride`.
+        For each element of a window that lies in the input for any window: the first and the end of the range of
+        windows for which it does, and the first and the end of the range of its positions, in steps of ``stride``.
     """
     reach: list[tuple[int, int, int, int]] = []
     for element in range(kernel_size):
@@ -110,17 +109,3 @@ def reach(
         if first <= last:
             reach.append((first, last + 1, first * stride + shift, last * stride + shift + 1))
     return reach
-
-
-def scale_of(count: int) -> float:
-    """What SoftPool with windows of `count` elements multiplies x by: a power of 2 so small that neither the difference
-    of two elements nor the sum of a window's differences overflows."""
-    scale = 0.5
-    while scale * count > 0.5:
-        scale *= 0.5
-    return scale
-
-
-def sharpness_of(count: int, beta: float) -> float:
-    """The `beta` for such an x. Bounded, since infinity times a difference of zero is NaN."""
-    return max(-1e38, min(beta / scale_of(count), 1e38))

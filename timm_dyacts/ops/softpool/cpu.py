@@ -1,4 +1,4 @@
-"""SoftPool on CPUs."""
+"""SoftPool on CPUs: block by block, so that what is computed in between stays in the cache."""
 import itertools
 import math
 from collections.abc import Iterator
@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from ..cpu_blocks import BLOCK, arithmetic, cut, dense, is_channels_last
-from ..pooling.window import Sizes, Window, five_dims, reach, scale_of, sharpness_of, size_of
+from ..pooling.window import Sizes, Window, five_dims, reach, size_of
+from .scaling import scale_of, sharpness_of
 
 __all__ = ['softpool', 'softpool_backward']
 
 
-class _SoftPoolBlocks:
-    """The planes of SoftPool, and what is computed from a block of them."""
+class _Blocks:
+    """The planes of an input, cut into blocks, and the weights of the elements of a block."""
 
     def __init__(self, x: Tensor, window: Window, out_size: Sizes, beta: float) -> None:
         self.x = dense(x)
@@ -27,29 +28,34 @@ class _SoftPoolBlocks:
             [(slice(first, last), slice(start, stop, dim[3])) for first, last, start, stop in reach(*dim)]
             for dim in zip(size_of(x.shape), out_size, *window, strict=True)
         ]
-        # For each element of a window: the windows that have it, and where it lies.
+        # For each element of a window: the windows for which it lies in the input, and the positions that it has there.
         self.elements = [tuple(zip(*element, strict=True)) for element in itertools.product(*per_dim)]
-        holes = torch.ones(len(self.elements), 1, *out_size, 1, dtype=torch.bool)
+        padding = torch.ones(len(self.elements), 1, *out_size, 1, dtype=torch.bool)
         for e, (windows, _) in enumerate(self.elements):
-            holes[(e, 0, *windows)] = False
-        self.holes = holes if holes.any() else None
+            padding[(e, 0, *windows)] = False
+        self.padding = padding if padding.any() else None
 
     def as_planes(self, t: Tensor) -> Tensor:
-        """(N, C, *spatial) as (N * C, D, H, W, 1), or (N, D, H, W, C) where channels are last."""
+        """View (N, C, *spatial) as (N * C, D, H, W, 1), or as (N, D, H, W, C) where channels are last in memory."""
         t = five_dims(t)
         return t.movedim(1, -1) if self.channels_last else t.reshape(-1, *t.shape[2:], 1)
 
     def cut(self) -> Iterator[tuple]:
+        """Give the indices of each block in the planes."""
         rows, *size, columns = self.planes.shape
         for at in cut((rows, columns), max(BLOCK // math.prod(size), 16)):
             yield at[0], ..., at[1]
 
     def weigh(self, at: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For the windows of a block, of an x times `scale`: the element with the largest weight, the distances of all
-        elements from it, their weights up to a factor, and the sum of these."""
+        """Weigh the elements of the windows of a block.
+
+        Returns:
+            The element of each window that has the largest weight and the distances of all elements from it, both times
+            ``scale``; the weights, up to a factor, and their sum.
+        """
         x = self.planes[at]
         distances = torch.empty((len(self.elements), x.shape[0], *self.out_size, x.shape[-1]), dtype=self.dtype)
-        if self.holes is not None:
+        if self.padding is not None:
             distances.fill_(-math.inf if self.rising else math.inf)
         for element, (windows, positions) in zip(distances, self.elements, strict=True):
             element[(slice(None), *windows)] = x[(slice(None), *positions)]
@@ -58,9 +64,9 @@ class _SoftPoolBlocks:
         distances.sub_(top)
         # PyTorch computes powers of 2 with vector instructions on every CPU, those of e with a library made for one.
         weights = torch.mul(distances, self.sharpness / math.log(2)).exp2_()
-        if self.holes is not None:
-            distances.masked_fill_(self.holes, 0)
-            weights.masked_fill_(self.holes, 0)
+        if self.padding is not None:
+            distances.masked_fill_(self.padding, 0)
+            weights.masked_fill_(self.padding, 0)
         total = weights[0].clone()
         for weight in weights[1:]:
             total += weight
@@ -68,6 +74,7 @@ class _SoftPoolBlocks:
 
 
 def _mean(distances: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+    """Compute the weighted mean of the distances."""
     mean = distances[0] * weights[0]
     for distance, weight in zip(distances[1:], weights[1:], strict=True):
         mean.addcmul_(distance, weight)
@@ -75,9 +82,9 @@ def _mean(distances: Tensor, weights: Tensor, total: Tensor) -> Tensor:
 
 
 def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
-    """SoftPool of (N, C, *spatial)."""
+    """Compute SoftPool of (N, C, *spatial)."""
     out_size = window.out_size(size_of(x.shape), ceil_mode)
-    blocks = _SoftPoolBlocks(x, window, out_size, beta)
+    blocks = _Blocks(x, window, out_size, beta)
     memory_format = torch.channels_last_3d if blocks.channels_last else torch.contiguous_format
     y = torch.empty(*x.shape[:2], *out_size, dtype=x.dtype, memory_format=memory_format)
     planes = blocks.as_planes(y)
@@ -95,9 +102,9 @@ def softpool_backward(
         beta: float,
         detach_weights: bool,
 ) -> tuple[Tensor, None, None, None, None]:
-    """Gradient of the input."""
+    """Compute the gradient of the input."""
     size, out_size = size_of(x.shape), size_of(dy.shape)
-    blocks = _SoftPoolBlocks(x, window, out_size, beta)
+    blocks = _Blocks(x, window, out_size, beta)
     overlap = max(window.overlap) > 1
     dx = torch.empty_like(blocks.x) if window.covers(size, out_size) else torch.zeros_like(blocks.x)
     dy_planes, dx_planes = blocks.as_planes(dy), blocks.as_planes(dx)

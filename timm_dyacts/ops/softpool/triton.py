@@ -1,48 +1,47 @@
-"""SoftPool: the weights live in registers only.
+"""SoftPool on GPUs: the weights live in registers only.
 
-Forward: one read of the input, one write of the output. Backward: where windows do not overlap, each program has all
-that its gradients need: it reads the input and the gradient of the output and writes that of the input. Where they
-do, a first pass leaves two numbers for each window, from which the second gathers the gradient of each element: no
-atomics, the result is reproducible.
+Forward: one read of the input, one write of the output. Backward, where windows do not overlap: each lane has all
+that the gradients of its window need. It reads the input and the gradient of the output, and writes the gradient of
+the input. Backward, where windows overlap: a first pass writes two numbers for each window, from which a second pass
+collects the gradient of each element. There are no atomic additions, so results are reproducible.
 
-Two passes move more bytes than one that forms anew, for each element, all windows that hold it: of 3x3/2 in 16 bits,
-10.5 for each element instead of 4.5, in 32 bits 17 instead of 9. But that one pass would take, for every four elements,
-the exponentials of nine elements of four windows: 9 for each instead of 5, and more than 100 instructions instead of
-85. An H200 issues about 7 in the time of a byte: nothing would be gained in 16 bits, and little in 32.
+A single pass could form all windows that hold an element anew, and would move fewer bytes: for 3x3/2, 4.5 for each
+16-bit element instead of 10.5, and 9 for each 32-bit element instead of 17. But for every four elements it would have
+to weigh the nine elements of four windows: 9 exponentials for each element instead of 5, and more than 100 instructions
+instead of 85. An H200 issues about 7 instructions in the time that it takes to move a byte, so a single pass would be
+no faster in 16 bits, and hardly faster in 32.
 
-Windows of up to 9 elements are held in registers, larger ones read once more from the cache. As in
-`layers/softpool.py`, what is summed up are differences from the element with the largest weight, of an x that has been
-divided by a power of 2 large enough for no sum to overflow, whatever the finite input.
+Registers hold windows of up to 9 elements; larger windows are read a second time, from the cache. The arithmetic stays
+finite as in ``reference.py``: what is summed up are distances from the element with the largest weight, of a scaled
+input.
 """
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..pooling.layout import MOST_HELD, Layout, empty_planes, layout_of, patches_held
 from ..pooling.triton_elements import (
-    MOST_HELD,
-    Layout,
-    as_words,
-    candidate,
-    empty_planes,
-    existing_sites,
-    join_word,
-    layout_of,
-    locate_sites,
+    as_pairs,
+    candidate_window,
+    join_pair,
+    lane_offsets,
+    lanes_exist,
+    locate_lanes,
+    patch_element,
+    patch_zeros,
     plane_offsets,
-    shared_window,
-    site_offsets,
-    site_position,
-    split_word,
-    steps_held,
-    store_positions,
+    sharing_window,
+    split_pair,
+    store_patches,
     window_element,
-    zeros,
 )
-from ..pooling.window import Window, five_dims, scale_of, sharpness_of, size_of
+from ..pooling.window import Window, five_dims, size_of
 from ..triton_tiles import launch
+from .scaling import scale_of, sharpness_of
 
 __all__ = ['softpool', 'softpool_backward']
 
@@ -51,7 +50,7 @@ LN_2 = tl.constexpr(math.log(2))
 
 @triton.jit
 def _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW: tl.constexpr, UNITS: tl.constexpr):
-    """Element number `e` of each window, and where it is one and not padding."""
+    """Load element number ``e`` of each window; also tell where it lies within the input."""
     at, inside = window_element(e, row, w, size, out_size, x_strides, WINDOW, UNITS)
     mask = mask & inside
     return tl.load(x_ptr + at, mask, 0), mask
@@ -60,15 +59,15 @@ def _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW: tl.constexp
 @triton.jit
 def _hold(
         x_ptr, row, w, mask, size, out_size, x_strides,
-        DTYPE: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, HELD: tl.constexpr,
+        DTYPE: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, HELD: tl.constexpr,
 ):
-    """All elements of each window, where they are so few that registers can hold them."""
+    """Load all elements of each window, if they are so few that registers can hold them."""
     elements = ()
     if HELD:
         for e in tl.static_range(WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2]):
             loaded, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS)
-            if WORDS:
-                first, second = split_word(loaded, DTYPE)
+            if PACKED:
+                first, second = split_pair(loaded, DTYPE)
                 elements = elements + ((first, inside), (second, inside))
             else:
                 elements = elements + ((loaded.to(tl.float32), inside),)
@@ -77,7 +76,7 @@ def _hold(
 
 @triton.jit
 def _heavier(top, value, mask, PADDED: tl.constexpr, RISING: tl.constexpr):
-    """Of two elements the one with the larger weight."""
+    """Give the one of two elements that has the larger weight."""
     if RISING:
         return tl.maximum(top, tl.where(mask, value, float('-inf')) if PADDED else value)
     else:
@@ -86,13 +85,14 @@ def _heavier(top, value, mask, PADDED: tl.constexpr, RISING: tl.constexpr):
 
 @triton.jit
 def _reciprocal(total):
-    """One over a sum of weights, which lies between 1 and their number: division would see to other ranges too."""
+    """Compute 1 / total. That lies between 1 and the number of weights; division would also care for extreme values."""
     root = tl.rsqrt(total)
     return root * root
 
 
 @triton.jit
 def _add(total, moment, value, mask, top, sharpness, SCALE: tl.constexpr, PADDED: tl.constexpr):
+    """Add an element to the sum of the weights and to the sum of the weighted distances."""
     distance = value * SCALE - top
     weight = tl.exp2(sharpness * distance)
     if PADDED:
@@ -103,11 +103,11 @@ def _add(total, moment, value, mask, top, sharpness, SCALE: tl.constexpr, PADDED
 @triton.jit
 def _window_sums(
         x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
-        WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
+        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
         SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """The scaled element with the largest weight, one over the sum of the weights, and the mean distance from it."""
-    COUNT: tl.constexpr = WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2] * (2 if WORDS else 1)
+    """Give the scaled element with the largest weight, 1 over the sum of the weights, and the mean distance from it."""
+    COUNT: tl.constexpr = WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2] * (2 if PACKED else 1)
     top = tl.full(BLOCK, float('-inf') if RISING else float('inf'), tl.float32)
     total = tl.zeros(BLOCK, tl.float32)
     moment = tl.zeros(BLOCK, tl.float32)
@@ -131,7 +131,7 @@ def _window_sums(
 
 @triton.jit
 def _slope(value, top, mean, sharpness, SCALE: tl.constexpr, DETACH: tl.constexpr):
-    """The derivative of the output by an element, ``w * (1 + beta * (x - y))``, times the sum of the weights."""
+    """Differentiate the output by an element: ``w * (1 + beta * (x - y))``, times the sum of the weights."""
     distance = value * SCALE - top
     weight = tl.exp2(sharpness * distance)
     if DETACH:
@@ -143,24 +143,27 @@ def _slope(value, top, mean, sharpness, SCALE: tl.constexpr, DETACH: tl.constexp
 @triton.jit
 def _forward_kernel(
         x_ptr, dy_ptr, y_ptr, channels, size, out_size, blocks, x_strides, y_strides, dy_strides, part, sharpness,
-        WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
+        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
         SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Writes the output; given its gradient, the two numbers of each window that `_gradient` takes."""
+    """Write the output; or, given its gradient, the two numbers of each window that ``_gradient`` takes.
+
+    The output or the first of the two numbers goes to ``y_ptr``, the second one ``part`` elements further.
+    """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, out_size, UNITS)
-    x_ptr = (as_words(x_ptr) if WORDS else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
-    elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, WORDS, HELD)
+    n, row, c, w = locate_lanes(blocks, BLOCK)
+    mask = lanes_exist(row, c, w, channels, out_size, UNITS)
+    x_ptr = (as_pairs(x_ptr) if PACKED else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
+    elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, PACKED, HELD)
     top, share, mean = _window_sums(
         x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
-        WINDOW, UNITS, WORDS, PADDED, HELD, SCALE, RISING, BLOCK)
+        WINDOW, UNITS, PACKED, PADDED, HELD, SCALE, RISING, BLOCK)
     center = top + mean
-    y_ptr += plane_offsets(n, c, y_strides, UNITS) + site_offsets(row, w, out_size, y_strides, UNITS)
+    y_ptr += plane_offsets(n, c, y_strides, UNITS) + lane_offsets(row, w, out_size, y_strides, UNITS)
     if dy_ptr is None:
         tl.store(y_ptr, (center * (1 / SCALE)).to(y_ptr.dtype.element_ty), mask)
     else:
-        dy_ptr += plane_offsets(n, c, dy_strides, UNITS) + site_offsets(row, w, out_size, dy_strides, UNITS)
+        dy_ptr += plane_offsets(n, c, dy_strides, UNITS) + lane_offsets(row, w, out_size, dy_strides, UNITS)
         dy = tl.load(dy_ptr, mask, 0.0).to(tl.float32)
         tl.store(y_ptr, center, mask)
         tl.store(y_ptr + part, dy * share * tl.exp2(sharpness * (center - top)), mask)
@@ -170,30 +173,30 @@ def _forward_kernel(
 def _disjoint_backward_kernel(
         dy_ptr, x_ptr, dx_ptr, channels, size, out_size, blocks, dy_strides, x_strides, dx_strides, sharpness,
         DETACH: tl.constexpr,
-        WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
+        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
         SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Gradients of the elements of windows that share none."""
+    """Write the gradient of the input where no element is in two windows. A lane is a window."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, out_size, UNITS)
-    x_ptr = (as_words(x_ptr) if WORDS else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
-    dx_ptr = (as_words(dx_ptr) if WORDS else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
-    dy_ptr += plane_offsets(n, c, dy_strides, UNITS) + site_offsets(row, w, out_size, dy_strides, UNITS)
+    n, row, c, w = locate_lanes(blocks, BLOCK)
+    mask = lanes_exist(row, c, w, channels, out_size, UNITS)
+    x_ptr = (as_pairs(x_ptr) if PACKED else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
+    dx_ptr = (as_pairs(dx_ptr) if PACKED else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
+    dy_ptr += plane_offsets(n, c, dy_strides, UNITS) + lane_offsets(row, w, out_size, dy_strides, UNITS)
     dy = tl.load(dy_ptr, mask, 0.0).to(tl.float32)
-    elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, WORDS, HELD)
+    elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, PACKED, HELD)
     top, share, mean = _window_sums(
         x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
-        WINDOW, UNITS, WORDS, PADDED, HELD, SCALE, RISING, BLOCK)
+        WINDOW, UNITS, PACKED, PADDED, HELD, SCALE, RISING, BLOCK)
     dy *= share
     COUNT: tl.constexpr = WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2]
     if HELD:
         for e in tl.static_range(COUNT):
             at, inside = window_element(e, row, w, size, out_size, dx_strides, WINDOW, UNITS)
-            if WORDS:
+            if PACKED:
                 first = dy * _slope(elements[2 * e][0], top, mean, sharpness, SCALE, DETACH)
                 second = dy * _slope(elements[2 * e + 1][0], top, mean, sharpness, SCALE, DETACH)
-                tl.store(dx_ptr + at, join_word(first.to(DTYPE), second.to(DTYPE)), mask & inside)
+                tl.store(dx_ptr + at, join_pair(first.to(DTYPE), second.to(DTYPE)), mask & inside)
             else:
                 dx = dy * _slope(elements[e][0], top, mean, sharpness, SCALE, DETACH)
                 tl.store(dx_ptr + at, dx.to(DTYPE), mask & inside)
@@ -207,9 +210,10 @@ def _disjoint_backward_kernel(
 
 @triton.jit
 def _gradient(value, center, factor, holds, sharpness, SCALE: tl.constexpr, DETACH: tl.constexpr):
-    """What an element gets from a window: ``dy * w * (1 + beta * (x - y))`` where `center` is the scaled y.
+    """Give what a window adds to the gradient of an element: ``dy * w * (1 + beta * (x - y))``.
 
-    Weights are relative to y here: it is close to the element with the largest weight, so that none overflows.
+    The numbers of the window are ``center``, the scaled y, and ``factor``, dy over the sum of weights that are relative
+    to y instead of to the largest element. The two are close, so that no weight overflows.
     """
     distance = tl.where(holds, value * SCALE - center, 0.0)
     weight = tl.exp2(sharpness * distance)
@@ -221,74 +225,80 @@ def _gradient(value, center, factor, holds, sharpness, SCALE: tl.constexpr, DETA
 
 @triton.jit
 def _overlapping_backward_kernel(
-        x_ptr, sums_ptr, dx_ptr, channels, sites, size, out_size, blocks, x_strides, dx_strides, sums_strides,
+        x_ptr, sums_ptr, dx_ptr, channels, lanes, size, out_size, blocks, x_strides, dx_strides, sums_strides,
         part, sharpness,
-        DETACH: tl.constexpr, SHARES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, WORDS: tl.constexpr,
+        DETACH: tl.constexpr, SHARES: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr,
         SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Gradients of the elements. A site has as many positions as windows step over, which share the sums they need."""
+    """Write the gradient of the input where windows overlap. A lane is a patch."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, sites, UNITS)
-    x_ptr = (as_words(x_ptr) if WORDS else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
-    dx_ptr = (as_words(dx_ptr) if WORDS else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
+    n, row, c, w = locate_lanes(blocks, BLOCK)
+    mask = lanes_exist(row, c, w, channels, lanes, UNITS)
+    x_ptr = (as_pairs(x_ptr) if PACKED else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
+    dx_ptr = (as_pairs(dx_ptr) if PACKED else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
     sums_ptr += plane_offsets(n, c, sums_strides, UNITS)
     values = ()
-    for phase in tl.static_range(WINDOW[1][0] * WINDOW[1][1] * (1 if WORDS else WINDOW[1][2])):
-        at, inside = site_position(phase, row, w, sites, size, x_strides, WINDOW, UNITS, WORDS)
+    for i in tl.static_range(WINDOW[1][0] * WINDOW[1][1] * (1 if PACKED else WINDOW[1][2])):
+        at, inside = patch_element(i, row, w, lanes, size, x_strides, WINDOW, UNITS, PACKED)
         loaded = tl.load(x_ptr + at, mask & inside, 0)
-        values = values + (split_word(loaded, DTYPE) if WORDS else (loaded.to(tl.float32),))
-    grads = zeros(WINDOW, BLOCK)
-    for i in tl.static_range(len(SHARES)):
-        at, holds = shared_window(row, w, sites, out_size, sums_strides, SHARES, i, UNITS)
+        values = values + (split_pair(loaded, DTYPE) if PACKED else (loaded.to(tl.float32),))
+    grads = patch_zeros(WINDOW, BLOCK)
+    for number in tl.static_range(len(SHARES)):
+        at, holds = sharing_window(row, w, lanes, out_size, sums_strides, SHARES, number, UNITS)
         holds = mask & holds
         center = tl.load(sums_ptr + at, holds, 0.0)
         factor = tl.load(sums_ptr + at + part, holds, 0.0)
         summed = ()
-        for phase in tl.static_range(len(values)):
-            if SHARES[i][6 + phase] < 0:
-                summed = summed + (grads[phase],)
+        for i in tl.static_range(len(values)):
+            if SHARES[number][6 + i] < 0:
+                summed = summed + (grads[i],)
             else:
-                grad = _gradient(values[phase], center, factor, holds, sharpness, SCALE, DETACH)
-                summed = summed + (grads[phase] + grad,)
+                grad = _gradient(values[i], center, factor, holds, sharpness, SCALE, DETACH)
+                summed = summed + (grads[i] + grad,)
         grads = summed
-    store_positions(dx_ptr, grads, row, w, mask, sites, size, dx_strides, DTYPE, WINDOW, UNITS, WORDS)
+    store_patches(dx_ptr, grads, row, w, mask, lanes, size, dx_strides, DTYPE, WINDOW, UNITS, PACKED)
 
 
 @triton.jit
 def _large_backward_kernel(
-        x_ptr, sums_ptr, dx_ptr, channels, sites, size, out_size, blocks, x_strides, dx_strides, sums_strides,
+        x_ptr, sums_ptr, dx_ptr, channels, lanes, size, out_size, blocks, x_strides, dx_strides, sums_strides,
         part, sharpness,
         DETACH: tl.constexpr, OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr,
         SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """The same for windows that are too large for constants: a site is a position."""
-    n, row, c, w = locate_sites(blocks, BLOCK)
-    mask = existing_sites(row, c, w, channels, size, UNITS)
+    """Write the same for windows with too many elements to compile code for each. A lane is an element."""
+    n, row, c, w = locate_lanes(blocks, BLOCK)
+    mask = lanes_exist(row, c, w, channels, size, UNITS)
     sums_ptr += plane_offsets(n, c, sums_strides, UNITS)
-    x_ptr += plane_offsets(n, c, x_strides, UNITS) + site_offsets(row, w, size, x_strides, UNITS)
+    x_ptr += plane_offsets(n, c, x_strides, UNITS) + lane_offsets(row, w, size, x_strides, UNITS)
     value = tl.load(x_ptr, mask, 0.0).to(tl.float32)
     dx = tl.zeros(BLOCK, tl.float32)
     for i in range(OVERLAP[0] * OVERLAP[1] * OVERLAP[2]):
-        _, out_row, out_w, holds = candidate(i, row, w, size, out_size, WINDOW, OVERLAP)
+        _, out_row, out_w, holds = candidate_window(i, row, w, size, out_size, WINDOW, OVERLAP)
         holds = mask & holds
-        at = sums_ptr + site_offsets(out_row, out_w, out_size, sums_strides, UNITS)
+        at = sums_ptr + lane_offsets(out_row, out_w, out_size, sums_strides, UNITS)
         center, factor = tl.load(at, holds, 0.0), tl.load(at + part, holds, 0.0)
         dx += _gradient(value, center, factor, holds, sharpness, SCALE, DETACH)
-    dx_ptr += plane_offsets(n, c, dx_strides, UNITS) + site_offsets(row, w, size, dx_strides, UNITS)
+    dx_ptr += plane_offsets(n, c, dx_strides, UNITS) + lane_offsets(row, w, size, dx_strides, UNITS)
     tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
 def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
-    """SoftPool of (N, C, *spatial)."""
+    """Compute SoftPool of (N, C, *spatial)."""
     out_size = window.out_size(size_of(x.shape), ceil_mode)
     y = empty_planes(x, out_size)
     planes = five_dims(x)
     layout = layout_of(window, (planes,), (y,))
     launch(
         _forward_kernel, layout.programs,
-        planes, None, y, *_sizes(layout), *layout.strides, *layout.out_strides, None, 0,
-        _sharpness(window, beta), *_constants(layout, window, beta),
+        x_ptr=planes,
+        dy_ptr=None,
+        y_ptr=y,
+        x_strides=layout.strides[0],
+        y_strides=layout.out_strides[0],
+        dy_strides=None,
+        part=0,
+        **_window_arguments(layout, window, beta),
     )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
 
@@ -301,7 +311,7 @@ def softpool_backward(
         beta: float,
         detach_weights: bool,
 ) -> tuple[Tensor, None, None, None, None]:
-    """Gradient of the input."""
+    """Compute the gradient of the input."""
     differentiate = _disjoint_backward if max(window.overlap) == 1 else _overlapping_backward
     dx = differentiate(five_dims(dy), five_dims(x), window, beta, detach_weights)
     return dx.reshape(x.shape), None, None, None, None
@@ -314,8 +324,14 @@ def _disjoint_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detac
     layout = layout_of(window, (x, dx), (dy,))
     launch(
         _disjoint_backward_kernel, layout.programs,
-        dy, x, dx, *_sizes(layout), *layout.out_strides, *layout.strides,
-        _sharpness(window, beta), detach_weights, *_constants(layout, window, beta),
+        dy_ptr=dy,
+        x_ptr=x,
+        dx_ptr=dx,
+        dy_strides=layout.out_strides[0],
+        x_strides=layout.strides[0],
+        dx_strides=layout.strides[1],
+        DETACH=detach_weights,
+        **_window_arguments(layout, window, beta),
     )
     return dx
 
@@ -325,37 +341,63 @@ def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, de
     layout = layout_of(window, (x,), (sums[0], dy))
     launch(
         _forward_kernel, layout.programs,
-        x, dy, sums, *_sizes(layout), *layout.strides, *layout.out_strides, sums.stride(0),
-        _sharpness(window, beta), *_constants(layout, window, beta),
+        x_ptr=x,
+        dy_ptr=dy,
+        y_ptr=sums,
+        x_strides=layout.strides[0],
+        y_strides=layout.out_strides[0],
+        dy_strides=layout.out_strides[1],
+        part=sums.stride(0),
+        **_window_arguments(layout, window, beta),
     )
     dx = empty_planes(x, size_of(x.shape))
-    held = steps_held(window)
-    layout = layout_of(window, (x, dx), (sums[0],), 'steps' if held else 'positions')
-    kernel, shared = (
-        (_overlapping_backward_kernel, layout.shares) if held else (_large_backward_kernel, layout.overlap))
+    held = patches_held(window)
+    layout = layout_of(window, (x, dx), (sums[0],), 'patches' if held else 'elements')
+    of_kernel = dict(SHARES=layout.shares, PACKED=layout.packed) if held else dict(OVERLAP=layout.overlap)
     launch(
-        kernel, layout.programs,
-        x, sums, dx, layout.channels, layout.sites, layout.size, layout.out_size, layout.blocks,
-        *layout.strides, *layout.out_strides, sums.stride(0), _sharpness(window, beta), detach_weights,
-        shared, layout.window, layout.units, *((layout.words,) if held else ()), scale_of(window.elements),
-        layout.block,
+        _overlapping_backward_kernel if held else _large_backward_kernel, layout.programs,
+        x_ptr=x,
+        sums_ptr=sums,
+        dx_ptr=dx,
+        channels=layout.channels,
+        lanes=layout.lanes,
+        size=layout.size,
+        out_size=layout.out_size,
+        blocks=layout.blocks,
+        x_strides=layout.strides[0],
+        dx_strides=layout.strides[1],
+        sums_strides=layout.out_strides[0],
+        part=sums.stride(0),
+        sharpness=_sharpness(window, beta),
+        DETACH=detach_weights,
+        WINDOW=layout.window,
+        UNITS=layout.units,
+        SCALE=scale_of(window.elements),
+        BLOCK=layout.block,
+        **of_kernel,
     )
     return dx
 
 
-def _sizes(layout: Layout) -> tuple:
-    return layout.channels, layout.size, layout.out_size, layout.blocks
+def _window_arguments(layout: Layout, window: Window, beta: float) -> dict[str, Any]:
+    """Give the arguments of kernels whose lanes are windows, besides tensors and their strides."""
+    return dict(
+        channels=layout.channels,
+        size=layout.size,
+        out_size=layout.out_size,
+        blocks=layout.blocks,
+        sharpness=_sharpness(window, beta),
+        WINDOW=layout.window,
+        UNITS=layout.units,
+        PACKED=layout.packed,
+        PADDED=layout.padded,
+        HELD=window.elements <= MOST_HELD,
+        SCALE=scale_of(window.elements),
+        RISING=beta >= 0,
+        BLOCK=layout.block,
+    )
 
 
 def _sharpness(window: Window, beta: float) -> float:
-    """The factor of a scaled x in exponents of 2."""
+    """Give the factor of scaled elements in exponents of 2."""
     return sharpness_of(window.elements, beta) / math.log(2)
-
-
-def _constants(layout: Layout, window: Window, beta: float) -> tuple:
-    """Of a kernel: besides the layout, whether registers hold a window, and whether large elements weigh most."""
-    count = window.elements
-    return (
-        layout.window, layout.units, layout.words, layout.padded, count <= MOST_HELD, scale_of(count), beta >= 0,
-        layout.block,
-    )

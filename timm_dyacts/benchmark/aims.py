@@ -1,0 +1,111 @@
+"""What the project has set itself: bounds on what is measured."""
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..operators import benchmarks
+from .measure import LAYOUTS, VARIANTS, Clock, Row, measure_models, measure_operator
+from .report import Report
+
+__all__ = ['PARTS', 'Aim', 'list_aims', 'measure_aims', 'print_aims']
+
+# What is measured for the aims on CUDA
+PARTS = ('operators', 'models', 'compiled-models')
+
+_BOTH = 'forward+backward'
+
+
+@dataclass(frozen=True)
+class Aim:
+    """An upper bound of a ratio.
+
+    Attributes:
+        name: Operator or model.
+        measured: What is bounded: ``'forward'``, ``'forward+backward'`` or ``'training step'``.
+        against: What the ratio is taken to: ``'floor'`` (the time of the plain operator or base model), ``'bytes'``
+            (the time that the machine needs to move the operator's bytes), ``'memory'`` (the plain operator's) or
+            ``'literal'`` (the time of the literal definition).
+        bound: Largest ratio that meets the aim.
+        variant: Variant that it is about.
+    """
+    name: str
+    measured: str
+    against: str
+    bound: float
+    variant: str = 'ours'
+
+    def worst(self, rows: Iterable[Row]) -> float | None:
+        """Give the largest ratio measured, ``None`` if there is none."""
+        rows = list(rows)
+        own = [row for row in rows if (row['name'], row['measured'], row['variant']) == (
+            self.name, self.measured, self.variant)]
+        return max((self._ratio(row, rows) for row in own), default=None)
+
+    def _ratio(self, row: Row, rows: Sequence[Row]) -> float:
+        if self.against in ('floor', 'bytes'):
+            return row[f'{self.against}_ratio']
+        case = ('name', 'shape', 'layout', 'dtype', 'measured')
+        other, column = ('floor', 'peak_mib') if self.against == 'memory' else ('literal', 'milliseconds')
+        partner = next(r for r in rows if r['variant'] == other and all(r[key] == row[key] for key in case))
+        return row[column] / partner[column]
+
+
+def list_aims(device_type: str) -> list[Aim]:
+    """Give the aims for ``'cuda'`` or ``'cpu'``."""
+    if device_type == 'cpu':
+        return [
+            Aim('dyrelu_b', 'forward', 'floor', 2.5),
+            Aim('dyrelu_b', 'forward', 'floor', 1.15, 'compiled'),
+            Aim('softpool_2x2', 'forward', 'floor', 1.5),
+            Aim('softpool_2x2', 'forward', 'floor', 0.7, 'compiled'),
+            Aim('brelu', 'forward', 'floor', 1.3),
+        ]
+    return [
+        *(Aim(name, measured, 'bytes', 1.15) for name in benchmarks() for measured in ('forward', _BOTH)),
+        Aim('brelu', _BOTH, 'floor', 1.05),
+        Aim('dyrelu_b', _BOTH, 'floor', 1.8),
+        Aim('softpool_2x2', _BOTH, 'floor', 1.0),
+        *(Aim(name, _BOTH, 'memory', 1.05) for name in ('brelu', 'dyrelu_b', 'softpool_2x2')),
+        Aim('dyrelu_b', _BOTH, 'literal', 1 / 5),
+        Aim('softpool_2x2', _BOTH, 'literal', 1 / 3),
+        *(Aim(name, 'training step', 'floor', bound, variant)
+          for name, bound in (('resnet50_softpool', 1.03), ('resnet50_brelu', 1.03), ('resnet50_dyrelu_b', 1.15),
+                              ('mobilenetv2_100_dyrelu_b', 1.25))
+          for variant in ('ours', 'compiled')),
+    ]
+
+
+def measure_aims(parts: Sequence[str], clock: Clock, report: Report) -> None:
+    """Measure what there are aims for on the device of the clock.
+
+    Args:
+        parts: Which of ``PARTS``, on CUDA. On CPUs there are aims for operators only, and all are measured.
+        clock: What measures.
+        report: What takes the rows.
+    """
+    if clock.device.type == 'cpu':
+        for name in dict.fromkeys(aim.name for aim in list_aims('cpu')):
+            report.add(measure_operator(name, (32, 64, 112, 112), 'contiguous', 'fp32', VARIANTS, clock))
+        return
+    if 'operators' in parts:
+        # 64 MiB in bf16, and more
+        for shape in ((168, 64, 56, 56), (64, 256, 112, 112)):
+            for layout in LAYOUTS:
+                for dtype in ('bf16', 'fp32'):
+                    for name in benchmarks():
+                        report.add(measure_operator(name, shape, layout, dtype, ('floor', 'ours', 'literal'), clock))
+    for part in ('models', 'compiled-models'):
+        if part in parts:
+            for models in (('resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b'),
+                           ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
+                report.add(measure_models(
+                    models, 256, 224, 'channels_last', 'bf16', part == 'compiled-models', clock, ('training step',)))
+
+
+def print_aims(aims: Iterable[Aim], rows: Sequence[Row]) -> None:
+    """Print a line for each aim: the bound, what was measured, whether that is within the bound."""
+    print()
+    for aim in aims:
+        worst = aim.worst(rows)
+        verdict = 'not measured' if worst is None else 'met' if worst <= aim.bound else 'MISSED'
+        ratio = '' if worst is None else f'{worst:.2f}'
+        print(f'{aim.name:26}{aim.measured:18}{aim.variant:10}{aim.against:8}<= {aim.bound:<6.3g}{ratio:>7}  {verdict}')

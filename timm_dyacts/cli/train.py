@@ -1,0 +1,90 @@
+"""Train or fine-tune a timm model, the variants of timm_dyacts among them.
+
+Without arguments: a small variant on the handwritten digits that come with scikit-learn, in about a minute on 2 cores.
+Options are named as in timm's train.py; the run folder is itself a checkpoint for 'local-dir:<folder>' and the Hub.
+With --resume auto a run that was killed goes on to the end that it would have had. More processes: torchrun.
+
+Exit status: 0 done, 1 error, 2 wrong usage, 130 stopped by Ctrl-C and 143 by SIGTERM; these two say what was saved.
+"""
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..options import add_arguments, read_yaml
+from ..run_folder import RunFolder
+from ..training import NonFiniteLossError, TrainConfig, TrainingInterrupted, train
+from .parser import ArgumentParser, fail
+
+__all__ = ['create_parser', 'main', 'parse_config']
+
+_PROG = 'timm-dyacts train'
+
+
+def create_parser(prog: str = _PROG) -> ArgumentParser:
+    """Create the parser of the command."""
+    parser = ArgumentParser(prog=prog, description=__doc__)
+    add_arguments(parser, TrainConfig)
+    parser.add_argument(
+        '-c', '--config', default=argparse.SUPPRESS, metavar='FILE',
+        help='YAML file of defaults, such as the args.yaml of an earlier run')
+    return parser
+
+
+def parse_config(argv: Sequence[str] | None = None, prog: str = _PROG) -> TrainConfig:
+    """Read the options of a run.
+
+    An option on the command line wins over the YAML file of ``--config``, that over the recipe of the data set, and
+    that over the default. A path given to ``--resume`` stands for the options of that run where there is no
+    ``--config``.
+
+    Args:
+        argv: The command line without the program, that of the process for ``None``.
+        prog: Name of the program, for messages.
+
+    Raises:
+        SystemExit: The command line, or the file, is not understood.
+        ValueError: A value is out of range, or does not fit another one.
+    """
+    parser = create_parser(prog)
+    given = vars(parser.parse_args(argv))
+    path = given.pop('config', None) or _options_of_run(given.get('resume'))
+    if path is None:
+        return TrainConfig(**given)
+    try:
+        from_file = read_yaml(path, TrainConfig)
+    except ValueError as e:
+        parser.error(str(e))
+    return TrainConfig(**from_file | given)
+
+
+def _options_of_run(resume: str | None) -> Path | None:
+    """Find the options of the run that a path means, if it is one."""
+    if resume is None or resume == 'auto':
+        return None
+    run = RunFolder.of_state(resume) if os.path.isfile(resume) else RunFolder(resume)
+    return run.options if run.options.is_file() else None
+
+
+def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
+    """Run the command.
+
+    Args:
+        argv: The command line without the program, that of the process for ``None``.
+        prog: Name of the program, for messages.
+    """
+    try:
+        result = train(parse_config(argv, prog))
+    except TrainingInterrupted as e:
+        if e.is_primary:
+            print(f'{prog}: {e}', file=sys.stderr)
+        sys.exit(128 + e.signum)
+    except KeyboardInterrupt:
+        sys.exit(130)  # the second Ctrl-C: whoever presses it wants no words
+    except (ImportError, NonFiniteLossError, OSError, ValueError) as e:
+        fail(prog, e)
+    if result.is_primary:
+        print(
+            f'Best top1 {result.best["top1"]:.2f} % (epoch {result.best_epoch}) in {result.folder}; '
+            f'check it with: timm-dyacts validate --model {result.folder}')

@@ -1,0 +1,49 @@
+"""Evaluate models and print their records as JSON, the ones that timm's validate.py prints.
+
+A model is a run folder, 'local-dir:<folder>', 'hf-hub:<id>' or a name with pretrained weights. A run folder is
+evaluated on the data set that it was trained on, unless told otherwise; any other model on the digits.
+"""
+import json
+from collections.abc import Sequence
+
+from .. import hub
+from ..evaluation import ValidateConfig, validate_models
+from ..options import add_arguments
+from .parser import ArgumentParser, fail
+
+__all__ = ['create_parser', 'main']
+
+_PROG = 'timm-dyacts validate'
+
+
+def create_parser(prog: str = _PROG) -> ArgumentParser:
+    """Create the parser of the command."""
+    parser = ArgumentParser(prog=prog, description=__doc__)
+    add_arguments(parser, ValidateConfig)
+    parser.add_argument(
+        '--verify', action='store_true',
+        help="first compare the weights with the SHA-256 that was published with them ('hf-hub:<id>' or a published "
+             'folder)')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
+    """Run the command.
+
+    Args:
+        argv: The command line without the program, that of the process for ``None``.
+        prog: Name of the program, for messages.
+    """
+    given = vars(create_parser(prog).parse_args(argv))
+    verify = given.pop('verify')
+    try:
+        config = ValidateConfig(**given)
+        if verify:
+            for name in config.model:
+                hub.verify(name)
+        records, errors = validate_models(config)
+    except (ImportError, OSError, ValueError) as e:
+        fail(prog, e)
+    print(f'--result\n{json.dumps(records if len(config.model) > 1 else records[0], indent=4)}')
+    if errors:
+        fail(prog, f'{len(errors)} of {len(config.model)} models failed: {", ".join(errors)}')

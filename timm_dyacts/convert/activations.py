@@ -1,0 +1,193 @@
+"""Activations: which of a network's are replaced, and by what."""
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import create_act_layer
+from torch import nn
+
+from ..layers import Bipolar
+from ..layers.forms import Form, Place, static_form
+from ..modes import evaluating
+from ..operators import OPERATORS, Operator, activation_types, is_mirrored, module_types
+from ..piecewise_fit import fit_pieces
+from .arguments import Request
+from .flip import flip_signs, is_wrapped, update_mark
+from .groups import update_group_matcher
+from .report import ConversionError
+from .step import Step
+from .trace import Call
+
+__all__ = ['swap_activations']
+
+# What activations call, and what is a function call elsewhere
+_FUNCTIONS = frozenset({
+    'celu', 'elu', 'gelu', 'hardswish', 'hardtanh', 'leaky_relu', 'mish', 'prelu', 'relu', 'relu6', 'selu', 'silu',
+    'softplus',
+})
+# Maxima of lines, as a Dynamic ReLU starts anyhow
+_PIECEWISE_LINEAR = ('relu', 'leaky_relu')
+
+
+class _Swap(NamedTuple):
+    """An activation, what is put in its place, and whether that starts as the same function."""
+    old: nn.Module
+    new: nn.Module
+    exact: bool
+
+
+def swap_activations(step: Step, request: Request) -> None:
+    """Replace the activations of a model.
+
+    Args:
+        step: The step to take.
+        request: With ``act``, and the options for it.
+
+    Raises:
+        ConversionError: If no sign flip fits, or ``act_kwargs`` has no effect.
+    """
+    operator = OPERATORS.get(request.act)
+    has_width = operator is not None and operator.has_width
+    types = activation_types()
+    candidates = step.find(lambda module: isinstance(module, types) and not is_wrapped(module), _FUNCTIONS)
+    head = _find_head(step) if has_width else frozenset()
+    swaps = []
+    for module in candidates:
+        calls = step.trace.calls_of(module)
+        reason = _reason_to_skip(step, module)
+        if not reason and has_width:
+            reason = 'in the classifier head' if module in head else _reason_of_width(step, module, request)
+        if reason:
+            step.skip(module, reason)
+        elif has_width and operator.is_one(module):
+            step.already = True
+        else:
+            like = step.like
+            place = Place(module, calls[0].channels, _channel_dim(calls[0]), like.device, like.dtype)
+            new, exact = _build(request, static_form(module), place)
+            if exact and _is_same(module, new):
+                step.already = True
+            else:
+                swaps.append(_Swap(module, new, exact))
+
+    if request.act_kwargs and step.already and not swaps:
+        raise ConversionError(
+            f'act_kwargs={dict(request.act_kwargs)!r} has no effect: all activations are {request.act!r} already.')
+    if any(static_form(old).layout != static_form(new).layout for old, new, _ in swaps):
+        flip_signs(step, [(old, new) for old, new, _ in swaps])
+    for old, new, exact in swaps:
+        step.replace(old, new, exact)
+    update_group_matcher(step.edits)
+    if swaps:
+        update_mark(step, [swap.new for swap in swaps])
+
+
+def _is_same(old: nn.Module, new: nn.Module) -> bool:
+    return type(new) is type(old) and static_form(old).layout == static_form(new).layout
+
+
+# Which
+
+
+def _reason_to_skip(step: Step, module: nn.Module) -> str | None:
+    if not step.trace.is_on_main_path(module):
+        return 'inside a gate'
+    dims = {_channel_dim(call) for call in step.trace.calls_of(module)}
+    if len(dims) > 1 or None in dims:
+        return 'in which dimension its channels are cannot be told'
+    return None
+
+
+def _reason_of_width(step: Step, module: nn.Module, request: Request) -> str | None:
+    if len({call.channels for call in step.trace.calls_of(module)}) > 1:
+        return 'shared by tensors with different numbers of channels'
+    if request.option('where') == 'inner' and _is_after_addition(step, module):
+        return "after the addition of a bottleneck block (where='inner')"
+    return None
+
+
+def _find_head(step: Step) -> set[nn.Module]:
+    """The modules that run in the model's ``forward`` but not in its ``forward_features``."""
+    if not hasattr(step.model, 'forward_features'):
+        return set()
+    reached: set[nn.Module] = set()
+    handles = [m.register_forward_pre_hook(lambda m, args: reached.add(m)) for m in step.model.modules()]
+    try:
+        with evaluating(step.model), torch.no_grad():
+            step.model.forward_features(step.trace.input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return step.trace.calls_by_module.keys() - reached
+
+
+def _is_after_addition(step: Step, module: nn.Module) -> bool:
+    parent = step.model.get_submodule(step.trace.name(module).rpartition('.')[0])
+    in_bottleneck = any('Bottleneck' in cls.__name__ for cls in type(parent).__mro__)
+    return in_bottleneck and any(
+        call.producer is not None and call.producer.name == 'add' and len(call.producer.inputs) == 2
+        for call in step.trace.calls_of(module))
+
+
+def _channel_dim(call: Call) -> int | None:
+    """1 or -1, as the operators take it; ``None`` if the channels are elsewhere or nobody knows where."""
+    dim = call.channel_dim
+    return 1 if dim == 1 else -1 if dim is not None and dim == len(call.shape) - 1 else None
+
+
+# By what
+
+
+def _build(request: Request, form: Form, place: Place) -> tuple[nn.Module, bool]:
+    """Make the activation for a place. Give it, and whether it starts as what is there."""
+    operator = _operator_for(request.act, form)
+    kwargs = dict(request.act_kwargs or {})
+    if operator is None:
+        new = _build_plain(request.act, form, place, kwargs)
+    else:
+        if 'layout' in operator.options:
+            kwargs['layout'] = request.option('layout')
+        if request.option('start') == 'fit' and _can_be_fitted(form, place.module):
+            alpha, beta = fit_pieces(_plain_function(form, place.module), kwargs.get('k', 2))
+            kwargs = dict(alpha=alpha, beta=beta) | kwargs
+        new = operator.build_activation(form, place, **kwargs)
+    return new, form.same_function(static_form(new))
+
+
+def _operator_for(act: str, form: Form) -> Operator | None:
+    """The operator of a name, ``None`` for a plain activation; for ``'bipolar'`` the member made for what is there."""
+    operator = OPERATORS.get(act)
+    if operator is not None and operator.module is Bipolar:
+        members = (o for o in OPERATORS.values() if o.plain is not None and o.plain == form.kind)
+        return next(members, operator)
+    return operator
+
+
+def _build_plain(act: str, form: Form, place: Place, kwargs: dict[str, Any]) -> nn.Module:
+    ours = isinstance(place.module, module_types('act'))
+    options = dict(form.options) if ours and act == form.kind else {}
+    kwargs = dict(inplace=place.inplace) | kwargs
+    if act == 'relu':
+        bound = options.pop('max_value', None)
+        if bound is not None:
+            return nn.ReLU6(**kwargs) if bound == 6 else nn.Hardtanh(0., bound, **kwargs)
+    weight = options.pop('weight', None)
+    if weight is not None:
+        options['num_parameters'] = weight.numel()
+    new = create_act_layer(act, **(options | kwargs))
+    new.to(place.device, place.dtype)
+    if weight is not None:
+        with torch.no_grad():
+            new.weight.copy_(weight)
+    inner = getattr(place.module, 'f', None)
+    return inner if is_mirrored(place.module) and type(inner) is type(new) else new  # with its own options
+
+
+def _can_be_fitted(form: Form, module: nn.Module) -> bool:
+    """Whether a maximum of lines would have to approximate an activation, and may: it has no parameters."""
+    return form.kind not in _PIECEWISE_LINEAR and next(module.parameters(), None) is None
+
+
+def _plain_function(form: Form, module: nn.Module) -> nn.Module:
+    if not is_mirrored(module):
+        return module
+    return module.f if hasattr(module, 'f') else create_act_layer(form.kind, **form.options)

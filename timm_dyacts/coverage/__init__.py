@@ -1,0 +1,16 @@
+"""What ``convert`` makes of timm's architectures: each with every operation, one row of a table for each case."""
+from .cases import COLUMNS, RESULTS, default_operations, measure, operations
+from .table import read_rows, summarise, write_rows
+from .workers import run
+
+__all__ = [
+    'COLUMNS',
+    'RESULTS',
+    'default_operations',
+    'measure',
+    'operations',
+    'read_rows',
+    'run',
+    'summarise',
+    'write_rows',
+]

@@ -1,0 +1,124 @@
+"""The options of evaluation and prediction, and those that they share with training.
+
+Names, ranges and help of an option stand here or in ``training/config.py``, and nowhere else.
+"""
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..options import Options, option
+
+__all__ = [
+    'INTERPOLATIONS',
+    'DeviceOptions',
+    'InputOptions',
+    'LoaderOptions',
+    'PredictConfig',
+    'PreprocessingOptions',
+    'ValidateConfig',
+]
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(Options):
+    """The data set."""
+    data_dir: str | None = option(None, group='Data', metavar='DIR', help='folder of the data set')
+    dataset: str | None = option(
+        None, group='Data', metavar='NAME',
+        help="'digits', a timm data set such as 'torch/cifar10' or 'hfds/<id>', or an image folder",
+        unset='the image folder --data-dir, or the digits')
+    dataset_download: bool = option(False, group='Data', help='download the data set where it supports that')
+    class_map: str | None = option(
+        None, group='Data', metavar='FILE', help='class name to label mapping of an image folder')
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingOptions(Options):
+    """The input of a model, and how it is created. ``None`` means what the model's own configuration says."""
+    num_classes: int | None = option(
+        None, group='Preprocessing', minimum=1, metavar='N', help='number of classes', unset='those of the data')
+    in_chans: int | None = option(None, group='Preprocessing', minimum=1, metavar='N', help='image channels', unset='3')
+    img_size: int | None = option(
+        None, group='Preprocessing', minimum=1, metavar='N', help='image height and width', unset='of the model')
+    input_size: tuple[int, int, int] | None = option(
+        None, group='Preprocessing', minimum=1, metavar='N',
+        help='channels, height and width, e.g. 3 224 224 (overrides --img-size and --in-chans)')
+    crop_pct: float | None = option(
+        None, group='Preprocessing', above=0, metavar='PCT', help='crop for evaluation', unset='of the model')
+    mean: tuple[float, ...] | None = option(
+        None, group='Preprocessing', metavar='MEAN', help='pixel mean', unset='of the model')
+    std: tuple[float, ...] | None = option(
+        None, group='Preprocessing', above=0, metavar='STD', help='pixel std dev', unset='of the model')
+    interpolation: str | None = option(
+        None, group='Preprocessing', choices=INTERPOLATIONS, help='resize interpolation', unset='of the model')
+    model_kwargs: Mapping[str, Any] = option(
+        {}, group='Model', metavar='KEY=VALUE', help='further arguments of timm.create_model')
+
+    def implied(self) -> dict[str, Any]:
+        values = super().implied()
+        if self.input_size is not None:
+            values['in_chans'] = self.input_size[0]
+        return values
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The options that ``loading.build_model`` and ``loading.resolve_input`` take."""
+        names = ('in_chans', 'img_size', 'input_size', 'crop_pct', 'mean', 'std', 'interpolation')
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(Options):
+    """How data are loaded in batches."""
+    workers: int = option(
+        min(4, os.cpu_count() or 1), group='Loader', flags=('-j',), minimum=0, metavar='N',
+        help='processes that load data')
+    on_bad_image: str = option(
+        'skip', group='Loader', choices=('skip', 'error'),
+        help='what to do with an image that cannot be read: leave it out and count it, or stop')
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """The machine, and how it computes."""
+    device: str | None = option(
+        None, group='Device', metavar='NAME', help='device', unset='cuda if there is one, else cpu')
+    amp: bool = option(False, group='Device', help='mixed precision')
+    amp_dtype: str = option('float16', group='Device', choices=('float16', 'bfloat16'), help='lower precision of --amp')
+    deterministic: bool = option(False, group='Device', help='on a GPU too, the same bits in each run; slower there')
+    channels_last: bool = option(False, group='Device', help='channels_last memory layout')
+    torchcompile: str | None = option(
+        None, group='Device', const='inductor', metavar='BACKEND', help='compile the model (default backend: inductor)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptions):
+    """How to evaluate models."""
+    model: tuple[str, ...] = option(flags=('-m',), metavar='NAME', help='what to evaluate')
+    checkpoint: str | None = option(None, metavar='FILE', help='load these weights in place of the pretrained ones')
+    split: str | None = option(None, metavar='NAME', help='split to evaluate on', unset='of the run, or validation')
+    batch_size: int = option(256, flags=('-b',), minimum=1, metavar='N')
+    use_train_size: bool = option(
+        False, help='use the training image size even where the model recommends another one for testing')
+    results_file: str | None = option(None, metavar='FILE', help='also write the records to this file')
+    results_format: str = option('csv', choices=('csv', 'json'))
+
+    def check(self) -> None:
+        super().check()
+        if self.checkpoint and len(self.model) > 1:
+            raise ValueError(f'--checkpoint holds the weights of one model, and --model names {len(self.model)}.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(LoaderOptions, DeviceOptions, PreprocessingOptions):
+    """How to predict, and of what."""
+    images: tuple[str, ...] = option(positional=True, metavar='PATH', help='image files, and folders of images')
+    model: str = option(flags=('-m',), metavar='NAME', help='what to predict with')
+    checkpoint: str | None = option(None, metavar='FILE', help='load these weights in place of the pretrained ones')
+    topk: int = option(5, minimum=1, metavar='K', help='classes per image')
+    results_format: str = option('table', choices=('table', 'csv', 'json'))
+    results_file: str | None = option(None, metavar='FILE', help='where to write', unset='standard output')
+    batch_size: int = option(64, flags=('-b',), minimum=1, metavar='N')

@@ -1,0 +1,309 @@
+"""The objects of a training run, built from its options."""
+import dataclasses
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import FastCollateMixup
+from timm.layers import convert_sync_batchnorm
+from timm.models import load_checkpoint
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler.scheduler import Scheduler
+from timm.task import TrainingTask
+from timm.utils import NativeScaler, random_seed
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..data import ResumableLoader, class_names, create_dataset
+from ..data.loaders import (
+    build_eval_loader,
+    build_train_loader,
+    check_num_classes,
+    check_several_classes,
+    check_splits,
+    image_mode,
+)
+from ..data.resumable import StreamLoader
+from ..device import build_amp
+from ..loading import build_model, resolve_input
+from ..lsuv import lsuv_
+from ..run_folder import Start
+from ..world import World
+from .checkpoint import dataset_title, describe_start, set_pretrained_cfg
+from .config import TrainConfig
+from .finetune import build_optimizer
+from .task import build_task
+
+__all__ = ['Datasets', 'Setup', 'build_setup', 'build_validation_loader']
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The data of a run.
+
+    Attributes:
+        train: The training split.
+        validation: The validation split.
+        class_names: Class names in the order of the labels, ``None`` if the data set does not say.
+    """
+    train: Dataset
+    validation: Dataset
+    class_names: list[str] | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a state keeps, to recognise the data by."""
+        return dict(num_images=len(self.train), classes=self.class_names)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The objects of a run. What they hold changes while it trains; which they are does not.
+
+    Attributes:
+        config: The options, with what depends on data and machine filled in.
+        world: The processes that train together.
+        datasets: The data.
+        data_config: Preprocessing, as ``loading.resolve_input`` gives it.
+        loader: The training batches.
+        validation_loader: The validation batches of this process.
+        model: The model, on its device.
+        start: Where its weights come from.
+        task: Model and loss, and the moving average.
+        optimizer: The optimizer.
+        scheduler: The learning rate schedule, moved by every update.
+        num_epochs: Number of epochs of the schedule.
+        autocast: Context of the forward pass.
+        loss_scaler: For float16.
+    """
+    config: TrainConfig
+    world: World
+    datasets: Datasets
+    data_config: dict[str, Any]
+    loader: ResumableLoader | StreamLoader
+    validation_loader: Any
+    model: nn.Module
+    start: Start
+    task: TrainingTask
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    num_epochs: int
+    autocast: Callable[[], AbstractContextManager]
+    loss_scaler: NativeScaler | None
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Number of updates of the weights in an epoch."""
+        return -(-len(self.loader) // self.config.grad_accum_steps)
+
+    @property
+    def ema_model(self) -> nn.Module | None:
+        """The moving average of the model, if there is one."""
+        return self.task.get_trainable_module(ema=True).module if self.config.model_ema else None
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Class names in the order of the logits, ``None`` if not all logits have one."""
+        names = self.datasets.class_names
+        return names if names and len(names) == self.config.num_classes else None
+
+    @property
+    def architecture(self) -> str:
+        """Name of the architecture, for messages and folders."""
+        return self.model.pretrained_cfg['architecture']
+
+    @property
+    def title(self) -> str:
+        """Heading of the pictures."""
+        return f'{self.architecture} on {dataset_title(self.config)}'
+
+    @property
+    def resumable(self) -> dict[str, Any]:
+        """The objects whose states a resumed run needs, by name."""
+        parts = dict(model=self.model, optimizer=self.optimizer)
+        if self.loss_scaler is not None:
+            parts['loss_scaler'] = self.loss_scaler
+        if self.ema_model is not None:
+            parts['ema'] = self.ema_model
+        return parts
+
+
+def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
+    """Build the objects of a run.
+
+    Args:
+        config: The options.
+        world: The processes that train together.
+        initialize: Whether the weights are to be initialised as ``--init`` says. A run that is resumed has its own.
+
+    Raises:
+        OSError: Data or weights could not be read.
+        ValueError: Options that do not fit the data, the model or the machine.
+    """
+    random_seed(config.seed)  # the same in all processes, for the same initial weights
+    datasets, config = _build_datasets(config, world)
+    model = _create_model(config)
+    start = describe_start(config, model)
+    data_config = resolve_input(model, config.preprocessing)
+    set_pretrained_cfg(model, data_config, from_pretrained=start.pretrained)
+    model = _prepare_model(model, config, world)
+    loader = _build_train_loader(config, datasets.train, data_config, world)
+    validation_loader = build_validation_loader(config, datasets.validation, data_config, world)
+    if config.init == 'lsuv' and initialize:
+        loader.set_position(0)
+        lsuv_(model, next(iter(loader))[0])
+
+    random_seed(config.seed, world.rank)
+    optimizer = build_optimizer(config, model)
+    schedule = dict(scheduler_kwargs(config), step_on_epochs=False)
+    updates_per_epoch = -(-len(loader) // config.grad_accum_steps)
+    scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule, updates_per_epoch=updates_per_epoch)
+    autocast, loss_scaler = build_amp(world.device, config.amp, config.amp_dtype)
+    task = build_task(config, model, world.device)
+    if config.model_ema:
+        task.setup_ema(
+            decay=config.model_ema_decay,
+            use_warmup=config.model_ema_warmup,
+            device=torch.device('cpu') if config.model_ema_force_cpu else None,
+        )
+    return Setup(
+        config=config,
+        world=world,
+        datasets=datasets,
+        data_config=data_config,
+        loader=loader,
+        validation_loader=validation_loader,
+        model=model,
+        start=start,
+        task=task,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        num_epochs=num_epochs,
+        autocast=autocast,
+        loss_scaler=loss_scaler,
+    )
+
+
+def build_validation_loader(config: TrainConfig, dataset: Dataset, data_config: dict[str, Any], world: World):
+    """Create the loader of validation batches: this process's share of the samples, each of them once."""
+    return build_eval_loader(
+        dataset,
+        data_config,
+        world,
+        batch_size=config.validation_batch_size or config.batch_size,
+        num_classes=config.num_classes,
+        workers=config.workers,
+        on_bad_image=config.on_bad_image,
+    )
+
+
+def _build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainConfig]:
+    """Create both splits, and fill in the options that depend on them and on the machine."""
+    in_chans = config.in_chans or 3
+
+    def create(split: str, **kwargs: Any) -> Dataset:
+        return create_dataset(
+            config.dataset,
+            root=config.data_dir,
+            split=split,
+            class_map=config.class_map,
+            download=config.dataset_download,
+            input_img_mode=image_mode(in_chans),
+            batch_size=config.batch_size,
+            **kwargs,
+        )
+
+    train = create(config.train_split, is_training=True, seed=config.seed)
+    validation = create(config.val_split)
+    names = class_names(train)
+    check_several_classes(names)
+    check_splits(train, validation)
+    num_classes = config.num_classes
+    if num_classes is None:
+        if names is None:
+            raise ValueError(f'--num-classes is needed: the data set {config.dataset!r} does not name its classes.')
+        num_classes = len(names)
+    check_num_classes(num_classes, names)
+    config = dataclasses.replace(
+        config, num_classes=num_classes, in_chans=in_chans, device=world.device.type)
+    return Datasets(train, validation, names), config
+
+
+def _create_model(config: TrainConfig) -> nn.Module:
+    for option in ('pretrained_path', 'initial_checkpoint'):
+        path = getattr(config, option)
+        if path is not None and not os.path.isfile(path):
+            raise FileNotFoundError(f'--{option.replace("_", "-")} must be a checkpoint file, got {path!r}.')
+    overlay = None
+    if config.pretrained_path is not None:
+        overlay = dict(file=config.pretrained_path, num_classes=-1)  # -1: the file's classifier is never taken over
+    model = build_model(
+        config.model,
+        config.preprocessing,
+        pretrained=config.pretrained or overlay is not None,
+        model_kwargs=config.model_kwargs,
+        num_classes=config.num_classes,
+        pretrained_cfg_overlay=overlay,
+        drop_rate=config.drop,
+        drop_path_rate=config.drop_path,
+    )
+    if config.initial_checkpoint is not None:
+        load_checkpoint(model, config.initial_checkpoint)
+    return model
+
+
+def _prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+    """Put a model on its device, ready to be trained."""
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing(True)
+    if config.sync_bn and world.size > 1:
+        if world.device.type == 'cpu':
+            raise ValueError('--sync-bn needs GPUs: PyTorch synchronises BatchNorm on them alone.')
+        model = convert_sync_batchnorm(model)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(device=world.device, memory_format=memory_format)
+
+
+def _build_train_loader(
+        config: TrainConfig,
+        dataset: Dataset,
+        data_config: dict[str, Any],
+        world: World,
+) -> ResumableLoader | StreamLoader:
+    """Create the loader of training batches. Mixup and cutmix turn their labels into distributions."""
+    collate_fn = None
+    if config.mixes:
+        collate_fn = FastCollateMixup(
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            prob=config.mixup_prob,
+            switch_prob=config.mixup_switch_prob,
+            mode=config.mixup_mode,
+            label_smoothing=config.smoothing,
+            num_classes=config.num_classes,
+        )
+    return build_train_loader(
+        dataset,
+        data_config,
+        world,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_classes=config.num_classes,
+        workers=config.workers,
+        on_bad_image=config.on_bad_image,
+        no_aug=config.no_aug,
+        re_prob=config.reprob,
+        re_mode=config.remode,
+        re_count=config.recount,
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        color_jitter=config.color_jitter,
+        auto_augment=config.aa,
+        interpolation=data_config['interpolation'] if config.no_aug else config.train_interpolation,
+        collate_fn=collate_fn,
+    )

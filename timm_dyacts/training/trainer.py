@@ -1,0 +1,305 @@
+"""A whole run: train a model and leave a folder that is a checkpoint, and that the run can be resumed from."""
+import copy
+import shlex
+import signal
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from timm.utils import distribute_bn
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..data.resumable import BatchDataset
+from ..device import resolve_device, set_numerics
+from ..evaluation.loop import evaluate
+from ..loading import resolve_model_name
+from ..plotting import require_matplotlib
+from ..run_folder import RunFolder
+from ..world import StopSignal, TrainingInterrupted, World
+from .config import TrainConfig
+from .finetune import freeze, unfreeze
+from .log import best_row, check_loggers
+from .loop import train_one_epoch
+from .nonfinite import check_finite
+from .recorder import Recorder, open_folder
+from .resume import check_resumable, find_state
+from .setup import Setup, build_setup
+from .state import Progress, capture_state, load_state, restore_state
+
+__all__ = ['RunResult', 'Trainer', 'train']
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training run came to.
+
+    Attributes:
+        folder: The run folder. It is itself the best checkpoint.
+        best_epoch: Epoch of the best checkpoint, counted from 0.
+        best: Its evaluation: ``'loss'``, and ``'top1'`` and ``'top5'`` in percent.
+        is_primary: Whether this process is the one that writes and prints.
+    """
+    folder: str
+    best_epoch: int
+    best: OrderedDict
+    is_primary: bool = True
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train, in as many processes as torchrun or Slurm started.
+
+    The run folder holds the best checkpoint, that of the last epoch, that of the moving average, the options, the log,
+    pictures, and what resuming needs (see ``run_folder``).
+
+    Args:
+        config: The options.
+
+    Returns:
+        Where the run is and how good it became.
+
+    Raises:
+        NonFiniteLossError: The loss became NaN or infinite. The folder keeps the epochs before.
+        TrainingInterrupted: A signal asked to stop. The message says what has been saved.
+        OSError: Something could not be read or written. What was written before is kept.
+        ValueError: Options that do not fit each other, the model, the data, or the run to be resumed.
+    """
+    require_matplotlib()
+    check_loggers(config)
+    resolve_model_name(config.model)  # a misspelt name is better found before the data are read
+    world = World.join(resolve_device(config.device))
+    set_numerics(world.device, config.deterministic)
+    with StopSignal(world) as stop:
+        try:
+            result = _prepare(config, world, stop).train()
+        except TrainingInterrupted:
+            world.leave()  # all processes are here
+            raise
+    world.leave()
+    return result
+
+
+def _prepare(config: TrainConfig, world: World, stop: StopSignal) -> 'Trainer':
+    """Build a run, and set it to the state that it is resumed from, if any."""
+    run, state_path = find_state(config) if world.is_primary else (None, None)
+    # Each process does not read the file for itself: the machines need not share a file system.
+    state = world.broadcast(load_state(state_path) if state_path else None)
+    setup = build_setup(config, world, initialize=state is None)
+    progress = Progress()
+    if state is not None:
+        check_resumable(state, setup.config, setup.datasets.identity, world.size)
+        progress = restore_state(state, setup.resumable, world)
+    frozen = None if _is_unfrozen(setup.config, progress) else freeze(setup.model, setup.config.freeze)
+    if setup.config.torchcompile:
+        setup.task.compile(backend=setup.config.torchcompile)
+    _distribute(setup)
+    run = RunFolder(world.broadcast(str(open_folder(setup, run)) if world.is_primary else None))
+    recorder = None
+    if world.is_primary:
+        state_is_good = state_path is None or state_path.name == run.state.name
+        recorder = Recorder(setup, run, progress, state_is_good)
+        recorder.print_start(progress, resumed=state is not None)
+    return Trainer(setup, run, progress, recorder, stop, frozen)
+
+
+def _is_unfrozen(config: TrainConfig, progress: Progress) -> bool:
+    return config.freeze == 'none' or (config.unfreeze_epoch is not None and progress.epoch >= config.unfreeze_epoch)
+
+
+def _distribute(setup: Setup) -> None:
+    """Wrap the model for more than one process."""
+    if setup.world.size > 1:
+        device_ids = [setup.world.device] if setup.world.device.type == 'cuda' else None
+        setup.task.prepare_distributed(device_ids=device_ids)
+
+
+class Trainer:
+    """The epochs of a run.
+
+    Args:
+        setup: Its objects.
+        run: Its folder.
+        progress: How far it is.
+        recorder: What writes and prints, for the primary process.
+        stop: Says whether a signal asks to stop.
+        frozen: If a part of the model is frozen, the modules that stay in eval mode until it is trained again.
+    """
+
+    def __init__(
+            self,
+            setup: Setup,
+            run: RunFolder,
+            progress: Progress,
+            recorder: Recorder | None,
+            stop: StopSignal,
+            frozen: list[nn.Module] | None,
+    ) -> None:
+        self.setup = setup
+        self.run = run
+        self.progress = progress
+        self.recorder = recorder
+        self.stop = stop
+        self.frozen = frozen
+
+    def train(self) -> RunResult:
+        """Train to the end."""
+        setup, progress, loader = self.setup, self.progress, self.setup.loader
+        images = len(loader) * loader.samples_per_step
+        self.bar = tqdm(
+            total=setup.num_epochs * images,
+            initial=progress.epoch * images + progress.samples,
+            unit='img',
+            unit_scale=True,
+            leave=False,
+            disable=None if setup.world.is_primary else True,
+        )
+        try:
+            for _ in range(progress.epoch, setup.num_epochs):
+                self._run_epoch()
+        finally:
+            self.bar.close()
+            if self.recorder is not None:
+                self.recorder.close(progress)
+        if self.recorder is not None:
+            self.recorder.write_report()
+        best = best_row(progress.rows, f'eval_{setup.config.eval_metric}')
+        metrics = OrderedDict((name, best[f'eval_{name}']) for name in ('loss', 'top1', 'top5'))
+        return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary)
+
+    def _run_epoch(self) -> None:
+        setup, config, progress = self.setup, self.setup.config, self.progress
+        if self.frozen is not None and _is_unfrozen(config, progress):
+            _unfreeze(setup)
+            self.frozen = None
+        first_step = setup.loader.set_position(progress.epoch, progress.samples)
+        train_metrics = train_one_epoch(
+            setup.task,
+            setup.loader,
+            setup.optimizer,
+            progress.epoch,
+            scheduler=setup.scheduler,
+            autocast=setup.autocast,
+            loss_scaler=setup.loss_scaler,
+            clip_grad=config.clip_grad,
+            clip_mode=config.clip_mode,
+            channels_last=config.channels_last,
+            grad_accum_steps=config.grad_accum_steps,
+            log_interval=config.log_interval,
+            progress=self.bar,
+            world=setup.world,
+            meter=progress.meter,
+            first_step=first_step,
+            in_eval_mode=self.frozen or (),
+            after_update=self._after_update,
+        )
+        progress.samples = len(setup.loader) * setup.loader.samples_per_step
+        check_finite(setup.model, progress.epoch, progress.samples)
+        row = dict(epoch=progress.epoch)
+        for kind, metrics in dict(train=train_metrics, **_evaluate(setup, self._stop_in_evaluation)).items():
+            row.update({f'{kind}_{name}': value for name, value in metrics.items()})
+        row['lr'] = sum(group['lr'] for group in setup.optimizer.param_groups) / len(setup.optimizer.param_groups)
+        self._finish_epoch(row)
+
+    def _finish_epoch(self, row: dict[str, float]) -> None:
+        """Write the checkpoints of an epoch and its row, and then the state, which vouches for them."""
+        setup, progress = self.setup, self.progress
+        unreadable = _gather_unreadable(setup)
+        progress.finish_epoch(row)
+        if self.recorder is not None:
+            self.recorder.write_epoch(progress.rows, unreadable)
+        # A stream can only be resumed between epochs, so the end of each counts.
+        is_due = setup.config.interval.is_due_after_epoch(progress.epoch) or not setup.loader.resumes_within_epoch
+        if is_due or progress.epoch == setup.num_epochs:
+            self._save_state()
+
+    def _after_update(self, steps: int, read_losses: Callable[[], None]) -> None:
+        """Save the state where it is due or a signal asks for it."""
+        setup, progress = self.setup, self.progress
+        updates = progress.epoch * setup.updates_per_epoch + -(-steps // setup.config.grad_accum_steps)
+        signum = self.stop.agreed()
+        samples = steps * setup.loader.samples_per_step
+        is_resumable = setup.loader.resumes_within_epoch or steps == len(setup.loader)
+        if is_resumable and (signum or setup.config.interval.is_due(updates)):
+            read_losses()
+            progress.samples = samples
+            check_finite(setup.model, progress.epoch, samples)
+            self._save_state()
+        if signum:
+            raise self._interruption(signum, samples)
+
+    def _stop_in_evaluation(self) -> None:
+        """Save the state of the trained, not yet evaluated epoch where a signal asks for it."""
+        signum = self.stop.agreed()
+        if signum:
+            self._save_state()
+            raise self._interruption(signum, self.progress.samples)
+
+    def _interruption(self, signum: int, samples: int) -> TrainingInterrupted:
+        """Give the error that ends a stopped run and says what is kept and, if there is a state, how to go on."""
+        epoch, has_state = self.progress.epoch, True
+        message = f'Stopped by {signal.Signals(signum).name} at epoch {epoch} after {samples} images.'
+        if samples != self.progress.samples:
+            has_state = epoch > 0
+            kept = f'what was trained before epoch {epoch} is' if has_state else 'nothing is'
+            message += f' A stream of data cannot be resumed within an epoch: {kept} kept.'
+        if has_state:
+            message += f' Go on with: timm-dyacts train --resume {shlex.quote(str(self.run))}'
+        return TrainingInterrupted(message, signum, self.setup.world.is_primary)
+
+    def _save_state(self) -> None:
+        state = capture_state(self.setup.resumable, self.progress, self.setup.world)
+        if self.recorder is not None:
+            self.recorder.write_state(state)
+
+
+def _unfreeze(setup: Setup) -> None:
+    """Train all of the model from now on."""
+    unfreeze(setup.model)
+    if setup.world.size > 1:
+        # DDP looks at what is to be trained when it is made.
+        setup.task.trainable_module = setup.task.get_trainable_module().module
+        _distribute(setup)
+
+
+def _evaluate(setup: Setup, after_batch: Callable[[], None]) -> dict[str, OrderedDict]:
+    """Evaluate the model as ``'eval'``, and its moving average as ``'ema'`` if there is one.
+
+    Args:
+        setup: The objects of the run.
+        after_batch: Called after each batch if there is one process only; several may have different numbers of them.
+    """
+    config, world = setup.config, setup.world
+    # Not the module that DDP wraps: its forward pass synchronises, once per batch.
+    modules = dict(eval=getattr(setup.task, 'eval_model', setup.model))
+    if config.model_ema:
+        average = setup.ema_model
+        modules['ema'] = copy.deepcopy(average).to(world.device) if config.model_ema_force_cpu else average
+    metrics = {}
+    for kind, module in modules.items():
+        if world.size > 1 and config.dist_bn != 'none':
+            distribute_bn(module, world.size, config.dist_bn == 'reduce')
+        metrics[kind] = evaluate(
+            module,
+            setup.validation_loader,
+            setup.autocast,
+            channels_last=config.channels_last,
+            world=world,
+            after_batch=after_batch if world.size == 1 else None,
+        )
+    return metrics
+
+
+def _gather_unreadable(setup: Setup) -> dict[str, Tensor]:
+    """Give the primary process which images could not be read so far. Of data sets that are streams nothing is known.
+
+    Returns:
+        For ``'training'`` and ``'validation'``, a mask of the images.
+    """
+    masks = {}
+    for kind, loader in dict(training=setup.loader.loader, validation=setup.validation_loader).items():
+        if isinstance(loader.loader.dataset, BatchDataset):
+            gathered = setup.world.gather(loader.loader.dataset.unreadable)
+            if gathered is not None:
+                masks[kind] = torch.stack(gathered).any(0)
+    return masks
