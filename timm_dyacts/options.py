@@ -16,7 +16,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -312,10 +312,18 @@ def read_yaml(path: str | os.PathLike, cls: type[Options]) -> dict[str, Any]:
     return parsed
 
 
-def add_arguments(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
-    """Add the options of a class to a parser, which then gives those, and only those, that the command line has."""
+def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], exclude: Collection[str] = ()) -> None:
+    """Add the options of a class to a parser, which then gives those, and only those, that the command line has.
+
+    Args:
+        parser: The parser.
+        cls: The class.
+        exclude: Names of options that are left out.
+    """
     groups: dict[str, Any] = {'': parser}
     for declaration in declarations(cls).values():
+        if declaration.name in exclude:
+            continue
         group = declaration.option.group
         if group not in groups:
             groups[group] = parser.add_argument_group(group)

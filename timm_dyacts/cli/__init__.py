@@ -18,6 +18,7 @@ COMMANDS = dict(
     predict='say which classes images may show',
     publish='publish a run on the Hugging Face Hub',
     convert='convert a model, or a checkpoint, and keep its weights',
+    compare='find out whether a variant helps: many seeds, paired differences',
     benchmark='measure operators and models beside what they replace',
     coverage="convert timm's architectures, and write down what came of it",
     lsuv='initialise a model without normalisation, and show the size of its outputs',

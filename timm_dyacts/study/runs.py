@@ -1,0 +1,255 @@
+"""The runs of a comparison: trained in processes of their own, each resumable, some at the same time."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from ..files import replace_text
+from ..options import plain
+from ..run_folder import RunFolder
+from ..training import TrainConfig
+from .plan import Run
+
+__all__ = ['Outcome', 'RunError', 'config_of', 'execute', 'read_rows']
+
+_POLL_SECONDS = 0.2
+
+
+class RunError(RuntimeError):
+    """A run failed. The message says which and why; those that are finished are kept."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run came to.
+
+    Attributes:
+        run: The run.
+        rows: The rows of its ``summary.csv``, one per epoch.
+        seconds: Time by the clock that its processes took.
+        peak_mib: The most memory that its process had (resident), of the last process if it was resumed; None if
+            unknown.
+    """
+    run: Run
+    rows: Sequence[Mapping[str, float]]
+    seconds: float
+    peak_mib: float | None
+
+    def value(self, metric: str, at: str, chosen_by: str) -> tuple[int, float]:
+        """Give an epoch and the metric there.
+
+        Args:
+            metric: ``'top1'``, ``'top5'`` or ``'loss'``.
+            at: ``'last'`` or ``'best'``.
+            chosen_by: The metric that makes an epoch the best.
+        """
+        from ..training.log import best_row
+
+        row = self.rows[-1] if at == 'last' else best_row(list(self.rows), f'eval_{chosen_by}')
+        return int(row['epoch']), row[f'eval_{metric}']
+
+
+def config_of(run: Run, options: Mapping[str, Any]) -> TrainConfig:
+    """Give the options of a run.
+
+    Args:
+        run: The run.
+        options: The options of ``train`` that all runs share; those of its contender win.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+    shared = {**options, **run.contender.options}
+    model_kwargs = {**shared.pop('model_kwargs', {}), **run.contender.model_kwargs}
+    return TrainConfig(**shared | dict(
+        model=run.contender.model,
+        model_kwargs=model_kwargs,
+        seed=run.seed,
+        output=str(run.folder.parent),
+        experiment=run.folder.name,
+        resume='auto',
+    ))
+
+
+def read_rows(folder: Path) -> list[dict[str, float]]:
+    """Read the ``summary.csv`` of a run, empty if there is none."""
+    path = RunFolder(folder).summary
+    if not path.is_file():
+        return []
+    with open(path, newline='', encoding='utf-8') as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def execute(runs: Sequence[Run], options: Mapping[str, Any], jobs: int = 1) -> Iterator[Outcome | int]:
+    """Train what is not finished yet, ``jobs`` runs at a time.
+
+    Args:
+        runs: In the order in which they are started.
+        options: The options of ``train`` that all share.
+        jobs: Most processes at a time. With several GPUs they take turns on them; on CPUs they share the cores.
+
+    Yields:
+        An outcome for each run that is finished, those of before at once; between them, several times a second, the
+        number of epochs that the runs in progress have done.
+
+    Raises:
+        RunError: A run failed. The others that are running are asked to save their state and stop.
+    """
+    waiting = []
+    for run in runs:
+        outcome = _finished(run, options)
+        if outcome is None:
+            waiting.append(run)
+        else:
+            yield outcome
+    active: list[_Process] = []
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                slot = min(set(range(jobs)) - {process.slot for process in active})
+                active.append(_Process(waiting.pop(0), options, slot, jobs))
+            time.sleep(_POLL_SECONDS)
+            for process in list(active):
+                if process.has_ended():
+                    active.remove(process)
+                    yield process.outcome(options)
+            yield sum(len(read_rows(process.run.folder)) for process in active)
+    finally:
+        for process in active:
+            process.stop()
+
+
+def _record_path(run: Run) -> Path:
+    """What is kept about the processes of a run, beside its folder."""
+    return run.folder.with_name(f'{run.folder.name}.json')
+
+
+def _finished(run: Run, options: Mapping[str, Any]) -> Outcome | None:
+    """The outcome of a run that is done, None for one that is not.
+
+    Raises:
+        RunError: The folder holds a run with other options.
+    """
+    if not _record_path(run).is_file():
+        return None
+    record = json.loads(_record_path(run).read_text(encoding='utf-8'))
+    if not record.get('finished'):
+        return None
+    expected = record['options']
+    asked = _comparable(config_of(run, options))
+    different = sorted(name for name in asked if name in expected and asked[name] != expected[name])
+    if different:
+        raise RunError(
+            f'{run.folder} holds a finished run with other options: {", ".join(different)}. Choose another --experiment '
+            f'for another comparison.')
+    return Outcome(run, read_rows(run.folder), record['seconds'], record['peak_mib'])
+
+
+# Options that change how a run is watched or how fast it is, and not what it computes
+_FREE = frozenset({
+    'checkpoint_interval', 'data_dir', 'dataset_download', 'device', 'log_interval', 'log_tensorboard', 'log_wandb',
+    'output', 'validation_batch_size', 'wandb_project', 'wandb_resume_id', 'wandb_tags', 'workers',
+})
+
+
+def _comparable(config: TrainConfig) -> dict[str, Any]:
+    return {name: plain(value) for name, value in vars(config).items() if name not in _FREE and name[0] != '_'}
+
+
+class _Process:
+    """The training of a run in a process of its own.
+
+    Args:
+        run: The run.
+        options: The options that all runs share.
+        slot: Its number among those that run at the same time.
+        jobs: How many these are.
+    """
+
+    def __init__(self, run: Run, options: Mapping[str, Any], slot: int, jobs: int) -> None:
+        self.run = run
+        self.slot = slot
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        config = config_of(run, options)
+        given = {name: plain(getattr(config, name)) for name in (*options, *run.contender.options, 'model_kwargs')}
+        path = run.folder.with_name(f'{run.folder.name}.yaml')
+        replace_text(path, yaml.safe_dump(given | dict(model=config.model, seed=config.seed)))
+        self.log: IO[bytes] = open(run.folder.with_name(f'{run.folder.name}.log'), 'ab')
+        self.began = time.monotonic()
+        self.peak_mib: float | None = None
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'timm_dyacts', 'train', '--config', str(path), '--output', str(run.folder.parent),
+             '--experiment', run.folder.name, '--resume', 'auto'],
+            stdout=self.log,
+            stderr=self.log,
+            env=_environment(slot, jobs),
+        )
+
+    def has_ended(self) -> bool:
+        """Whether the process is over. Its peak memory is known then."""
+        if self.process.returncode is not None:
+            return True
+        if not hasattr(os, 'wait4'):
+            return self.process.poll() is not None
+        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if pid == 0:
+            return False
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.peak_mib = usage.ru_maxrss / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10)
+        return True
+
+    def outcome(self, options: Mapping[str, Any]) -> Outcome:
+        """Give the outcome, and keep on record that the run is finished.
+
+        Raises:
+            RunError: It failed.
+        """
+        self.log.close()
+        seconds = self._add_to_record(finished=self.process.returncode == 0, options=options)
+        if self.process.returncode:
+            lines = Path(self.log.name).read_text(encoding='utf-8', errors='replace').strip().splitlines()
+            raise RunError(
+                f'{self.run.contender.label} with seed {self.run.seed} ended with exit status '
+                f'{self.process.returncode}: {lines[-1] if lines else "no message"} ({self.log.name})')
+        return Outcome(self.run, read_rows(self.run.folder), seconds, self.peak_mib)
+
+    def stop(self) -> None:
+        """Ask the process to save its state, and wait until it has."""
+        if self.process.returncode is None:
+            with_signal = signal.SIGTERM if sys.platform != 'win32' else signal.CTRL_BREAK_EVENT
+            self.process.send_signal(with_signal)
+            while not self.has_ended():
+                time.sleep(_POLL_SECONDS)
+        self.log.close()
+        self._add_to_record(finished=False, options={})
+
+    def _add_to_record(self, finished: bool, options: Mapping[str, Any]) -> float:
+        path = _record_path(self.run)
+        before = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.is_file() else 0.0
+        seconds = before + time.monotonic() - self.began
+        record = dict(finished=finished, seconds=seconds, peak_mib=self.peak_mib)
+        if finished:
+            record['options'] = _comparable(config_of(self.run, options))
+        replace_text(path, json.dumps(record, indent=2) + '\n')
+        return seconds
+
+
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    """A GPU for each job as long as there are some, and a share of the cores."""
+    environment = dict(os.environ)
+    gpus = torch.cuda.device_count()
+    if jobs > 1 and gpus > 1 and 'CUDA_VISIBLE_DEVICES' not in environment:
+        environment['CUDA_VISIBLE_DEVICES'] = str(slot % gpus)
+    if jobs > 1 and gpus == 0:
+        environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // jobs)))
+    return environment
