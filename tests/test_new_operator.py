@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import timm_dyacts
 from timm_dyacts import card, convert, zoo
-from timm_dyacts.card.family import render_family_card
-from timm_dyacts.card.size import measure_by_name
+from timm_dyacts.card.family import measure_by_name, render_family_card
 from timm_dyacts.card.zoo_table import zoo_table
 from timm_dyacts.coverage import default_operations, measure, operations
 from timm_dyacts.layers.forms import Form, Place
