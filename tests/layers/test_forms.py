@@ -10,7 +10,6 @@ from timm.layers import create_act_layer
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 
-from timm_dyacts import OPERATORS
 from timm_dyacts.layers import (
     BELU,
     BSELU,
@@ -29,6 +28,7 @@ from timm_dyacts.layers import (
     SoftPool3d,
 )
 from timm_dyacts.layers.forms import PLAIN_ACTIVATIONS, Form, Place, plain_part, static_form
+from timm_dyacts.operators import OPERATORS
 
 MEMBERS = (BReLU, BELU, BSELU, BLeakyReLU, BPReLU)
 
