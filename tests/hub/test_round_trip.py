@@ -17,7 +17,7 @@ from support.trained_like import trained_like
 from timm_dyacts.data import create_dataset
 
 REPO_ID = 'user/resnet10t_dyrelu_b.digits'
-# What somebody adds to the first snippet of the card, which leaves `model`.
+# What somebody adds to the first snippet of the card, which leaves ``model``.
 PREDICT = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
