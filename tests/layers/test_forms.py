@@ -31,7 +31,6 @@ from timm_dyacts.layers import (
 from timm_dyacts.layers.forms import PLAIN_ACTIVATIONS, Form, Place, plain_part, static_form
 from timm_dyacts.operators import OPERATORS
 
-
 MEMBERS = (BReLU, BELU, BSELU, BLeakyReLU, BPReLU)
 
 
