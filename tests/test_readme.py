@@ -121,6 +121,10 @@ def test_only_commands_that_there_are_are_spoken_of():
 def test_links_and_paths_lead_somewhere(name):
     text = (ROOT / name).read_text()
     links = {link for link in re.findall(r'\]\(([^)]+)\)', text) if '://' not in link}
+    anchors = {'#' + re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-')
+               for title in re.findall('^#+ (.*)$', text, re.MULTILINE)}
+    assert {link for link in links if link.startswith('#')} <= anchors
+    links -= anchors
     paths = set(re.findall(r'`((?:timm_dyacts|tests|scripts|model_cards)/[^`\s]*)`', text))
     # What is in angle brackets is for the reader to fill in. The changelog also names what is gone.
     paths = {path for path in paths if '<' not in path and name != 'CHANGELOG.md'}

@@ -79,7 +79,7 @@ class Option:
     positional: bool = False
 
     def accepts_number(self, value: float) -> bool:
-        """Whether a number is finite and in the range."""
+        """Say whether a number is finite and in the range."""
         return (
             math.isfinite(value)
             and (self.minimum is None or value >= self.minimum)
@@ -264,7 +264,7 @@ class Options:
             object.__setattr__(self, name, value)
 
     def is_given(self, name: str) -> bool:
-        """Whether a value was given, be it the default."""
+        """Say whether a value was given, be it the default."""
         return name in self._given
 
     def implied(self) -> dict[str, Any]:

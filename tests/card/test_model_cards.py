@@ -12,7 +12,7 @@ import torch
 
 from timm_dyacts import zoo
 from timm_dyacts.card import family as cards
-from timm_dyacts.card.size import Size, measure_by_name, measure_size
+from timm_dyacts.card.size import Size, measure_size
 from timm_dyacts.card.zoo_table import zoo_table
 from timm_dyacts.cli.cards import main
 from timm_dyacts.operators import OPERATORS
@@ -134,7 +134,7 @@ def test_the_size_file_is_read_back_as_it_was_written(sizes, tmp_path):
 
 
 def test_a_model_is_measured_without_memory():
-    assert measure_by_name('resnet18') == Size(11689512, 1814073344, (3, 224, 224))
+    assert cards.measure_by_name('resnet18') == Size(11689512, 1814073344, (3, 224, 224))
     assert torch.get_default_device().type == 'cpu'
 
 

@@ -1,4 +1,4 @@
-"""The loopback Hub does to the real `huggingface_hub` client what the Hub does."""
+"""The loopback Hub does to the real ``huggingface_hub`` client what the Hub does."""
 import json
 from contextlib import closing
 from http.client import HTTPConnection, IncompleteRead
@@ -49,13 +49,13 @@ def folder(tmp_path):
 
 
 def read_tree(folder):
-    """The files under a folder as `{path: content}`."""
+    """The files under a folder as ``{path: content}``."""
     folder = Path(folder)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 def evaluate(expressions, env):
-    """The values of expressions about the client's `api`; for one that raises, the name of the exception."""
+    """The values of expressions about the client's ``api``; for one that raises, the name of the exception."""
     process = run_python(
         """
         import json, sys
@@ -75,7 +75,7 @@ def evaluate(expressions, env):
 
 
 def get_weights(hub, headers=None, timeout=10.0):
-    """Ask the storage of a Hub for WEIGHTS, without a client that would know better: `(response, body)`."""
+    """Ask the storage of a Hub for WEIGHTS, without a client that would know better: ``(response, body)``."""
     weights = hub.add_repo('user/model', FILES).find().files['model.safetensors']
     with closing(HTTPConnection(hub.storage_url.removeprefix('http://'), timeout=timeout)) as connection:
         connection.request('GET', f'/storage/{weights.sha256}', headers=headers or {})

@@ -15,9 +15,10 @@ from support.readme import ROOT, STORY, blocks
 from support.trained_like import trained_like
 
 from timm_dyacts.data import create_dataset
+from timm_dyacts.run_folder import RunFolder
 
 REPO_ID = 'user/resnet10t_dyrelu_b.digits'
-# What somebody adds to the first snippet of the card, which leaves `model`.
+# What somebody adds to the first snippet of the card, which leaves ``model``.
 PREDICT = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -78,6 +79,24 @@ def test_the_cards_code_gives_the_same_predictions(published, snippets, tmp_path
     probabilities, shapes = process.stdout.splitlines()[:5], process.stdout.splitlines()[5:]
     assert all(re.fullmatch(r'\d+\.\d% \d', line) for line in probabilities)
     assert len(shapes) == 6 and shapes[-1] == 'torch.Size([1, 512])'
+
+
+def test_the_cards_recipe_trains_again(published, tmp_path):
+    """Where there is nothing but the package and the recipe that was published."""
+    pytest.importorskip('timm_dyacts.cli.train')
+    hub, _ = published
+    files = hub.repos[REPO_ID].find().files
+    card = files['README.md'].content.decode()
+    [recipe] = re.findall(r'```bash\n(.*?)```', card.split('## Recipe')[1], re.DOTALL)
+    install, command = recipe.splitlines()
+    assert install == 'pip install timm_dyacts'
+    (tmp_path / 'args.yaml').write_bytes(files['args.yaml'].content)
+    arguments = [sys.executable, '-m', 'timm_dyacts', *command.split()[1:], '--epochs', '1', '--warmup-epochs', '0']
+    env = hub.env(tmp_path / 'cache') | dict(PYTHONPATH=str(ROOT))
+    done = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = RunFolder(tmp_path / 'output' / 'story' / 'digits').checkpoint('best').read_results()
+    assert results.start.source == 'timm/resnet10t.c3_in1k' and results.start.warm_start == 'exact'
 
 
 def test_the_measurement_can_be_repeated(published, tmp_path):

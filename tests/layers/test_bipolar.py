@@ -300,6 +300,22 @@ class TestTransforms:
         x = values(3, 4, 8, 7, dtype=torch.float32)
         assert torch.equal(traced(x), module(x))
 
+    @pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
+    def test_functions_in_a_module_of_somebody_else(self):
+        """TorchScript compiles them, and those whose checks read no shape can be traced by FX."""
+        class Scripted(nn.Module):
+            def forward(self, x, weight):
+                y = belu(bselu(brelu(x, 6.0, 'halves')), 0.5)
+                return bprelu(bleaky_relu(y, 0.1), weight) * channel_signs(4, device=x.device).reshape(4, 1, 1)
+
+        class Traced(nn.Module):
+            def forward(self, x):
+                return bipolar_max_pool2d(bipolar(x, F.silu, 'halves'), 3, 2, 1)
+
+        x, weight = values(2, 4, 5, 6, dtype=torch.float32), torch.tensor([0.3])
+        assert torch.equal(torch.jit.script(Scripted())(x, weight), Scripted()(x, weight))
+        assert torch.equal(torch.fx.symbolic_trace(Traced())(x), Traced()(x))
+
     def test_feature_extractor(self):
         net = nn.Sequential(nn.Conv2d(3, 4, 1), BReLU(), Bipolar(nn.SiLU()))
         x = values(2, 3, 6, 6, dtype=torch.float32)

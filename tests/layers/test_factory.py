@@ -8,8 +8,9 @@ from timm.layers import SqueezeExcite, blur_pool, create_aa, create_act, create_
 from torch import nn
 
 import timm_dyacts
-from timm_dyacts import OPERATORS, BReLU, DyReLU, SoftPool2d
+from timm_dyacts import BReLU, DyReLU, SoftPool2d
 from timm_dyacts.layers import factory
+from timm_dyacts.operators import OPERATORS
 from timm_dyacts.version import SUPPORTED
 
 ACTIVATIONS = {name: operator for name, operator in OPERATORS.items() if operator.replaces == 'act'}

@@ -1,5 +1,6 @@
 """SoftPool: the definition, shapes as of max pooling, finite results, true gradients, the machinery of PyTorch."""
 import copy
+import inspect
 import io
 import itertools
 import pickle
@@ -17,6 +18,7 @@ from timm_dyacts.layers import (
     GlobalSoftPool2d,
     SoftPool1d,
     SoftPool2d,
+    SoftPool2dSame,
     SoftPool3d,
     global_softpool2d,
     softpool1d,
@@ -269,6 +271,24 @@ class TestTransforms:
         for duplicate in (traced, copy.deepcopy(pool), *pickles):
             assert torch.equal(duplicate(x), pool(x))
 
+    def test_functions_in_a_module_of_somebody_else(self):
+        class Traced(nn.Module):
+            def forward(self, x):
+                return softpool2d(x, 3, 2, 1, beta=2)
+
+        x = values(2, 3, 6, 6, dtype=torch.float32)
+        assert torch.equal(torch.fx.symbolic_trace(Traced())(x), softpool2d(x, 3, 2, 1, beta=2))
+
+    @pytest.mark.parametrize('rank', [1, 2, 3])
+    def test_functions_have_a_name_and_a_signature(self, rank):
+        function = FUNCTIONS[rank]
+        assert function.__name__ == f'softpool{rank}d' and f'F.max_pool{rank}d' in function.__doc__
+        assert pickle.loads(pickle.dumps(function)) is function
+        names = ['kernel_size', 'stride', 'padding', 'dilation', 'ceil_mode', 'beta', 'detach_weights']
+        assert list(inspect.signature(function).parameters) == ['x', *names]
+        for module in (MODULES[rank], SoftPool2dSame):
+            assert list(inspect.signature(module).parameters) == [*names, 'channels', 'device', 'dtype']
+
     def test_feature_extractor(self):
         net = nn.Sequential(nn.Conv2d(3, 4, 1), SoftPool2d(2), nn.ReLU())
         x = values(2, 3, 6, 6, dtype=torch.float32)
@@ -313,6 +333,11 @@ class TestBadInput:
     def test_input(self, pool, x, error, match):
         with pytest.raises(error, match=match):
             pool(x)
+
+    def test_same_padding(self):
+        with pytest.raises(ValueError, match=r'kernel_size must be odd where stride is 1, got \(2, 2\)'):
+            SoftPool2dSame(2, 1)
+        assert SoftPool2dSame(2).stride == (2, 2)
 
     def test_kernel_larger_than_the_input(self):
         with pytest.raises(ValueError, match=r'kernel_size must fit into the padded input, got kernel_size=\(5, 5\)'):

@@ -124,13 +124,17 @@ def _copy_kernel(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     tl.store(y_ptr + i, tl.load(x_ptr + i, i < size), i < size)
 
 
+def name_of(error):
+    """The same in every process; the errors of Triton's compiler quote the addresses of what they are about."""
+    return type(error).__name__ if isinstance(error, CompilationError) else f'{type(error).__name__}: {error}'[:60]
+
+
 class TestLaunch:
-    def test_arguments_by_position_and_by_name(self):
+    def test_arguments_by_name_in_any_order(self):
         x = values(5)
-        for args, kwargs in (((x, y := torch.zeros_like(x), 5, 8), {}),
-                             ((), dict(size=5, y_ptr=(z := torch.zeros_like(x)), x_ptr=x, BLOCK=8, num_warps=1))):
-            triton_tiles.launch(_copy_kernel, 1, *args, **kwargs)
-        assert torch.equal(y, x) and torch.equal(z, x)
+        y = torch.zeros_like(x)
+        triton_tiles.launch(_copy_kernel, 1, size=5, y_ptr=y, x_ptr=x, BLOCK=8, num_warps=1)
+        assert torch.equal(y, x)
 
     def test_no_programs(self):
         x = values(5)
@@ -171,13 +175,13 @@ class TestLaunch:
         InterpreterError('a bug'),
     ]
 
-    @pytest.mark.parametrize('error', BUILD_FAILURES, ids=repr)
+    @pytest.mark.parametrize('error', BUILD_FAILURES, ids=name_of)
     def test_build_failures(self, error):
         with pytest.raises(backends.KernelBuildError, match='_copy_kernel cannot be compiled') as caught:
             triton_tiles.launch(Failing(error), 1, x_ptr=values(5))
         assert caught.value.__cause__ is error
 
-    @pytest.mark.parametrize('error', OTHERS, ids=repr)
+    @pytest.mark.parametrize('error', OTHERS, ids=name_of)
     def test_other_errors(self, error):
         with pytest.raises(type(error)) as caught:
             triton_tiles.launch(Failing(error), 1, x_ptr=values(5))

@@ -1,5 +1,4 @@
 """The Triton kernels of SoftPool against the reference in float64, and how they cut tensors into blocks."""
-import math
 
 import pytest
 import torch
@@ -131,34 +130,3 @@ class TestSoftPool:
         assert SoftPool1d(2)(x).isnan().tolist() == [[[True, False]]]
 
 
-class TestLayouts:
-    """How the kernels of pooling see tensors."""
-
-    @staticmethod
-    def layout_of(shape, kernel_size=2, stride=2, padding=0, dtype=torch.float32, **kwargs):
-        from timm_dyacts.ops.pooling.triton_elements import layout_of
-        from timm_dyacts.ops.pooling.window import Window
-        window = Window.of([kernel_size] * 2, [stride] * 2, [padding] * 2, (1, 1))
-        x = torch.empty(*shape[:2], 1, *shape[2:], device='meta', dtype=dtype)
-        y = x.new_empty(*shape[:2], *window.out_size((1, *shape[2:]), False))
-        if kwargs.pop('channels_last', False):
-            x, y = (t.to(memory_format=torch.channels_last_3d) for t in (x, y))
-        return layout_of(window, (x,), (y,), **kwargs)
-
-    @pytest.mark.parametrize('dtype', [torch.float32, *HALVES], ids=str)
-    @pytest.mark.parametrize('channels_last', [False, True])
-    @pytest.mark.parametrize('columns', [112, 56, 28, 14])
-    def test_no_lane_is_idle(self, columns, channels_last, dtype):
-        layout = self.layout_of((256, 64, columns, columns), channels_last=channels_last, dtype=dtype)
-        assert layout.words != channels_last and layout.blocks[0] == layout.blocks[3] == 1
-        assert layout.programs * math.prod(layout.block) == 256 * 64 * columns ** 2 // 4
-
-    def test_rows_that_32_bits_do_not_count(self):
-        few, many = self.layout_of((2 ** 6, 2 ** 10, 2 ** 6, 4)), self.layout_of((2 ** 16, 2 ** 10, 2 ** 6, 4))
-        assert few.blocks[0] == 1 and many.blocks[0] == 2 ** 16
-        assert many.channels == 2 ** 10 and many.sites == (1, 2 ** 5, 2)
-
-    def test_windows_that_positions_share(self):
-        """Of 3x3/2, the first of two positions is in one window, the second in two."""
-        shares = self.layout_of((1, 1, 1, 8), 3, 2, 1, sites='steps').shares
-        assert {share[2:3] + share[6:8] for share in shares if share[:2] == (0, 0)} == {(0, 4, 5), (1, -1, 3)}

@@ -9,7 +9,7 @@ from torch import nn
 
 from support.loopback_hub import Client, LoopbackHub
 
-# `time.sleep` is silenced because the client would wait for seconds between its retries.
+# ``time.sleep`` is silenced because the client would wait for seconds between its retries.
 SETUP = """
     import time
     time.sleep = lambda seconds: None
@@ -27,7 +27,7 @@ SETUP = """
 
 @contextmanager
 def serve(folder: Path, token: bool = False) -> Iterator[tuple[LoopbackHub, Client]]:
-    """A Hub, and a client with the cache ``folder / 'cache'`` and the log ``folder / 'log'``."""
+    """Serve a Hub, to a client with the cache ``folder / 'cache'`` and the log ``folder / 'log'``."""
     with LoopbackHub() as server:
         env = server.env(folder / 'cache', token=server.token if token else None)
         setup = SETUP.format(tests=str(Path(__file__).parents[1]))
@@ -37,10 +37,11 @@ def serve(folder: Path, token: bool = False) -> Iterator[tuple[LoopbackHub, Clie
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
-    """The same for two models if their logits are, bit for bit."""
+    """Give a text that is the same for two models if their logits are, bit for bit."""
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
     return hashlib.sha256(model.eval()(x).numpy().tobytes()).hexdigest()
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
+    """Give the content of the files by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

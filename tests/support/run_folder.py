@@ -1,4 +1,4 @@
-"""A run folder as scripts/train.py leaves it, without the training."""
+"""A run folder as a training leaves it, without the training."""
 import json
 from pathlib import Path
 from typing import Any

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, model_entrypoint
 
 from .. import zoo
 from ..files import replace_text
 from ..operators import Operator, papers, zoo_operators
 from .render import TIMM_CITATION, render
-from .size import Size, measure_by_name
+from .size import Size, measure_size
 
 __all__ = [
     'SAMPLE',
@@ -25,6 +26,7 @@ __all__ = [
     'describe_warm_start',
     'families',
     'find_problems',
+    'measure_by_name',
     'model_names',
     'read_sizes',
     'render_cards',
@@ -56,6 +58,12 @@ def model_names() -> list[str]:
 
 
 # Sizes
+
+
+def measure_by_name(name: str) -> Size:
+    """Measure one of timm's models, built on the meta device: it takes no memory and computes nothing."""
+    with torch.device('meta'):
+        return measure_size(timm.create_model(name))
 
 
 def read_sizes(folder: Path) -> dict[str, Size]:

@@ -1,14 +1,13 @@
 """What a model costs: parameters and multiply-adds."""
 from dataclasses import dataclass
 
-import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..modes import evaluating
 
-__all__ = ['Size', 'measure_by_name', 'measure_size']
+__all__ = ['Size', 'measure_size']
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,3 @@ def measure_size(model: nn.Module) -> Size:
     with evaluating(model), FlopCounterMode(display=False) as counter:
         model(image)
     return Size(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, input_size)
-
-
-def measure_by_name(name: str) -> Size:
-    """Measure one of timm's models, built on the meta device: it takes no memory and computes nothing."""
-    with torch.device('meta'):
-        return measure_size(timm.create_model(name))

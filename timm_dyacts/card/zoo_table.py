@@ -6,8 +6,7 @@ import torch
 
 from .. import zoo
 from ..operators import zoo_operators
-from .family import describe_exact, describe_warm_start
-from .size import measure_by_name
+from .family import describe_exact, describe_warm_start, measure_by_name
 
 __all__ = ['zoo_table']
 

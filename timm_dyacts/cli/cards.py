@@ -4,8 +4,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..card.family import SIZES, find_problems, model_names, read_sizes, render_cards, write_sizes
-from ..card.size import measure_by_name
+from ..card.family import (
+    SIZES,
+    find_problems,
+    measure_by_name,
+    model_names,
+    read_sizes,
+    render_cards,
+    write_sizes,
+)
 from ..files import replace_text
 from .parser import ArgumentParser, fail
 

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts convert') -
     args = create_parser(prog).parse_args(argv)
     try:
         report = convert_checkpoint(args)
-    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as e:
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as e:
         fail(prog, ' '.join(str(e).split()) or type(e).__name__)
     print(report)
     print(f'Written: {args.output}')
@@ -102,6 +102,8 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
     """
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise ValueError(f'--output must be a new or empty folder, got {str(args.output)!r}')
+    if args.checkpoint and not os.path.isfile(args.checkpoint):
+        raise ValueError(f'--checkpoint must be an existing file, got {args.checkpoint!r}')
     name = resolve_model_name(args.model, option='MODEL')
     source = _architecture_of(name)
     asked = {key: getattr(args, key) for key in ('act', 'pool', 'norm') if getattr(args, key) is not None}
@@ -183,7 +185,11 @@ def _architecture_of(name: str) -> str:
     """The architecture behind a name of ``timm.create_model``."""
     source, place = parse_model_name(name)
     if source == 'local-dir':
-        return json.loads(CheckpointFolder(Path(place)).config.read_text(encoding='utf-8'))['architecture']
+        config = CheckpointFolder(Path(place)).config
+        architecture = json.loads(config.read_text(encoding='utf-8')).get('architecture')
+        if architecture is None:
+            raise ValueError(f'{str(config)!r} names no architecture')
+        return architecture
     if source == 'hf-hub':
         return load_model_config_from_hf(place)[1]
     return name.split('.')[0]

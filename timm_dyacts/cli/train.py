@@ -1,7 +1,7 @@
 """Train or fine-tune a timm model, the variants of timm_dyacts among them.
 
 Without arguments: a small variant on the handwritten digits that come with scikit-learn, in about a minute on 2 cores.
-Options are named as in timm's train.py; the run folder is itself a checkpoint for 'local-dir:<folder>' and the Hub.
+Options are named as in timm's own script; the run folder is itself a checkpoint for 'local-dir:<folder>' and the Hub.
 With --resume auto a run that was killed goes on to the end that it would have had. More processes: torchrun.
 
 Exit status: 0 done, 1 error, 2 wrong usage, 130 stopped by Ctrl-C and 143 by SIGTERM; these two say what was saved.

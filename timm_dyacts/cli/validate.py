@@ -1,4 +1,4 @@
-"""Evaluate models and print their records as JSON, the ones that timm's validate.py prints.
+"""Evaluate models and print their records as JSON, the ones that timm's own script prints.
 
 A model is a run folder, 'local-dir:<folder>', 'hf-hub:<id>' or a name with pretrained weights. A run folder is
 evaluated on the data set that it was trained on, unless told otherwise; any other model on the digits.

@@ -5,10 +5,9 @@ import torch
 from timm.layers import create_act_layer
 from torch import nn
 
-from ..layers import Bipolar
 from ..layers.forms import Form, Place, static_form
 from ..modes import evaluating
-from ..operators import OPERATORS, Operator, activation_types, is_mirrored, module_types
+from ..operators import OPERATORS, activation_types, is_mirrored, module_types
 from ..piecewise_fit import fit_pieces
 from .arguments import Request
 from .flip import flip_signs, is_wrapped, update_mark
@@ -139,7 +138,7 @@ def _channel_dim(call: Call) -> int | None:
 
 def _build(request: Request, form: Form, place: Place) -> tuple[nn.Module, bool]:
     """Make the activation for a place. Give it, and whether it starts as what is there."""
-    operator = _operator_for(request.act, form)
+    operator = OPERATORS.get(request.act)
     kwargs = dict(request.act_kwargs or {})
     if operator is None:
         new = _build_plain(request.act, form, place, kwargs)
@@ -151,15 +150,6 @@ def _build(request: Request, form: Form, place: Place) -> tuple[nn.Module, bool]
             kwargs = dict(alpha=alpha, beta=beta) | kwargs
         new = operator.build_activation(form, place, **kwargs)
     return new, form.same_function(static_form(new))
-
-
-def _operator_for(act: str, form: Form) -> Operator | None:
-    """The operator of a name, ``None`` for a plain activation; for ``'bipolar'`` the member made for what is there."""
-    operator = OPERATORS.get(act)
-    if operator is not None and operator.module is Bipolar:
-        members = (o for o in OPERATORS.values() if o.plain is not None and o.plain == form.kind)
-        return next(members, operator)
-    return operator
 
 
 def _build_plain(act: str, form: Form, place: Place, kwargs: dict[str, Any]) -> nn.Module:

@@ -3,13 +3,13 @@
 See ``signs`` for how the signs are found.
 """
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from timm.layers import AdaptiveAvgMaxPool2d
 from torch import Tensor, nn
 
 from ..layers import Bipolar, BipolarMaxPool2d, channel_signs
+from ..layers.pooling import window_arguments
 from ..operators import activation_types, is_mirrored
 from .report import ConversionError
 from .signs import SignConflict, SignFlip, solve_signs
@@ -133,9 +133,9 @@ def _with_layout(module: nn.Module, layout: str | None) -> nn.Module:
         module = module.f
     if type(module) not in (nn.MaxPool2d, BipolarMaxPool2d):
         return module if layout is None else Bipolar(module, layout=layout)
-    args: dict[str, Any] = {
-        name: getattr(module, name) for name in ('kernel_size', 'stride', 'padding', 'dilation', 'ceil_mode')}
-    return nn.MaxPool2d(**args) if layout is None else BipolarMaxPool2d(**args, layout=layout)
+    if layout is None:
+        return nn.MaxPool2d(**window_arguments(module))
+    return BipolarMaxPool2d.in_place_of(module, layout=layout)
 
 
 def _layout_signs(module: nn.Module, channels: int) -> Tensor:

@@ -288,7 +288,7 @@ class BipolarMaxPool2d(WindowPool):
         self.layout = layout
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.max_pool2d(
+        return functional.bipolar_max_pool(
             x,
             self.kernel_size,
             self.stride,

@@ -62,11 +62,11 @@ class CheckpointInterval:
         return cls(int(match[1]), (match[2] or 's').startswith('e'))
 
     def is_due(self, updates: int) -> bool:
-        """Whether a state is due after that many updates of the run."""
+        """Say whether a state is due after that many updates of the run."""
         return not self.in_epochs and updates % self.every == 0
 
     def is_due_after_epoch(self, epochs: int) -> bool:
-        """Whether a state is due after that many epochs."""
+        """Say whether a state is due after that many epochs."""
         return self.in_epochs and epochs % self.every == 0
 
 

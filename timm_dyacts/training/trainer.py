@@ -3,7 +3,7 @@ import copy
 import shlex
 import signal
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -168,32 +168,11 @@ class Trainer:
         return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary)
 
     def _run_epoch(self) -> None:
-        setup, config, progress = self.setup, self.setup.config, self.progress
-        if self.frozen is not None and _is_unfrozen(config, progress):
+        setup, progress = self.setup, self.progress
+        if self.frozen is not None and _is_unfrozen(setup.config, progress):
             _unfreeze(setup)
             self.frozen = None
-        first_step = setup.loader.set_position(progress.epoch, progress.samples)
-        train_metrics = train_one_epoch(
-            setup.task,
-            setup.loader,
-            setup.optimizer,
-            progress.epoch,
-            scheduler=setup.scheduler,
-            autocast=setup.autocast,
-            loss_scaler=setup.loss_scaler,
-            clip_grad=config.clip_grad,
-            clip_mode=config.clip_mode,
-            channels_last=config.channels_last,
-            grad_accum_steps=config.grad_accum_steps,
-            log_interval=config.log_interval,
-            progress=self.bar,
-            world=setup.world,
-            meter=progress.meter,
-            first_step=first_step,
-            in_eval_mode=self.frozen or (),
-            after_update=self._after_update,
-        )
-        progress.samples = len(setup.loader) * setup.loader.samples_per_step
+        train_metrics = _train_epoch(setup, progress, self.bar, self.frozen or (), self._after_update)
         check_finite(setup.model, progress.epoch, progress.samples)
         row = dict(epoch=progress.epoch)
         for kind, metrics in dict(train=train_metrics, **_evaluate(setup, self._stop_in_evaluation)).items():
@@ -226,31 +205,80 @@ class Trainer:
             check_finite(setup.model, progress.epoch, samples)
             self._save_state()
         if signum:
-            raise self._interruption(signum, samples)
+            raise _interruption(self.setup, self.run, progress, signum, samples)
 
     def _stop_in_evaluation(self) -> None:
         """Save the state of the trained, not yet evaluated epoch where a signal asks for it."""
         signum = self.stop.agreed()
         if signum:
             self._save_state()
-            raise self._interruption(signum, self.progress.samples)
-
-    def _interruption(self, signum: int, samples: int) -> TrainingInterrupted:
-        """Give the error that ends a stopped run and says what is kept and, if there is a state, how to go on."""
-        epoch, has_state = self.progress.epoch, True
-        message = f'Stopped by {signal.Signals(signum).name} at epoch {epoch} after {samples} images.'
-        if samples != self.progress.samples:
-            has_state = epoch > 0
-            kept = f'what was trained before epoch {epoch} is' if has_state else 'nothing is'
-            message += f' A stream of data cannot be resumed within an epoch: {kept} kept.'
-        if has_state:
-            message += f' Go on with: timm-dyacts train --resume {shlex.quote(str(self.run))}'
-        return TrainingInterrupted(message, signum, self.setup.world.is_primary)
+            raise _interruption(self.setup, self.run, self.progress, signum, self.progress.samples)
 
     def _save_state(self) -> None:
         state = capture_state(self.setup.resumable, self.progress, self.setup.world)
         if self.recorder is not None:
             self.recorder.write_state(state)
+
+
+def _train_epoch(
+        setup: Setup,
+        progress: Progress,
+        bar: tqdm,
+        in_eval_mode: Iterable[nn.Module],
+        after_update: Callable[[int, Callable[[], None]], None],
+) -> OrderedDict:
+    """Train what is left of an epoch, and give its metrics."""
+    config = setup.config
+    first_step = setup.loader.set_position(progress.epoch, progress.samples)
+    metrics = train_one_epoch(
+        setup.task,
+        setup.loader,
+        setup.optimizer,
+        progress.epoch,
+        scheduler=setup.scheduler,
+        autocast=setup.autocast,
+        loss_scaler=setup.loss_scaler,
+        clip_grad=config.clip_grad,
+        clip_mode=config.clip_mode,
+        channels_last=config.channels_last,
+        grad_accum_steps=config.grad_accum_steps,
+        log_interval=config.log_interval,
+        progress=bar,
+        world=setup.world,
+        meter=progress.meter,
+        first_step=first_step,
+        in_eval_mode=in_eval_mode,
+        after_update=after_update,
+    )
+    progress.samples = len(setup.loader) * setup.loader.samples_per_step
+    return metrics
+
+
+def _interruption(
+        setup: Setup,
+        run: RunFolder,
+        progress: Progress,
+        signum: int,
+        samples: int,
+) -> TrainingInterrupted:
+    """Give the error that ends a stopped run and says what is kept and, if there is a state, how to go on.
+
+    Args:
+        setup: The objects of the run.
+        run: Its folder.
+        progress: How far it is, as saved.
+        signum: The signal that stopped it.
+        samples: Number of images of the epoch that have been trained on. Those of a stream that are not saved are lost.
+    """
+    epoch, has_state = progress.epoch, True
+    message = f'Stopped by {signal.Signals(signum).name} at epoch {epoch} after {samples} images.'
+    if samples != progress.samples:
+        has_state = epoch > 0
+        kept = f'what was trained before epoch {epoch} is' if has_state else 'nothing is'
+        message += f' A stream of data cannot be resumed within an epoch: {kept} kept.'
+    if has_state:
+        message += f' Go on with: timm-dyacts train --resume {shlex.quote(str(run))}'
+    return TrainingInterrupted(message, signum, setup.world.is_primary)
 
 
 def _unfreeze(setup: Setup) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     'LAYOUTS',
     'belu',
     'bipolar',
+    'bipolar_max_pool',
     'bipolar_max_pool2d',
     'bleaky_relu',
     'bprelu',
@@ -36,7 +37,6 @@ __all__ = [
     'channel_signs',
     'flip',
     'flip_back',
-    'max_pool2d',
 ]
 
 
@@ -235,7 +235,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 @torch.fx.wrap
-def max_pool2d(
+def bipolar_max_pool(
         x: Tensor,
         kernel_size: list[int],
         stride: list[int],
@@ -287,4 +287,4 @@ def bipolar_max_pool2d(
             or the window does not fit into the padded input.
         TypeError: If an argument has the wrong type, or ``x`` no floating-point dtype.
     """
-    return max_pool2d(x, *expand_window(2, kernel_size, stride, padding, dilation), ceil_mode, layout)
+    return bipolar_max_pool(x, *expand_window(2, kernel_size, stride, padding, dilation), ceil_mode, layout)

@@ -278,7 +278,7 @@ def _max_pool_backward_kernel(
 @triton.jit
 def _large_max_pool_backward_kernel(
         dy_ptr, winner_ptr, dx_ptr, channels, lanes, size, out_size, blocks, dx_strides, dy_strides, winner_strides,
-        OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
+        OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Write the same for windows with too many elements to compile code for each. A lane is an element."""
     n, row, c, w = locate_lanes(blocks, BLOCK)
@@ -308,18 +308,11 @@ def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[T
         x_ptr=planes,
         y_ptr=y,
         winner_ptr=winner,
-        channels=tiles.channels,
-        size=tiles.size,
-        out_size=tiles.out_size,
-        blocks=tiles.blocks,
         x_strides=tiles.strides[0],
         y_strides=tiles.out_strides[0],
         HALVES=layout == 'halves',
-        WINDOW=tiles.window,
-        UNITS=tiles.units,
-        PACKED=tiles.packed,
         UNROLL=unroll(window.elements),
-        BLOCK=tiles.block,
+        **tiles.arguments,
     )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():]), winner
 
@@ -331,23 +324,17 @@ def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window:
     dx = empty_planes(winner, size_of(shape), dy.dtype)
     held = patches_held(window)
     tiles = layout_of(window, (dx,), (dy_planes, winner), 'patches' if held else 'elements')
-    of_kernel = dict(SHARES=tiles.shares, PACKED=tiles.packed) if held else dict(OVERLAP=tiles.overlap)
+    windows = dict(SHARES=tiles.shares) if held else dict(OVERLAP=tiles.overlap)
     launch(
         _max_pool_backward_kernel if held else _large_max_pool_backward_kernel, tiles.programs,
         dy_ptr=dy_planes,
         winner_ptr=winner,
         dx_ptr=dx,
-        channels=tiles.channels,
         lanes=tiles.lanes,
-        size=tiles.size,
-        out_size=tiles.out_size,
-        blocks=tiles.blocks,
         dx_strides=tiles.strides[0],
         dy_strides=tiles.out_strides[0],
         winner_strides=tiles.out_strides[1],
-        WINDOW=tiles.window,
-        UNITS=tiles.units,
-        BLOCK=tiles.block,
-        **of_kernel,
+        **windows,
+        **tiles.arguments,
     )
     return dx.reshape(shape)

@@ -26,7 +26,8 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ _TILE = 1024
 _VECTOR_BYTES = 16
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """How a kernel sees tensors of shape (N, C, D, H, W), after dimensions have been merged and cut.
 
     Attributes:
@@ -82,22 +84,38 @@ class Layout(NamedTuple):
     block: tuple[int, int, int]
     packed: bool
 
-    @property
+    # Cached, as layouts are: small inputs are computed in less time than all of this takes.
+
+    @functools.cached_property
     def programs(self) -> int:
         """The number of tiles."""
         return math.prod(self.blocks)
 
-    @property
+    @functools.cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that all kernels take, by name."""
+        return dict(
+            channels=self.channels,
+            size=self.size,
+            out_size=self.out_size,
+            blocks=self.blocks,
+            WINDOW=self.window,
+            UNITS=self.units,
+            PACKED=self.packed,
+            BLOCK=self.block,
+        )
+
+    @functools.cached_property
     def padded(self) -> bool:
         """Whether any window reaches into the padding or beyond the end."""
         return any(self.window[4])
 
-    @property
+    @functools.cached_property
     def overlap(self) -> Sizes:
         """The number of windows, along D, H and W, that an element may belong to."""
         return Window(*self.window[:4]).overlap
 
-    @property
+    @functools.cached_property
     def shares(self) -> tuple[tuple[int, ...], ...]:
         """Which windows hold the elements of a patch, see ``_shares``."""
         return _shares(Window(*self.window[:4]), self.lanes, self.out_size)
@@ -317,7 +335,6 @@ def patches_held(window: Window) -> bool:
     return window.elements <= MOST_HELD and math.prod(window.stride) <= MOST_HELD
 
 
-@functools.lru_cache(maxsize=4096)
 def _shares(window: Window, patches: Sizes, out_size: Sizes) -> tuple[tuple[int, ...], ...]:
     """Find the windows that hold elements of a patch. They lie in the same way around each patch.
 

@@ -15,15 +15,15 @@ Registers hold windows of up to 9 elements; larger windows are read a second tim
 finite as in ``reference.py``: what is summed up are distances from the element with the largest weight, of a scaled
 input.
 """
+import functools
 import math
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..pooling.layout import MOST_HELD, Layout, empty_planes, layout_of, patches_held
+from ..pooling.layout import MOST_HELD, empty_planes, layout_of, patches_held
 from ..pooling.triton_elements import (
     as_pairs,
     candidate_window,
@@ -263,7 +263,7 @@ def _overlapping_backward_kernel(
 def _large_backward_kernel(
         x_ptr, sums_ptr, dx_ptr, channels, lanes, size, out_size, blocks, x_strides, dx_strides, sums_strides,
         part, sharpness,
-        DETACH: tl.constexpr, OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr,
+        DETACH: tl.constexpr, OVERLAP: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr,
         SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Write the same for windows with too many elements to compile code for each. A lane is an element."""
@@ -298,7 +298,11 @@ def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_wei
         y_strides=layout.out_strides[0],
         dy_strides=None,
         part=0,
-        **_window_arguments(layout, window, beta),
+        PADDED=layout.padded,
+        HELD=window.elements <= MOST_HELD,
+        RISING=beta >= 0,
+        **_scaling(window.elements, beta),
+        **layout.arguments,
     )
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
 
@@ -331,7 +335,11 @@ def _disjoint_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detac
         x_strides=layout.strides[0],
         dx_strides=layout.strides[1],
         DETACH=detach_weights,
-        **_window_arguments(layout, window, beta),
+        PADDED=layout.padded,
+        HELD=window.elements <= MOST_HELD,
+        RISING=beta >= 0,
+        **_scaling(window.elements, beta),
+        **layout.arguments,
     )
     return dx
 
@@ -348,56 +356,35 @@ def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, de
         y_strides=layout.out_strides[0],
         dy_strides=layout.out_strides[1],
         part=sums.stride(0),
-        **_window_arguments(layout, window, beta),
+        PADDED=layout.padded,
+        HELD=window.elements <= MOST_HELD,
+        RISING=beta >= 0,
+        **_scaling(window.elements, beta),
+        **layout.arguments,
     )
     dx = empty_planes(x, size_of(x.shape))
     held = patches_held(window)
     layout = layout_of(window, (x, dx), (sums[0],), 'patches' if held else 'elements')
-    of_kernel = dict(SHARES=layout.shares, PACKED=layout.packed) if held else dict(OVERLAP=layout.overlap)
+    windows = dict(SHARES=layout.shares) if held else dict(OVERLAP=layout.overlap)
     launch(
         _overlapping_backward_kernel if held else _large_backward_kernel, layout.programs,
         x_ptr=x,
         sums_ptr=sums,
         dx_ptr=dx,
-        channels=layout.channels,
         lanes=layout.lanes,
-        size=layout.size,
-        out_size=layout.out_size,
-        blocks=layout.blocks,
         x_strides=layout.strides[0],
         dx_strides=layout.strides[1],
         sums_strides=layout.out_strides[0],
         part=sums.stride(0),
-        sharpness=_sharpness(window, beta),
         DETACH=detach_weights,
-        WINDOW=layout.window,
-        UNITS=layout.units,
-        SCALE=scale_of(window.elements),
-        BLOCK=layout.block,
-        **of_kernel,
+        **windows,
+        **_scaling(window.elements, beta),
+        **layout.arguments,
     )
     return dx
 
 
-def _window_arguments(layout: Layout, window: Window, beta: float) -> dict[str, Any]:
-    """Give the arguments of kernels whose lanes are windows, besides tensors and their strides."""
-    return dict(
-        channels=layout.channels,
-        size=layout.size,
-        out_size=layout.out_size,
-        blocks=layout.blocks,
-        sharpness=_sharpness(window, beta),
-        WINDOW=layout.window,
-        UNITS=layout.units,
-        PACKED=layout.packed,
-        PADDED=layout.padded,
-        HELD=window.elements <= MOST_HELD,
-        SCALE=scale_of(window.elements),
-        RISING=beta >= 0,
-        BLOCK=layout.block,
-    )
-
-
-def _sharpness(window: Window, beta: float) -> float:
-    """Give the factor of scaled elements in exponents of 2."""
-    return sharpness_of(window.elements, beta) / math.log(2)
+@functools.lru_cache(maxsize=1024)
+def _scaling(count: int, beta: float) -> dict[str, float]:
+    """Give the scale for windows of ``count`` elements, and what scaled distances are multiplied by in powers of 2."""
+    return dict(sharpness=sharpness_of(count, beta) / math.log(2), SCALE=scale_of(count))
