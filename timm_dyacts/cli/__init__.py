@@ -24,6 +24,7 @@ COMMANDS = dict(
     lsuv='initialise a model without normalisation, and show the size of its outputs',
     zoo='list the variants, with what they cost',
     cards='render the model cards of the zoo',
+    demo='get real weights and real pictures to try things with',
     run="run a script, such as timm's train.py, with the variants registered",
 )
 

@@ -56,8 +56,8 @@ class _Step:
     def __init__(self, config: TrainConfig, num_classes: int) -> None:
         self.device = resolve_device(config.device)
         self.batch_size = config.batch_size
-        model = build_model(
-            config.model, config.preprocessing, False, config.model_kwargs, num_classes=config.num_classes or num_classes)
+        classes = config.num_classes or num_classes
+        model = build_model(config.model, config.preprocessing, False, config.model_kwargs, num_classes=classes)
         input_size = resolve_input(model, config.preprocessing)['input_size']
         model.pretrained_cfg = dict(model.pretrained_cfg, input_size=input_size)
         self.size: Size = measure_size(model)

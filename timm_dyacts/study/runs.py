@@ -18,6 +18,7 @@ from ..files import replace_text
 from ..options import plain
 from ..run_folder import RunFolder
 from ..training import TrainConfig
+from ..training.log import best_row
 from .plan import Run
 
 __all__ = ['Outcome', 'RunError', 'config_of', 'execute', 'read_rows']
@@ -53,8 +54,6 @@ class Outcome:
             at: ``'last'`` or ``'best'``.
             chosen_by: The metric that makes an epoch the best.
         """
-        from ..training.log import best_row
-
         row = self.rows[-1] if at == 'last' else best_row(list(self.rows), f'eval_{chosen_by}')
         return int(row['epoch']), row[f'eval_{metric}']
 
@@ -150,8 +149,8 @@ def _finished(run: Run, options: Mapping[str, Any]) -> Outcome | None:
     different = sorted(name for name in asked if name in expected and asked[name] != expected[name])
     if different:
         raise RunError(
-            f'{run.folder} holds a finished run with other options: {", ".join(different)}. Choose another --experiment '
-            f'for another comparison.')
+            f'{run.folder} holds a finished run with other options: {", ".join(different)}. Choose another '
+            f'--experiment for another comparison.')
     return Outcome(run, read_rows(run.folder), record['seconds'], record['peak_mib'])
 
 
