@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..convert import ConversionError, convert
+from ..convert.probe import input_sizes
 from ..operators import OPERATORS
 from .survey import REPLACED, Survey
 from .trained_like import trained_like_
@@ -102,8 +103,8 @@ def _reference(name: str, max_params: float, full_size: bool) -> tuple[nn.Module
     if not is_large:
         torch.manual_seed(0)
         model = timm.create_model(name)
-    *smaller, full = _probe_sizes(model, full_size)
-    for size in (*smaller, full):
+    sizes = input_sizes(model, at_least=96)[-1 if full_size else 0:]
+    for size in sizes:
         x = torch.randn(4, *size, generator=torch.Generator().manual_seed(1))
         try:
             if is_large:
@@ -118,18 +119,9 @@ def _reference(name: str, max_params: float, full_size: bool) -> tuple[nn.Module
             with torch.no_grad(), Survey(model) as survey:
                 return model, x, model(x), survey
         except (AssertionError, RuntimeError, ValueError):  # too small for this architecture
-            if size == full:
+            if size == sizes[-1]:
                 raise
     raise AssertionError('unreachable')
-
-
-def _probe_sizes(model: nn.Module, full_size: bool) -> list[tuple[int, int, int]]:
-    """Give the sizes to try for the probe batch, the smallest first."""
-    cfg = model.pretrained_cfg
-    channels, height, width = cfg['input_size']
-    full = (channels, height, width)
-    small = (channels, min(height, 96), min(width, 96))
-    return [full] if full_size or cfg.get('fixed_input_size') or small == full else [small, full]
 
 
 def _difference(output: Any, expected: Any) -> float:
