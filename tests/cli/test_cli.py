@@ -159,9 +159,11 @@ def test_every_module_of_a_command_is_in_the_table():
 # The scripts
 
 
-def test_the_commands_of_old_keep_their_scripts():
+def test_which_commands_have_scripts():
+    """Those that were scripts before there were commands, and compare."""
     assert {name: command_of(name) for name in SCRIPTS} == {
         'benchmark.py': 'benchmark',
+        'compare.py': 'compare',
         'coverage.py': 'coverage',
         'lsuv.py': 'lsuv',
         'model_cards.py': 'cards',

@@ -1,6 +1,6 @@
 """Find out whether a variant helps on your data: train a base and its variants with many seeds, and compare them.
 
-    %(prog)s --models resnet18 resnet18_dyrelu_b resnet18_softpool --seeds 10 --data-dir photos --pretrained
+    timm-dyacts compare --models resnet18 resnet18_dyrelu_b resnet18_softpool --seeds 10 --data-dir photos --pretrained
 
 The same seed gives every model the same order of images, the same augmentation and, to variants of one base, the same
 initial weights. Differences are taken seed by seed. Beside the options below it takes those of train. Started again it

