@@ -12,6 +12,7 @@ it::
       curves.png confusion.png mistakes.png dyrelu.png softpool.png
       publish/                                        what a dry run of publishing leaves
 """
+import csv
 import json
 import os
 import reprlib
@@ -40,6 +41,7 @@ __all__ = [
     'Results',
     'RunFolder',
     'Start',
+    'read_rows',
 ]
 
 CARD = 'README.md'
@@ -294,6 +296,12 @@ class CheckpointFolder(_Folder):
             f"'{self.results}' cannot be read: it {problem}. Correct it, or remove it to go on without results.")
 
 
+def read_rows(summary: str | os.PathLike) -> list[dict[str, float]]:
+    """Read the rows of a ``summary.csv``, one per epoch."""
+    with open(summary, newline='', encoding='utf-8') as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
 class RunFolder(_Folder):
     """The files of a run.
 
@@ -389,6 +397,10 @@ class RunFolder(_Folder):
                 return options
             problem = "does not hold the options of a run, one 'option: value' per line"
         raise ValueError(f"'{self.options}' {problem}. Correct it, or remove it to go on without the options.")
+
+    def read_summary(self) -> list[dict[str, float]]:
+        """Read the rows of the epochs, none if there is no file."""
+        return read_rows(self.summary) if self.summary.is_file() else []
 
     def write_options(self, options: Mapping[str, Any]) -> None:
         """Write the options, all or nothing."""

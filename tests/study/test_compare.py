@@ -99,7 +99,8 @@ def test_finished_runs_are_not_repeated(finished, photos, tmp_path, monkeypatch)
 
 def test_other_options_are_another_comparison(finished, photos):
     config = CompareConfig(models=MODELS, seeds=2, output=str(finished.folder.parent))
-    with pytest.raises(RunError, match='finished run with other options: epochs. Choose another --experiment'):
+    words = r'finished run with other options: --epochs 2 \(now 3\). Choose another --experiment'
+    with pytest.raises(RunError, match=words):
         compare(config, **options(photos) | dict(epochs=3))
 
 

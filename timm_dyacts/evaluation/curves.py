@@ -1,8 +1,8 @@
 """The learning curves of a run, as a picture."""
-import csv
 import os
 
 from ..plotting import BLUE, GREY, create_figure, style_axes
+from ..run_folder import read_rows
 
 __all__ = ['plot_curves']
 
@@ -17,8 +17,7 @@ def plot_curves(summary: str | os.PathLike, path: str | os.PathLike, title: str 
     """
     from matplotlib.ticker import MaxNLocator
 
-    with open(summary, newline='') as f:
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    rows = read_rows(summary)
     epochs = [row['epoch'] for row in rows]
     best = max(rows, key=lambda row: row['eval_top1'])
 

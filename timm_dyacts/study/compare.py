@@ -68,8 +68,8 @@ def compare(config: CompareConfig, **train_options: Any) -> ComparisonResult:
     runs = list(plan_runs(contenders, seeds, folder))
     configs = [config_of(run, train_options) for run in runs]  # a bad option is found before the first run
     outcomes = _run(runs, configs, train_options, config.jobs)
-    first_configs = {run.contender.label: config for run, config in reversed(list(zip(runs, configs, strict=True)))}
-    costs = _measure(contenders, first_configs, outcomes, config.repeats)
+    of_any_seed = {run.contender.label: run_config for run, run_config in zip(runs, configs, strict=True)}
+    costs = _measure(contenders, of_any_seed, outcomes, config.repeats)
     return _write(config, folder, contenders, outcomes, costs, configs[0].eval_metric)
 
 

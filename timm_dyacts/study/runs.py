@@ -1,5 +1,4 @@
 """The runs of a comparison: trained in processes of their own, each resumable, some at the same time."""
-import csv
 import json
 import os
 import signal
@@ -19,9 +18,10 @@ from ..options import plain
 from ..run_folder import RunFolder
 from ..training import TrainConfig
 from ..training.log import best_row
+from ..training.resume import FREE_OPTIONS, differing_options
 from .plan import Run
 
-__all__ = ['Outcome', 'RunError', 'config_of', 'execute', 'read_rows']
+__all__ = ['Outcome', 'RunError', 'config_of', 'execute']
 
 _POLL_SECONDS = 0.2
 
@@ -80,15 +80,6 @@ def config_of(run: Run, options: Mapping[str, Any]) -> TrainConfig:
     ))
 
 
-def read_rows(folder: Path) -> list[dict[str, float]]:
-    """Read the ``summary.csv`` of a run, empty if there is none."""
-    path = RunFolder(folder).summary
-    if not path.is_file():
-        return []
-    with open(path, newline='', encoding='utf-8') as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
 def execute(runs: Sequence[Run], options: Mapping[str, Any], jobs: int = 1) -> Iterator[Outcome | int]:
     """Train what is not finished yet, ``jobs`` runs at a time.
 
@@ -121,8 +112,8 @@ def execute(runs: Sequence[Run], options: Mapping[str, Any], jobs: int = 1) -> I
             for process in list(active):
                 if process.has_ended():
                     active.remove(process)
-                    yield process.outcome(options)
-            yield sum(len(read_rows(process.run.folder)) for process in active)
+                    yield process.outcome()
+            yield sum(len(RunFolder(process.run.folder).read_summary()) for process in active)
     finally:
         for process in active:
             process.stop()
@@ -142,27 +133,15 @@ def _finished(run: Run, options: Mapping[str, Any]) -> Outcome | None:
     if not _record_path(run).is_file():
         return None
     record = json.loads(_record_path(run).read_text(encoding='utf-8'))
-    if not record.get('finished'):
+    saved = RunFolder(run.folder).read_options()
+    if not record.get('finished') or saved is None:
         return None
-    expected = record['options']
-    asked = _comparable(config_of(run, options))
-    different = sorted(name for name in asked if name in expected and asked[name] != expected[name])
+    different = differing_options(config_of(run, options), saved, FREE_OPTIONS - {'on_bad_image'})
     if different:
         raise RunError(
             f'{run.folder} holds a finished run with other options: {", ".join(different)}. Choose another '
             f'--experiment for another comparison.')
-    return Outcome(run, read_rows(run.folder), record['seconds'], record['peak_mib'])
-
-
-# Options that change how a run is watched or how fast it is, and not what it computes
-_FREE = frozenset({
-    'checkpoint_interval', 'data_dir', 'dataset_download', 'device', 'log_interval', 'log_tensorboard', 'log_wandb',
-    'output', 'validation_batch_size', 'wandb_project', 'wandb_resume_id', 'wandb_tags', 'workers',
-})
-
-
-def _comparable(config: TrainConfig) -> dict[str, Any]:
-    return {name: plain(value) for name, value in vars(config).items() if name not in _FREE and name[0] != '_'}
+    return Outcome(run, RunFolder(run.folder).read_summary(), record['seconds'], record['peak_mib'])
 
 
 class _Process:
@@ -207,20 +186,20 @@ class _Process:
         self.peak_mib = usage.ru_maxrss / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10)
         return True
 
-    def outcome(self, options: Mapping[str, Any]) -> Outcome:
+    def outcome(self) -> Outcome:
         """Give the outcome, and keep on record that the run is finished.
 
         Raises:
             RunError: It failed.
         """
         self.log.close()
-        seconds = self._add_to_record(finished=self.process.returncode == 0, options=options)
+        seconds = self._add_to_record(finished=self.process.returncode == 0)
         if self.process.returncode:
             lines = Path(self.log.name).read_text(encoding='utf-8', errors='replace').strip().splitlines()
             raise RunError(
                 f'{self.run.contender.label} with seed {self.run.seed} ended with exit status '
                 f'{self.process.returncode}: {lines[-1] if lines else "no message"} ({self.log.name})')
-        return Outcome(self.run, read_rows(self.run.folder), seconds, self.peak_mib)
+        return Outcome(self.run, RunFolder(self.run.folder).read_summary(), seconds, self.peak_mib)
 
     def stop(self) -> None:
         """Ask the process to save its state, and wait until it has."""
@@ -230,15 +209,13 @@ class _Process:
             while not self.has_ended():
                 time.sleep(_POLL_SECONDS)
         self.log.close()
-        self._add_to_record(finished=False, options={})
+        self._add_to_record(finished=False)
 
-    def _add_to_record(self, finished: bool, options: Mapping[str, Any]) -> float:
+    def _add_to_record(self, finished: bool) -> float:
         path = _record_path(self.run)
         before = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.is_file() else 0.0
         seconds = before + time.monotonic() - self.began
         record = dict(finished=finished, seconds=seconds, peak_mib=self.peak_mib)
-        if finished:
-            record['options'] = _comparable(config_of(self.run, options))
         replace_text(path, json.dumps(record, indent=2) + '\n')
         return seconds
 

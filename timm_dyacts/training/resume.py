@@ -9,12 +9,12 @@ from ..options import declarations, plain, to_dict
 from ..run_folder import OPTIONS, RunFolder
 from .config import TrainConfig
 
-__all__ = ['check_resumable', 'differing_options', 'find_state']
+__all__ = ['FREE_OPTIONS', 'check_resumable', 'differing_options', 'find_state']
 
 _logger = logging.getLogger(__name__)
 
 # Options that change where a run is, how it is watched or how fast it is, and not what it computes.
-_FREE = frozenset({
+FREE_OPTIONS = frozenset({
     'checkpoint_interval', 'data_dir', 'dataset_download', 'device', 'experiment', 'log_interval', 'log_tensorboard',
     'log_wandb', 'on_bad_image', 'output', 'resume', 'validation_batch_size', 'wandb_project', 'wandb_resume_id',
     'wandb_tags', 'workers',
@@ -72,7 +72,7 @@ def _newest_like(config: TrainConfig) -> RunFolder | None:
     paths = Path(config.output).glob(f'*/{OPTIONS}')
     for path in sorted(paths, key=os.path.getmtime, reverse=True):
         run = RunFolder(path.parent)
-        if not differing_options(config, run.read_options(), free=_FREE - {'data_dir'}):
+        if not differing_options(config, run.read_options(), free=FREE_OPTIONS - {'data_dir'}):
             return run
     return None
 
@@ -80,7 +80,7 @@ def _newest_like(config: TrainConfig) -> RunFolder | None:
 def differing_options(
         config: TrainConfig,
         saved: Mapping[str, Any],
-        free: frozenset[str] = _FREE,
+        free: frozenset[str] = FREE_OPTIONS,
 ) -> list[str]:
     """Describe the options that a run was started with otherwise, e.g. ``'--lr 0.1 (now 0.2)'``."""
     declared = declarations(TrainConfig)
@@ -108,7 +108,7 @@ def check_resumable(state: Mapping[str, Any], config: TrainConfig, data: Mapping
     saved = state['args']
     before = saved['batch_size'] * saved['grad_accum_steps'] * state['world_size']
     now = config.batch_size * config.grad_accum_steps * world_size
-    different = differing_options(config, saved, _FREE.union(_BATCH) if before == now else _FREE)
+    different = differing_options(config, saved, FREE_OPTIONS.union(_BATCH) if before == now else FREE_OPTIONS)
     if different:
         raise ValueError(
             f'--resume: the run was started with other options: {", ".join(different)}. Repeat them, or start a new '
