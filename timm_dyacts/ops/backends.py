@@ -2,8 +2,8 @@
 
 Each operator has its functions in ``functional.py`` and, in ``reference.py``, what they compute in plain operations
 that autograd, ``torch.compile``, export and the transforms of ``torch.func`` understand. Beside these it may have a
-module for each back end of the table below, named like the back end (``cpu.py``, ``triton.py``), with *kernels*: fused
-functions that run in place of a reference, or of its backward pass, in eager mode.
+module for each back end of the table below, named like the back end (``native.py``, ``cpu.py``, ``triton.py``), with
+*kernels*: fused functions that run in place of a reference, or of its backward pass, in eager mode.
 
 The protocol:
 
@@ -20,8 +20,8 @@ A function asks ``find_kernel`` once per call, and runs the kernel for the opera
 reference.
 
 The environment variable ``TIMM_DYACTS_BACKEND`` (or ``use_backend``, for a while) chooses: ``auto`` takes the back end
-of the operands' device; ``cpu`` or ``triton`` takes this one alone, the reference on other devices, and turns a kernel
-that cannot be built into an error; ``reference`` takes none.
+of the operands' device, the first in the table that offers the kernel; ``native``, ``cpu`` or ``triton`` takes this one
+alone, the reference on other devices, and turns a kernel that cannot be built into an error; ``reference`` takes none.
 """
 import functools
 import importlib
@@ -54,6 +54,7 @@ __all__ = [
     'Backend',
     'Kernel',
     'KernelBuildError',
+    'NotBuilt',
     'current_backend',
     'describe_backends',
     'differentiate',
@@ -61,6 +62,10 @@ __all__ = [
     'run_kernel',
     'use_backend',
 ]
+
+
+class NotBuilt(ImportError):
+    """Raised where a back end is not there, and nothing went wrong: it is an optional one, and none is missed."""
 
 
 class KernelBuildError(RuntimeError):
@@ -75,7 +80,7 @@ class Backend:
         name: Its name, and that of its modules in the folders of the operators.
         device_type: The device type that it computes on.
         dtypes: The dtypes that its kernels take, None for all.
-        requires: The package that its modules import, None if torch is enough.
+        requires: The package, or module, that its modules import, None if torch is enough.
         interpreter: The environment variable that, set to ``1``, has the kernels run on CPU tensors too, provided that
             the back end is chosen by name. For tests.
     """
@@ -95,6 +100,8 @@ class Backend:
         """Give the reason why it does not work on this machine, None if it works."""
         try:
             self.require()
+        except NotBuilt as e:
+            return str(e)
         except ImportError as e:
             return f'{self.requires} cannot be imported: {e}'
         if self.device_type == 'cuda' and not torch.cuda.is_available():
@@ -110,15 +117,20 @@ class Backend:
         if self.requires is not None:
             try:
                 importlib.import_module(self.requires)
+            except NotBuilt:
+                raise
             except ImportError as e:
                 raise ImportError(str(e), name=self.requires) from e
 
     def is_missing(self, error: ImportError) -> bool:
         """Tell whether an import failed in the package that it requires, not in one of our own modules."""
-        return self.requires is not None and (error.name or '').partition('.')[0] == self.requires
+        return self.requires is not None and f'{error.name}.'.startswith(f'{self.requires}.')
 
 
 BACKENDS = (
+    Backend(
+        'native', 'cpu', frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16}),
+        f'{__package__}.native_library'),
     Backend('cpu', 'cpu'),
     Backend(
         'triton', 'cuda', frozenset({torch.float32, torch.float16, torch.bfloat16}), 'triton', 'TRITON_INTERPRET'),
@@ -200,7 +212,9 @@ def find_kernel(operator: str, name: str, *operands: Any) -> Kernel | None:
     for backend in BACKENDS:
         if (_choice == 'auto' or _choice == backend.name) and backend.takes(device_type):
             if backend.dtypes is None or all(t.dtype in backend.dtypes for t in tensors):
-                return _offered(backend, operator, name)
+                kernel = _offered(backend, operator, name)
+                if kernel is not None:
+                    return kernel
     return None
 
 
@@ -223,7 +237,10 @@ def _offered(backend: Backend, operator: str, name: str) -> Kernel | None:
     except ImportError as e:
         if forced or not backend.is_missing(e):
             raise
-        _give_up(backend.name, f'its back end {backend.name}', e)
+        if isinstance(e, NotBuilt):
+            _unusable.add(backend.name)
+        else:
+            _give_up(backend.name, f'its back end {backend.name}', e)
         return None
 
 

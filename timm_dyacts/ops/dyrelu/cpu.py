@@ -155,7 +155,7 @@ def _add_statistics_backward(
     return dweights.reshape(weight.shape).to(weight.dtype)
 
 
-def _attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
+def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
     """Compute the attention, and the attention before it is bounded and divided."""
     z = (logits + bias.to(logits.dtype)).flatten(1).div_(settings.tau)
     share = z.sub_(z.amax(1, keepdim=True)).exp_()
@@ -163,7 +163,7 @@ def _attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[
     return share.clamp(max=3).div_(settings.divisor), share
 
 
-def _attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
+def attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> Tensor:
     """Compute the gradient of the logits. That of the bias is zero: softmax does not see it."""
     dshare = dpi.masked_fill(share > 3, 0).div_(settings.divisor)
     mean = (dshare * share).flatten(1).mean(1).reshape(-1, *[1] * (share.dim() - 1))
@@ -180,7 +180,7 @@ def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) ->
     theta = residual.unflatten(1, (-1, len(starts))) * ranges + starts
     pi = share = None
     if logits is not None:
-        pi, share = _attention(logits, params.spatial_bias, settings)
+        pi, share = attention(logits, params.spatial_bias, settings)
     y = dyrelu(x, theta, pi, settings.max_value)
     return y, *DyReLUSaved(theta, mean, hidden, residual, pi, share)
 
@@ -198,7 +198,7 @@ def dynamic_relu_backward(
     dx, dtheta, dpi, _ = dyrelu_backward(dy, x, saved.theta, saved.pi, settings.max_value)
     dlogits = dspatial_bias = None
     if dpi is not None:
-        dlogits = _attention_backward(dpi, saved.share, settings)
+        dlogits = attention_backward(dpi, saved.share, settings)
         dspatial_bias = torch.zeros_like(params.spatial_bias)
     dresidual = (dtheta * residual.new_tensor(settings.ranges)).reshape(residual.shape)
     dz = dresidual * (1 - residual * residual) * 0.5

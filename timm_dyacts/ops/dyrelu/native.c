@@ -1,0 +1,448 @@
+/* The native kernels of Dynamic ReLU.
+
+An input is (N, C, P), or (N, P, C) with the channels last; coefficients are (N, 2K, C). Work is cut into tiles: some
+channels and some positions of a sample, a *segment* of the positions in them. A tile writes sums of its own, one for each
+of its channels, which ``combine`` adds up in the order of the segments. */
+#include "../native.h"
+
+enum { BLOCK = 1024, ROWS = 64, SEGMENT = 32768 };
+
+/* The same as ``_Operands`` in native.py. */
+typedef struct {
+    i64 samples, channels, positions, channels_last, k;
+    crew crew;
+    const void *x, *dy;
+    void *out;          /* y, dx */
+    const void *theta;  /* (N, 2K, C) */
+    const void *pi;     /* (N, P), or NULL */
+    const void *weight; /* (C,), or NULL: of the attention */
+    const void *dmean;  /* (N, C): gradient of the sum of each plane */
+    const void *dlogits; /* (N, P), or NULL */
+    void *sums;         /* (N, rows, C), see each kernel */
+    void *per_position; /* (N, P): logits, dpi */
+    double max_value;   /* NaN: none */
+} operands;
+
+typedef struct {
+    const operands *o;
+    i64 group, groups, segment, segments; /* channels and positions of a tile; how many of both there are */
+    i64 rows;       /* sums that a tile forms for each channel */
+    void *partial;  /* (N, segments, rows, C) */
+    double divisor; /* of the sums */
+} plan;
+
+typedef struct { i64 n, c0, c1, p0, p1, at; } tile;
+
+static plan make_plan(const operands *o, i64 rows, int all_channels) {
+    plan p = {o, 0, 0, 0, 0, rows, NULL, 1};
+    if (o->channels_last) {
+        p.group = o->channels;
+        p.segment = least(o->positions, most(ROWS, BLOCK / o->channels));
+    } else {
+        p.segment = least(o->positions, all_channels ? BLOCK : SEGMENT);
+        p.group = all_channels ? o->channels : least(o->channels, most(1, SEGMENT / p.segment));
+    }
+    p.groups = parts(o->channels, p.group);
+    p.segments = parts(o->positions, p.segment);
+    return p;
+}
+
+INLINE tile tile_of(const plan *p, i64 unit) {
+    const operands *o = p->o;
+    i64 s = unit % p->segments, g = unit / p->segments % p->groups, n = unit / p->segments / p->groups;
+    tile t = {n, g * p->group, least((g + 1) * p->group, o->channels), s * p->segment,
+              least((s + 1) * p->segment, o->positions), (n * p->segments + s) * p->rows * o->channels};
+    return t;
+}
+
+static int run_tiles(const plan *p, int (*work)(const void *, i64, i64)) {
+    i64 units = p->o->samples * p->groups * p->segments;
+    return run_job(&p->o->crew, work, p, units, most(1, SEGMENT / (p->group * p->segment)));
+}
+
+#define TILES(name) \
+    static int name(const void *args, i64 begin, i64 end) { \
+        const plan *p = args; \
+        for (i64 unit = begin; unit < end; unit++) { \
+            int status = name##_tile(p, tile_of(p, unit)); \
+            if (status != OK) return status; \
+        } \
+        return OK; \
+    }
+
+/* The samples of a job: the sums of all segments. */
+static int combine_samples(const void *args, i64 begin, i64 end) {
+    const plan *p = args;
+    i64 size = p->rows * p->o->channels;
+    for (i64 n = begin; n < end; n++) {
+        const REAL *partial = (const REAL *)p->partial + n * p->segments * size;
+        REAL *sums = (REAL *)p->o->sums + n * size;
+        for (i64 i = 0; i < size; i += BLOCK) {
+            i64 count = least(BLOCK, size - i);
+            double total[BLOCK] = {0};
+            for (i64 s = 0; s < p->segments; s++) {
+                const REAL *part = partial + s * size + i;
+                SIMD
+                for (i64 j = 0; j < count; j++) total[j] += part[j];
+            }
+            SIMD
+            for (i64 j = 0; j < count; j++) sums[i + j] = (REAL)(total[j] / p->divisor);
+        }
+    }
+    return OK;
+}
+
+/* Run the tiles of a plan, and add up their sums. */
+static int run_sums(plan *p, int (*work)(const void *, i64, i64)) {
+    const operands *o = p->o;
+    i64 size = p->rows * o->channels;
+    int in_place = p->segments == 1;
+    if (in_place) p->partial = o->sums;
+    else if (!(p->partial = malloc(sizeof(REAL) * (size_t)(o->samples * p->segments * size)))) return OUT_OF_MEMORY;
+    int status = run_tiles(p, work);
+    if (status == OK && !(in_place && p->divisor == 1))
+        status = run_job(&o->crew, combine_samples, p, o->samples, most(1, SEGMENT / (p->segments * size)));
+    if (!in_place) free(p->partial);
+    return status;
+}
+
+/* ---- The mean of each plane, and the product with the weight of the attention ---- */
+
+static int statistics_tile(const plan *p, tile t) {
+    const operands *o = p->o;
+    const i64 C = o->channels, P = o->positions;
+    const REAL *restrict weight = o->weight;
+    REAL *restrict sums = (REAL *)p->partial + t.at;
+    REAL *restrict logits = (REAL *)o->per_position + (weight ? t.n * P : 0);
+    if (o->channels_last) {
+        for (i64 c = 0; c < C; c++) sums[c] = 0;
+        for (i64 i = t.p0; i < t.p1; i++) {
+            const T *restrict x = (const T *)o->x + (t.n * P + i) * C;
+            if (weight) {
+                double logit = 0;
+                for (i64 b = 0; b < C; b += BLOCK) {
+                    i64 end = least(b + BLOCK, C);
+                    REAL part = 0;
+                    _Pragma("omp simd reduction(+:part)")
+                    for (i64 c = b; c < end; c++) {
+                        REAL v = LOAD(x[c]);
+                        sums[c] += v;
+                        part += v * weight[c];
+                    }
+                    logit += part;
+                }
+                logits[i] = (REAL)logit;
+            } else {
+                SIMD
+                for (i64 c = 0; c < C; c++) sums[c] += LOAD(x[c]);
+            }
+        }
+        return OK;
+    }
+    double products[BLOCK] = {0};
+    for (i64 c = t.c0; c < t.c1; c++) {
+        const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
+        double sum = 0;
+        for (i64 b = t.p0; b < t.p1; b += BLOCK) {
+            i64 end = least(b + BLOCK, t.p1);
+            REAL part = 0;
+            _Pragma("omp simd reduction(+:part)")
+            for (i64 i = b; i < end; i++) part += LOAD(x[i]);
+            sum += part;
+        }
+        sums[c] = (REAL)sum;
+        if (weight) {
+            double w = weight[c];
+            SIMD
+            for (i64 i = 0; i < t.p1 - t.p0; i++) products[i] += w * LOAD(x[t.p0 + i]);
+        }
+    }
+    if (weight) for (i64 i = t.p0; i < t.p1; i++) logits[i] = (REAL)products[i - t.p0];
+    return OK;
+}
+TILES(statistics)
+
+/* ``sums``: (N, 1, C), the means. */
+EXPORT int NAME(dyrelu_statistics)(const operands *o) {
+    plan p = make_plan(o, 1, o->weight != NULL);
+    p.divisor = (double)o->positions;
+    return run_sums(&p, statistics);
+}
+
+/* ---- The output ---- */
+
+/* Of pieces that tie, the last wins; NaN wins over everything. */
+#define WINS(piece, y) (!(((y) > (piece)) | ((y) != (y))))
+
+INLINE REAL largest(REAL x, const REAL *a, const REAL *b, const int K) {
+    REAL y = x * a[0] + b[0];
+    for (int k = 1; k < K; k++) {
+        REAL piece = x * a[k] + b[k];
+        y = WINS(piece, y) ? piece : y;
+    }
+    return y;
+}
+
+INLINE void apply_tile_k(const plan *p, tile t, const int K) {
+    const operands *o = p->o;
+    const i64 C = o->channels, P = o->positions;
+    const REAL bound = (REAL)o->max_value;
+    const REAL *restrict theta = (const REAL *)o->theta + t.n * 2 * K * C;
+    const REAL *restrict pi = o->pi ? (const REAL *)o->pi + t.n * P : NULL;
+    if (o->channels_last) {
+        for (i64 i = t.p0; i < t.p1; i++) {
+            const T *restrict x = (const T *)o->x + (t.n * P + i) * C;
+            T *restrict out = (T *)o->out + (t.n * P + i) * C;
+            const REAL share = pi ? pi[i] : 1;
+            SIMD
+            for (i64 c = 0; c < C; c++) {
+                REAL a[4], b[4];
+                for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
+                REAL y = largest(LOAD(x[c]), a, b, K);
+                y = y > bound ? bound : y;
+                out[c] = STORE(y * share);
+            }
+        }
+        return;
+    }
+    for (i64 c = t.c0; c < t.c1; c++) {
+        const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
+        T *restrict out = (T *)o->out + (t.n * C + c) * P;
+        REAL a[4], b[4];
+        for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
+        if (pi) {
+            SIMD
+            for (i64 i = t.p0; i < t.p1; i++) {
+                REAL y = largest(LOAD(x[i]), a, b, K);
+                y = y > bound ? bound : y;
+                out[i] = STORE(y * pi[i]);
+            }
+        } else {
+            SIMD
+            for (i64 i = t.p0; i < t.p1; i++) {
+                REAL y = largest(LOAD(x[i]), a, b, K);
+                out[i] = STORE(y > bound ? bound : y);
+            }
+        }
+    }
+}
+
+#define EACH_K(call) switch (p->o->k) { \
+    case 1: call(1); break; \
+    case 2: call(2); break; \
+    case 3: call(3); break; \
+    default: call(4); }
+
+static int apply_tile(const plan *p, tile t) {
+#define CALL(K) apply_tile_k(p, t, K)
+    EACH_K(CALL)
+#undef CALL
+    return OK;
+}
+TILES(apply)
+
+EXPORT int NAME(dyrelu_apply)(const operands *o) {
+    plan p = make_plan(o, 0, 0);
+    return run_tiles(&p, apply);
+}
+
+/* ---- Gradients of the coefficients and of the weights of positions ---- */
+
+typedef struct { REAL y, g; INT winner; } gradient;
+
+/* The output before it is bounded, and the gradient that passes to the piece that is the largest. */
+INLINE gradient differentiate(REAL x, REAL g, const REAL *a, const REAL *b, REAL bound, const int K) {
+    REAL y = x * a[0] + b[0];
+    INT winner = 0;
+    for (int k = 1; k < K; k++) {
+        REAL piece = x * a[k] + b[k];
+        INT wins = WINS(piece, y);
+        y = wins ? piece : y;
+        winner = wins ? k : winner;
+    }
+    gradient r = {y, y >= bound ? 0 : g, winner};
+    return r;
+}
+
+INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
+    const operands *o = p->o;
+    const i64 C = o->channels, P = o->positions;
+    const REAL bound = (REAL)o->max_value;
+    const REAL *restrict theta = (const REAL *)o->theta + t.n * 2 * K * C;
+    const REAL *restrict pi = o->pi ? (const REAL *)o->pi + t.n * P : NULL;
+    REAL *restrict dpi = (REAL *)o->per_position + (pi ? t.n * P : 0);
+    REAL *restrict sums = (REAL *)p->partial + t.at;
+    if (o->channels_last) {
+        for (i64 c = 0; c < 2 * K * C; c++) sums[c] = 0;
+        for (i64 i = t.p0; i < t.p1; i++) {
+            const T *restrict x = (const T *)o->x + (t.n * P + i) * C;
+            const T *restrict dy = (const T *)o->dy + (t.n * P + i) * C;
+            const REAL share = pi ? pi[i] : 1;
+            double total = 0;
+            for (i64 begin = 0; begin < C; begin += BLOCK) {
+                i64 end = least(begin + BLOCK, C);
+                REAL part = 0;
+                _Pragma("omp simd reduction(+:part)")
+                for (i64 c = begin; c < end; c++) {
+                    REAL a[4], b[4], v = LOAD(x[c]), g = LOAD(dy[c]);
+                    for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
+                    gradient d = differentiate(v, g * share, a, b, bound, K);
+                    part += g * (d.y > bound ? bound : d.y);
+                    for (int k = 0; k < K; k++) {
+                        REAL won = d.winner == k ? d.g : 0;
+                        sums[k * C + c] += won * v;
+                        sums[(K + k) * C + c] += won;
+                    }
+                }
+                total += part;
+            }
+            if (pi) dpi[i] = (REAL)total;
+        }
+        return;
+    }
+    double products[BLOCK] = {0};
+    for (i64 c = t.c0; c < t.c1; c++) {
+        const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
+        const T *restrict dy = (const T *)o->dy + (t.n * C + c) * P;
+        REAL a[4], b[4];
+        double totals[8] = {0};
+        for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
+        for (i64 begin = t.p0; begin < t.p1; begin += BLOCK) {
+            i64 end = least(begin + BLOCK, t.p1);
+            REAL s0 = 0, s1 = 0, s2 = 0, s3 = 0, r0 = 0, r1 = 0, r2 = 0, r3 = 0;
+#define ADD_UP(share) \
+            REAL v = LOAD(x[i]), g = LOAD(dy[i]); \
+            gradient d = differentiate(v, g * (share), a, b, bound, K); \
+            REAL won = d.winner == 0 ? d.g : 0; \
+            s0 += won * v, r0 += won; \
+            if (K > 1) won = d.winner == 1 ? d.g : 0, s1 += won * v, r1 += won; \
+            if (K > 2) won = d.winner == 2 ? d.g : 0, s2 += won * v, r2 += won; \
+            if (K > 3) won = d.winner == 3 ? d.g : 0, s3 += won * v, r3 += won;
+            if (pi) {
+                _Pragma("omp simd reduction(+:s0,s1,s2,s3,r0,r1,r2,r3)")
+                for (i64 i = begin; i < end; i++) {
+                    ADD_UP(pi[i])
+                    products[i - begin] += g * (d.y > bound ? bound : d.y);
+                }
+            } else {
+                _Pragma("omp simd reduction(+:s0,s1,s2,s3,r0,r1,r2,r3)")
+                for (i64 i = begin; i < end; i++) { ADD_UP(1) }
+            }
+#undef ADD_UP
+            const REAL slopes[4] = {s0, s1, s2, s3}, intercepts[4] = {r0, r1, r2, r3};
+            for (int k = 0; k < K; k++) totals[k] += slopes[k], totals[K + k] += intercepts[k];
+        }
+        for (int k = 0; k < 2 * K; k++) sums[k * C + c] = (REAL)totals[k];
+    }
+    if (pi) for (i64 i = t.p0; i < t.p1; i++) dpi[i] = (REAL)products[i - t.p0];
+}
+
+static int reduce_tile(const plan *p, tile t) {
+#define CALL(K) reduce_tile_k(p, t, K)
+    EACH_K(CALL)
+#undef CALL
+    return OK;
+}
+TILES(reduce)
+
+/* ``sums``: (N, 2K, C), the gradient of the coefficients; ``per_position``: that of ``pi``. */
+EXPORT int NAME(dyrelu_reduce)(const operands *o) {
+    plan p = make_plan(o, 2 * o->k, o->pi != NULL);
+    return run_sums(&p, reduce);
+}
+
+/* ---- The gradient of the input ---- */
+
+INLINE void finish_tile_k(const plan *p, tile t, const int K) {
+    const operands *o = p->o;
+    const i64 C = o->channels, P = o->positions;
+    const REAL bound = (REAL)o->max_value;
+    const REAL *restrict theta = (const REAL *)o->theta + t.n * 2 * K * C;
+    const REAL *restrict pi = o->pi ? (const REAL *)o->pi + t.n * P : NULL;
+    const REAL *restrict dmean = o->dmean ? (const REAL *)o->dmean + t.n * C : NULL;
+    const REAL *restrict dlogits = o->dlogits ? (const REAL *)o->dlogits + t.n * P : NULL;
+    const REAL *restrict weight = o->weight;
+    REAL *restrict sums = (REAL *)p->partial + (dlogits ? t.at : 0);
+    if (o->channels_last) {
+        if (dlogits) for (i64 c = 0; c < C; c++) sums[c] = 0;
+        for (i64 i = t.p0; i < t.p1; i++) {
+            const T *restrict x = (const T *)o->x + (t.n * P + i) * C;
+            const T *restrict dy = (const T *)o->dy + (t.n * P + i) * C;
+            T *restrict out = (T *)o->out + (t.n * P + i) * C;
+            const REAL share = pi ? pi[i] : 1;
+#define GRADIENT(rest) \
+            REAL a[4], b[4], v = LOAD(x[c]); \
+            for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c]; \
+            gradient d = differentiate(v, LOAD(dy[c]) * share, a, b, bound, K); \
+            REAL slope = a[0]; \
+            for (int k = 1; k < K; k++) slope = d.winner == k ? a[k] : slope; \
+            out[c] = STORE(d.g * slope + (rest));
+            if (dlogits) {
+                const REAL dlogit = dlogits[i];
+                SIMD
+                for (i64 c = 0; c < C; c++) {
+                    GRADIENT(dmean[c] + weight[c] * dlogit)
+                    sums[c] += v * dlogit;
+                }
+            } else if (dmean) {
+                SIMD
+                for (i64 c = 0; c < C; c++) { GRADIENT(dmean[c]) }
+            } else {
+                SIMD
+                for (i64 c = 0; c < C; c++) { GRADIENT(0) }
+            }
+#undef GRADIENT
+        }
+        return;
+    }
+    for (i64 c = t.c0; c < t.c1; c++) {
+        const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
+        const T *restrict dy = (const T *)o->dy + (t.n * C + c) * P;
+        T *restrict out = (T *)o->out + (t.n * C + c) * P;
+        REAL a[4], b[4];
+        for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
+        const REAL mean = dmean ? dmean[c] : 0, w = dlogits ? weight[c] : 0;
+#define GRADIENT(share, rest) \
+        REAL v = LOAD(x[i]); \
+        gradient d = differentiate(v, LOAD(dy[i]) * (share), a, b, bound, K); \
+        REAL slope = a[0]; \
+        for (int k = 1; k < K; k++) slope = d.winner == k ? a[k] : slope; \
+        out[i] = STORE(d.g * slope + (rest));
+        if (dlogits) {
+            double total = 0;
+            for (i64 begin = t.p0; begin < t.p1; begin += BLOCK) {
+                i64 end = least(begin + BLOCK, t.p1);
+                REAL part = 0;
+                _Pragma("omp simd reduction(+:part)")
+                for (i64 i = begin; i < end; i++) {
+                    GRADIENT(pi[i], mean + w * dlogits[i])
+                    part += v * dlogits[i];
+                }
+                total += part;
+            }
+            sums[c] = (REAL)total;
+        } else if (pi) {
+            SIMD
+            for (i64 i = t.p0; i < t.p1; i++) { GRADIENT(pi[i], mean) }
+        } else {
+            SIMD
+            for (i64 i = t.p0; i < t.p1; i++) { GRADIENT(1, mean) }
+        }
+#undef GRADIENT
+    }
+}
+
+static int finish_tile(const plan *p, tile t) {
+#define CALL(K) finish_tile_k(p, t, K)
+    EACH_K(CALL)
+#undef CALL
+    return OK;
+}
+TILES(finish)
+
+/* With ``dlogits``, there are ``pi``, ``weight`` and ``dmean`` too, and ``sums`` is (N, 1, C), the gradient of the weight
+   from each sample. */
+EXPORT int NAME(dyrelu_finish)(const operands *o) {
+    plan p = make_plan(o, 1, 0);
+    return o->dlogits ? run_sums(&p, finish) : run_tiles(&p, finish);
+}

@@ -1,0 +1,179 @@
+"""The native kernels of Dynamic ReLU for CPUs, see ``native.c``.
+
+Forward two reads and a write, backward four reads and a write, whatever the mode.
+"""
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from ..cpu_blocks import arithmetic, dense, is_channels_last
+from ..native_library import Crew, call, crew, pointer
+from . import cpu
+from .mlp import mlp, mlp_backward
+from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
+
+__all__ = ['dynamic_relu', 'dynamic_relu_backward', 'dyrelu', 'dyrelu_backward']
+
+# With more pieces than there are loops for, PyTorch operations compute.
+_MOST_PIECES = 4
+
+
+class _Operands(ctypes.Structure):
+    """The same as ``operands`` in ``native.c``."""
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ('samples', 'channels', 'positions', 'channels_last', 'k')),
+        ('crew', Crew),
+        *((name, ctypes.c_void_p) for name in (
+            'x', 'dy', 'out', 'theta', 'pi', 'weight', 'dmean', 'dlogits', 'sums', 'per_position')),
+        ('max_value', ctypes.c_double),
+    ]
+
+
+def _run(name: str, x: Tensor, k: int = 1, max_value: float | None = None, **tensors: Tensor | None) -> None:
+    """Call a function of the library.
+
+    Args:
+        name: Its name, without the operator's.
+        x: Its input, dense.
+        k: The number of pieces.
+        max_value: Their bound.
+        tensors: The other fields of ``operands``. Those as large as ``x`` lie in memory as it does, all others are
+            contiguous and in the dtype of the arithmetic.
+    """
+    n, c, *spatial = x.shape
+    positions = math.prod(spatial)
+    # Without positions to speak of, channels are what lies side by side.
+    channels_last = positions == 1 or is_channels_last(x)
+    call(f'dyrelu_{name}', x.dtype, _Operands(
+        n, c, positions, channels_last, k, crew(), x=pointer(x), max_value=math.nan if max_value is None else max_value,
+        **{field: pointer(t) for field, t in tensors.items()}))
+
+
+def _by_channels(theta: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Give coefficients of shape (N, C or 1, 2K) as (N, 2K, C), contiguous."""
+    return theta.to(dtype).expand(-1, channels, -1).transpose(1, 2).contiguous()
+
+
+def _like(t: Tensor, x: Tensor) -> Tensor:
+    """Give a tensor in the dtype and memory layout of ``x``, which is dense."""
+    return t if t.dtype == x.dtype and t.stride() == x.stride() else torch.empty_like(x).copy_(t)
+
+
+def _weights(pi: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if pi is None else pi.to(dtype).contiguous()
+
+
+def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
+    """Compute ``functional.dyrelu``."""
+    k, dtype = theta.shape[2] // 2, arithmetic(x)
+    if k > _MOST_PIECES or arithmetic(x, theta) != dtype:
+        return cpu.dyrelu(x, theta, pi, max_value)
+    x = dense(x)
+    y = torch.empty_like(x)
+    theta, pi = _by_channels(theta, x.shape[1], dtype), _weights(pi, dtype)
+    _run('apply', x, k, max_value, out=y, theta=theta, pi=pi)
+    return y
+
+
+def _reduce(
+        dy: Tensor,
+        x: Tensor,
+        theta: Tensor,
+        pi: Tensor | None,
+        max_value: float | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the gradients of coefficients, both (N, 2K, C), and of ``pi``."""
+    dtheta = torch.empty_like(theta)
+    dpi = None if pi is None else torch.empty_like(pi)
+    _run('reduce', x, theta.shape[1] // 2, max_value, dy=dy, theta=theta, pi=pi, sums=dtheta, per_position=dpi)
+    return dtheta, dpi
+
+
+def dyrelu_backward(
+        dy: Tensor,
+        x: Tensor,
+        theta: Tensor,
+        pi: Tensor | None,
+        max_value: float | None,
+) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    """Compute the gradients of ``x``, ``theta`` and ``pi``."""
+    k, dtype = theta.shape[2] // 2, arithmetic(x)
+    if k > _MOST_PIECES or arithmetic(x, theta) != dtype:
+        return cpu.dyrelu_backward(dy, x, theta, pi, max_value)
+    x = dense(x)
+    dy = _like(dy, x)
+    coefs, shares = _by_channels(theta, x.shape[1], dtype), _weights(pi, dtype)
+    dtheta, dpi = _reduce(dy, x, coefs, shares, max_value)
+    dx = torch.empty_like(x)
+    _run('finish', x, k, max_value, dy=dy, out=dx, theta=coefs, pi=shares)
+    dtheta = dtheta.transpose(1, 2).sum_to_size(theta.shape).to(theta.dtype)
+    return dx, dtheta, None if pi is None else dpi.to(pi.dtype), None
+
+
+def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Compute ``functional.dynamic_relu``. Returns the output, then the fields of ``DyReLUSaved``."""
+    k = len(settings.alpha)
+    if k > _MOST_PIECES:
+        return cpu.dynamic_relu(x, settings, *params)
+    params = DyReLUParams(*params)
+    x = dense(x)
+    n, channels, *spatial = x.shape
+    mean = torch.empty(n, channels, dtype=arithmetic(x))
+    weight = logits = None
+    if params.spatial_weight is not None:
+        weight = params.spatial_weight.to(mean.dtype).contiguous()
+        logits = mean.new_empty(n, 1, *spatial)
+    _run('statistics', x, weight=weight, sums=mean, per_position=logits)
+    hidden, z = mlp(mean, params)
+    residual = z.mul_(0.5).tanh_()
+    starts, ranges = mean.new_tensor([[settings.starts], [settings.ranges]]).transpose(1, 2)
+    # By coefficient and channel, as the loops read them.
+    coefs = torch.addcmul(starts, residual.unflatten(1, (-1, 2 * k)).transpose(1, 2), ranges)
+    theta = coefs.transpose(1, 2)
+    pi = share = None
+    if logits is not None:
+        pi, share = cpu.attention(logits, params.spatial_bias, settings)
+    y = torch.empty_like(x)
+    _run('apply', x, k, settings.max_value, out=y, theta=coefs.expand(-1, -1, channels).contiguous(), pi=pi)
+    return y, *DyReLUSaved(theta, mean, hidden, residual, pi, share)
+
+
+def dynamic_relu_backward(
+        dy: Tensor,
+        x: Tensor,
+        settings: DyReLUSettings,
+        *params: Tensor | None,
+        saved: tuple[Tensor | None, ...],
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of ``x`` and the parameters."""
+    k = len(settings.alpha)
+    if k > _MOST_PIECES:
+        return cpu.dynamic_relu_backward(dy, x, settings, *params, saved=saved)
+    params, saved = DyReLUParams(*params), DyReLUSaved(*saved)
+    x = dense(x)
+    dy = _like(dy, x)
+    channels, residual, pi = x.shape[1], saved.residual, saved.pi
+    coefs = _by_channels(saved.theta, channels, residual.dtype)
+    dcoefs, dpi = _reduce(dy, x, coefs, pi, settings.max_value)
+    if saved.theta.shape[1] != channels:
+        dcoefs = dcoefs.sum(2, keepdim=True)
+    dlogits = weight = dspatial_weight = dspatial_bias = None
+    if dpi is not None:
+        dlogits = cpu.attention_backward(dpi, saved.share, settings)
+        weight = params.spatial_weight.to(residual.dtype).contiguous()
+        dspatial_weight = torch.empty_like(saved.mean)
+        dspatial_bias = torch.zeros_like(params.spatial_bias)
+    ranges = residual.new_tensor(settings.ranges)
+    dresidual = torch.mul(dcoefs.transpose(1, 2), ranges, out=torch.empty_like(residual).view(len(x), -1, 2 * k))
+    # The derivative of tanh, and half of it as the tanh is of half of z
+    dz = torch.ops.aten.tanh_backward(dresidual.flatten(1), residual).mul_(0.5)
+    dmean, *dparams = mlp_backward(dz, saved.mean, saved.hidden, params)
+    dmean.div_(math.prod(x.shape[2:]))
+    dx = torch.empty_like(x)
+    _run('finish', x, k, settings.max_value, dy=dy, out=dx, theta=coefs, pi=pi, weight=weight, dmean=dmean,
+         dlogits=dlogits, sums=dspatial_weight)
+    if dspatial_weight is not None:
+        dspatial_weight = dspatial_weight.sum(0, keepdim=True).to(params.spatial_weight.dtype)
+    return dx, None, *dparams, dspatial_weight, dspatial_bias
