@@ -5,7 +5,7 @@ channels and some positions of a sample, a *segment* of the positions in them. A
 of its channels, which ``combine`` adds up in the order of the segments. */
 #include "../native.h"
 
-enum { BLOCK = 1024, ROWS = 64, SEGMENT = 32768 };
+enum { BLOCK = 1024, ROWS = 64, SEGMENT = 32768, MOST_PIECES = 4 };
 
 /* The same as ``_Operands`` in native.py. */
 typedef struct {
@@ -174,14 +174,24 @@ EXPORT int NAME(dyrelu_statistics)(const operands *o) {
 /* Of pieces that tie, the last wins; NaN wins over everything. */
 #define WINS(piece, y) (!(((y) > (piece)) | ((y) != (y))))
 
-INLINE REAL largest(REAL x, const REAL *a, const REAL *b, const int K) {
-    REAL y = x * a[0] + b[0];
-    for (int k = 1; k < K; k++) {
-        REAL piece = x * a[k] + b[k];
-        y = WINS(piece, y) ? piece : y;
-    }
+/* The slopes lie ``step`` apart, the intercepts behind them. No loops, arrays or structures in what vectorised loops call:
+   compilers fail at the former and keep the latter in memory. */
+INLINE REAL piece_at(REAL x, const REAL *coefs, i64 step, const int k, const int K) {
+    return x * coefs[k * step] + coefs[(K + k) * step];
+}
+
+INLINE REAL larger(REAL y, REAL piece) { return WINS(piece, y) ? piece : y; }
+
+/* The largest of the first ``count`` of ``K`` pieces. */
+INLINE REAL largest_of(REAL x, const REAL *coefs, i64 step, const int count, const int K) {
+    REAL y = piece_at(x, coefs, step, 0, K);
+    if (count > 1) y = larger(y, piece_at(x, coefs, step, 1, K));
+    if (count > 2) y = larger(y, piece_at(x, coefs, step, 2, K));
+    if (count > 3) y = larger(y, piece_at(x, coefs, step, 3, K));
     return y;
 }
+
+INLINE REAL largest(REAL x, const REAL *coefs, i64 step, const int K) { return largest_of(x, coefs, step, K, K); }
 
 INLINE void apply_tile_k(const plan *p, tile t, const int K) {
     const operands *o = p->o;
@@ -196,9 +206,7 @@ INLINE void apply_tile_k(const plan *p, tile t, const int K) {
             const REAL share = pi ? pi[i] : 1;
             SIMD
             for (i64 c = 0; c < C; c++) {
-                REAL a[4], b[4];
-                for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
-                REAL y = largest(LOAD(x[c]), a, b, K);
+                REAL y = largest(LOAD(x[c]), theta + c, C, K);
                 y = y > bound ? bound : y;
                 out[c] = STORE(y * share);
             }
@@ -208,19 +216,19 @@ INLINE void apply_tile_k(const plan *p, tile t, const int K) {
     for (i64 c = t.c0; c < t.c1; c++) {
         const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
         T *restrict out = (T *)o->out + (t.n * C + c) * P;
-        REAL a[4], b[4];
-        for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
+        REAL coefs[2 * MOST_PIECES];
+        for (int k = 0; k < 2 * K; k++) coefs[k] = theta[k * C + c];
         if (pi) {
             SIMD
             for (i64 i = t.p0; i < t.p1; i++) {
-                REAL y = largest(LOAD(x[i]), a, b, K);
+                REAL y = largest(LOAD(x[i]), coefs, 1, K);
                 y = y > bound ? bound : y;
                 out[i] = STORE(y * pi[i]);
             }
         } else {
             SIMD
             for (i64 i = t.p0; i < t.p1; i++) {
-                REAL y = largest(LOAD(x[i]), a, b, K);
+                REAL y = largest(LOAD(x[i]), coefs, 1, K);
                 out[i] = STORE(y > bound ? bound : y);
             }
         }
@@ -248,20 +256,36 @@ EXPORT int NAME(dyrelu_apply)(const operands *o) {
 
 /* ---- Gradients of the coefficients and of the weights of positions ---- */
 
-typedef struct { REAL y, g; INT winner; } gradient;
+/* Whether piece ``k`` is larger than all before it, or as large. */
+INLINE int wins(REAL x, const REAL *coefs, i64 step, const int k, const int K) {
+    REAL before = largest_of(x, coefs, step, k, K);
+    return WINS(piece_at(x, coefs, step, k, K), before);
+}
 
-/* The output before it is bounded, and the gradient that passes to the piece that is the largest. */
-INLINE gradient differentiate(REAL x, REAL g, const REAL *a, const REAL *b, REAL bound, const int K) {
-    REAL y = x * a[0] + b[0];
-    INT winner = 0;
-    for (int k = 1; k < K; k++) {
-        REAL piece = x * a[k] + b[k];
-        INT wins = WINS(piece, y);
-        y = wins ? piece : y;
-        winner = wins ? k : winner;
-    }
-    gradient r = {y, y >= bound ? 0 : g, winner};
-    return r;
+/* The gradient that piece ``k`` gets of ``g``: all of it, or none. The last piece takes it or leaves it to those before;
+   numbers of the winners, to be compared with, would end up as branches. */
+INLINE REAL share_of(REAL x, REAL g, const REAL *coefs, i64 step, const int k, const int K) {
+    REAL rest = g;
+    if (K > 3 && k < 3) rest = wins(x, coefs, step, 3, K) ? 0 : rest;
+    if (K > 2 && k < 2) rest = wins(x, coefs, step, 2, K) ? 0 : rest;
+    if (K > 1 && k < 1) rest = wins(x, coefs, step, 1, K) ? 0 : rest;
+    return k == 0 ? rest : wins(x, coefs, step, k, K) ? rest : 0;
+}
+
+/* The slope of the largest piece. */
+INLINE REAL slope_of(REAL x, const REAL *coefs, i64 step, const int K) {
+    REAL slope = coefs[0];
+    if (K > 1) slope = wins(x, coefs, step, 1, K) ? coefs[step] : slope;
+    if (K > 2) slope = wins(x, coefs, step, 2, K) ? coefs[2 * step] : slope;
+    if (K > 3) slope = wins(x, coefs, step, 3, K) ? coefs[3 * step] : slope;
+    return slope;
+}
+
+/* Add to the gradients of the coefficients of piece ``k`` what an element gives. */
+INLINE void add_share(REAL *sums, REAL x, REAL g, const REAL *coefs, i64 step, const int k, const int K) {
+    REAL share = share_of(x, g, coefs, step, k, K);
+    sums[k * step] += share * x;
+    sums[(K + k) * step] += share;
 }
 
 INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
@@ -284,15 +308,14 @@ INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
                 REAL part = 0;
                 _Pragma("omp simd reduction(+:part)")
                 for (i64 c = begin; c < end; c++) {
-                    REAL a[4], b[4], v = LOAD(x[c]), g = LOAD(dy[c]);
-                    for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
-                    gradient d = differentiate(v, g * share, a, b, bound, K);
-                    part += g * (d.y > bound ? bound : d.y);
-                    for (int k = 0; k < K; k++) {
-                        REAL won = d.winner == k ? d.g : 0;
-                        sums[k * C + c] += won * v;
-                        sums[(K + k) * C + c] += won;
-                    }
+                    REAL v = LOAD(x[c]), dout = LOAD(dy[c]), g = dout * share;
+                    REAL y = largest(v, theta + c, C, K);
+                    part += dout * (y > bound ? bound : y);
+                    REAL won = y >= bound ? 0 : g;
+                    add_share(sums + c, v, won, theta + c, C, 0, K);
+                    if (K > 1) add_share(sums + c, v, won, theta + c, C, 1, K);
+                    if (K > 2) add_share(sums + c, v, won, theta + c, C, 2, K);
+                    if (K > 3) add_share(sums + c, v, won, theta + c, C, 3, K);
                 }
                 total += part;
             }
@@ -304,25 +327,25 @@ INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
     for (i64 c = t.c0; c < t.c1; c++) {
         const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
         const T *restrict dy = (const T *)o->dy + (t.n * C + c) * P;
-        REAL a[4], b[4];
-        double totals[8] = {0};
-        for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
+        REAL coefs[2 * MOST_PIECES];
+        double totals[2 * MOST_PIECES] = {0};
+        for (int k = 0; k < 2 * K; k++) coefs[k] = theta[k * C + c];
         for (i64 begin = t.p0; begin < t.p1; begin += BLOCK) {
             i64 end = least(begin + BLOCK, t.p1);
             REAL s0 = 0, s1 = 0, s2 = 0, s3 = 0, r0 = 0, r1 = 0, r2 = 0, r3 = 0;
 #define ADD_UP(share) \
-            REAL v = LOAD(x[i]), g = LOAD(dy[i]); \
-            gradient d = differentiate(v, g * (share), a, b, bound, K); \
-            REAL won = d.winner == 0 ? d.g : 0; \
-            s0 += won * v, r0 += won; \
-            if (K > 1) won = d.winner == 1 ? d.g : 0, s1 += won * v, r1 += won; \
-            if (K > 2) won = d.winner == 2 ? d.g : 0, s2 += won * v, r2 += won; \
-            if (K > 3) won = d.winner == 3 ? d.g : 0, s3 += won * v, r3 += won;
+            REAL v = LOAD(x[i]), dout = LOAD(dy[i]), g = dout * (share); \
+            REAL y = largest(v, coefs, 1, K), won = y >= bound ? 0 : g; \
+            REAL mine = share_of(v, won, coefs, 1, 0, K); \
+            s0 += mine * v, r0 += mine; \
+            if (K > 1) mine = share_of(v, won, coefs, 1, 1, K), s1 += mine * v, r1 += mine; \
+            if (K > 2) mine = share_of(v, won, coefs, 1, 2, K), s2 += mine * v, r2 += mine; \
+            if (K > 3) mine = share_of(v, won, coefs, 1, 3, K), s3 += mine * v, r3 += mine;
             if (pi) {
                 _Pragma("omp simd reduction(+:s0,s1,s2,s3,r0,r1,r2,r3)")
                 for (i64 i = begin; i < end; i++) {
                     ADD_UP(pi[i])
-                    products[i - begin] += g * (d.y > bound ? bound : d.y);
+                    products[i - begin] += dout * (y > bound ? bound : y);
                 }
             } else {
                 _Pragma("omp simd reduction(+:s0,s1,s2,s3,r0,r1,r2,r3)")
@@ -371,12 +394,9 @@ INLINE void finish_tile_k(const plan *p, tile t, const int K) {
             T *restrict out = (T *)o->out + (t.n * P + i) * C;
             const REAL share = pi ? pi[i] : 1;
 #define GRADIENT(rest) \
-            REAL a[4], b[4], v = LOAD(x[c]); \
-            for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c]; \
-            gradient d = differentiate(v, LOAD(dy[c]) * share, a, b, bound, K); \
-            REAL slope = a[0]; \
-            for (int k = 1; k < K; k++) slope = d.winner == k ? a[k] : slope; \
-            out[c] = STORE(d.g * slope + (rest));
+            REAL v = LOAD(x[c]), g = LOAD(dy[c]) * share; \
+            REAL won = largest(v, theta + c, C, K) >= bound ? 0 : g; \
+            out[c] = STORE(won * slope_of(v, theta + c, C, K) + (rest));
             if (dlogits) {
                 const REAL dlogit = dlogits[i];
                 SIMD
@@ -399,15 +419,13 @@ INLINE void finish_tile_k(const plan *p, tile t, const int K) {
         const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
         const T *restrict dy = (const T *)o->dy + (t.n * C + c) * P;
         T *restrict out = (T *)o->out + (t.n * C + c) * P;
-        REAL a[4], b[4];
-        for (int k = 0; k < K; k++) a[k] = theta[k * C + c], b[k] = theta[(K + k) * C + c];
+        REAL coefs[2 * MOST_PIECES];
+        for (int k = 0; k < 2 * K; k++) coefs[k] = theta[k * C + c];
         const REAL mean = dmean ? dmean[c] : 0, w = dlogits ? weight[c] : 0;
 #define GRADIENT(share, rest) \
-        REAL v = LOAD(x[i]); \
-        gradient d = differentiate(v, LOAD(dy[i]) * (share), a, b, bound, K); \
-        REAL slope = a[0]; \
-        for (int k = 1; k < K; k++) slope = d.winner == k ? a[k] : slope; \
-        out[i] = STORE(d.g * slope + (rest));
+        REAL v = LOAD(x[i]), g = LOAD(dy[i]) * (share); \
+        REAL won = largest(v, coefs, 1, K) >= bound ? 0 : g; \
+        out[i] = STORE(won * slope_of(v, coefs, 1, K) + (rest));
         if (dlogits) {
             double total = 0;
             for (i64 begin = t.p0; begin < t.p1; begin += BLOCK) {
