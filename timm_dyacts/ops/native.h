@@ -128,7 +128,8 @@ INLINE float exp2_float(float t) {
     float bounded = t < -126.0f ? -126.0f : t;
     float shifted = bounded + 12582912.0f; /* 1.5 * 2^23: the whole part, in the lowest bits */
     float f = bounded - (shifted - 12582912.0f);
-    float p = 1.5403530e-4f;
+    float p = 1.5252734e-5f;
+    p = FMAF(p, f, 1.5403530e-4f);
     p = FMAF(p, f, 1.3333558e-3f);
     p = FMAF(p, f, 9.6181291e-3f);
     p = FMAF(p, f, 5.5504109e-2f);
@@ -178,11 +179,13 @@ INLINE double exp2_double(double t) {
 #define INT int64_t
 #define EXP2 exp2_double
 #define FMA FMAD
+#define LARGEST 1.7976931348623157e308
 #else
 #define REAL float
 #define INT int32_t
 #define EXP2 exp2_float
 #define FMA FMAF
+#define LARGEST 3.4028234663852886e38f
 #endif
 
 #if defined(DTYPE_float32)
