@@ -20,9 +20,92 @@ typedef struct {
     double scale, sharpness; /* of powers of 2 */
 } operands;
 
+/* What ``beta`` is for the scaled input, in the derivative of the weights. */
+INLINE REAL slope_of_weights(const operands *o) {
+    return o->detach ? 0 : (REAL)(o->sharpness * 0.69314718055994530942);
+}
+
 INLINE i64 floor_div(i64 a, i64 b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 INLINE i64 volume(const i64 *size) { return size[0] * size[1] * size[2]; }
+
+/* ---- Windows of 2x2 and 3x3 at once, without a way through memory for what is between the steps ---- */
+
+#define WINDOW(TYPE) \
+    const TYPE *restrict x0, const TYPE *restrict x1, const TYPE *restrict x2, const TYPE *restrict x3, \
+    const TYPE *restrict x4, const TYPE *restrict x5, const TYPE *restrict x6, const TYPE *restrict x7, \
+    const TYPE *restrict x8
+#define ELEMENTS(x, at) \
+    (x) + (at)[0], (x) + (at)[1], (x) + (at)[2], (x) + (at)[3], (x) + (at)[4], (x) + (at)[5], (x) + (at)[6], \
+    (x) + (at)[7], (x) + (at)[8]
+
+/* From the elements ``v0``, ... of a window of ``E``: their ``top``, weights ``w0``, ..., the ``total`` of these, and the
+   ``moment``. */
+#define WEIGH_WINDOW(READ) \
+    REAL v0 = READ(x0[i]), v1 = READ(x1[i]), v2 = READ(x2[i]), v3 = READ(x3[i]); \
+    REAL v4 = E > 4 ? READ(x4[i]) : 0, v5 = E > 4 ? READ(x5[i]) : 0, v6 = E > 4 ? READ(x6[i]) : 0; \
+    REAL v7 = E > 4 ? READ(x7[i]) : 0, v8 = E > 4 ? READ(x8[i]) : 0; \
+    REAL top = larger(larger(larger(v0, v1), v2), v3); \
+    if (E > 4) top = larger(larger(larger(larger(larger(top, v4), v5), v6), v7), v8); \
+    REAL w0 = EXP2((v0 - top) * sharpness), w1 = EXP2((v1 - top) * sharpness), w2 = EXP2((v2 - top) * sharpness); \
+    REAL w3 = EXP2((v3 - top) * sharpness), w4 = E > 4 ? EXP2((v4 - top) * sharpness) : 0; \
+    REAL w5 = E > 4 ? EXP2((v5 - top) * sharpness) : 0, w6 = E > 4 ? EXP2((v6 - top) * sharpness) : 0; \
+    REAL w7 = E > 4 ? EXP2((v7 - top) * sharpness) : 0, w8 = E > 4 ? EXP2((v8 - top) * sharpness) : 0; \
+    REAL total = w0 + w1 + w2 + w3, moment = w0 * (v0 - top) + w1 * (v1 - top) + w2 * (v2 - top) + w3 * (v3 - top); \
+    if (E > 4) { \
+        total += w4 + w5 + w6 + w7 + w8; \
+        moment += w4 * (v4 - top) + w5 * (v5 - top) + w6 * (v6 - top) + w7 * (v7 - top) + w8 * (v8 - top); \
+    }
+
+INLINE REAL larger(REAL top, REAL v) { return v > top ? v : top; }
+
+#define PLAIN(v) (v)
+#define SCALED(v) (scale * LOAD(v))
+
+INLINE void pool_rows(WINDOW(REAL), REAL *restrict y, i64 count, REAL sharpness, const int E) {
+    SIMD
+    for (i64 i = 0; i < count; i++) {
+        WEIGH_WINDOW(PLAIN)
+        y[i] = top + moment / total;
+    }
+}
+
+INLINE void pool_channels(WINDOW(T), T *restrict y, i64 count, REAL scale, REAL sharpness, const int E) {
+    const REAL back = 1 / scale;
+    SIMD
+    for (i64 i = 0; i < count; i++) {
+        WEIGH_WINDOW(SCALED)
+        y[i] = STORE((top + moment / total) * back);
+    }
+}
+
+/* Slopes of the four elements of a window that shares none; ``slope`` is 0 where the weights are constants. */
+#define SLOPE(w, v) (w) * factor + (w) * factor * ((v) - top - mean) * slope
+
+INLINE void slopes_of_rows(
+        WINDOW(REAL), const REAL *restrict dy, REAL *restrict d0, REAL *restrict d1, REAL *restrict d2,
+        REAL *restrict d3, i64 count, REAL sharpness, REAL slope) {
+    enum { E = 4 };
+    SIMD
+    for (i64 i = 0; i < count; i++) {
+        WEIGH_WINDOW(PLAIN)
+        REAL factor = dy[i] / total, mean = moment / total;
+        d0[i] = SLOPE(w0, v0), d1[i] = SLOPE(w1, v1), d2[i] = SLOPE(w2, v2), d3[i] = SLOPE(w3, v3);
+    }
+}
+
+INLINE void slopes_of_channels(
+        WINDOW(T), const T *restrict dy, T *restrict d0, T *restrict d1, T *restrict d2, T *restrict d3, i64 count,
+        REAL scale, REAL sharpness, REAL slope) {
+    enum { E = 4 };
+    SIMD
+    for (i64 i = 0; i < count; i++) {
+        WEIGH_WINDOW(SCALED)
+        REAL factor = LOAD(dy[i]) / total, mean = moment / total;
+        d0[i] = STORE(SLOPE(w0, v0)), d1[i] = STORE(SLOPE(w1, v1));
+        d2[i] = STORE(SLOPE(w2, v2)), d3[i] = STORE(SLOPE(w3, v3));
+    }
+}
 
 /* ---- Rows: the width is what lies side by side ----
 
@@ -167,13 +250,27 @@ static int forward_rows(const void *args, i64 begin, i64 end) {
     const operands *o = args;
     batch b;
     if (make_batch(&b, o, 0, 0) != OK) return OUT_OF_MEMORY;
-    const i64 columns = o->out_size[2];
+    const i64 columns = o->out_size[2], elements = volume(o->kernel);
     const REAL scale = (REAL)(1 / o->scale);
     for (i64 first = begin; first < end; first += b.rows) {
         i64 rows = least(b.rows, end - first);
+        const i64 count = rows * b.width;
         read_batch(&b, first, rows);
-        if (o->padded) weigh_batch(&b, rows * b.width, 1, 0);
-        else weigh_batch(&b, rows * b.width, 0, 0);
+        if (!o->padded && (elements == 4 || elements == 9)) {
+            i64 at[9] = {0};
+            for (i64 e = 0; e < elements; e++) at[e] = offset_of(&b, e);
+            if (elements == 4) pool_rows(ELEMENTS(b.x, at), b.top, count, (REAL)o->sharpness, 4);
+            else pool_rows(ELEMENTS(b.x, at), b.top, count, (REAL)o->sharpness, 9);
+            for (i64 row = 0; row < rows; row++) {
+                T *restrict y = (T *)o->out + (first + row) * columns;
+                const REAL *restrict from = b.top + row * b.width;
+                SIMD
+                for (i64 i = 0; i < columns; i++) y[i] = STORE(from[i] * scale);
+            }
+            continue;
+        }
+        if (o->padded) weigh_batch(&b, count, 1, 0);
+        else weigh_batch(&b, count, 0, 0);
         for (i64 row = 0; row < rows; row++) {
             T *restrict y = (T *)o->out + (first + row) * columns;
             const REAL *restrict top = b.top + row * b.width, *restrict moment = b.moment + row * b.width;
@@ -254,12 +351,11 @@ static int backward_planes(const void *args, i64 begin, i64 end) {
     if (make_batch(&b, o, 1, end - begin) != OK) return OUT_OF_MEMORY;
     const i64 lines = o->out_size[0] * o->out_size[1], columns = o->out_size[2], elements = volume(o->kernel);
     const i64 phases = b.places * o->stride[2] * b.phase, plane = volume(o->size);
+    const REAL slope = slope_of_weights(o);
     if (!o->covers) memset(b.sums, 0, sizeof(REAL) * (size_t)((end - begin) * plane));
     for (i64 first = begin * lines; first < end * lines; first += b.rows) {
         i64 rows = least(b.rows, end * lines - first), count = rows * b.width;
         read_batch(&b, first, rows);
-        if (o->padded) weigh_batch(&b, count, 1, 1);
-        else weigh_batch(&b, count, 0, 1);
         for (i64 row = 0; row < rows; row++) {
             const T *restrict dy = (const T *)o->dy + (first + row) * columns;
             REAL *restrict to = b.dy + row * b.width;
@@ -267,6 +363,16 @@ static int backward_planes(const void *args, i64 begin, i64 end) {
             for (i64 i = 0; i < columns; i++) to[i] = LOAD(dy[i]);
             for (i64 i = columns; i < b.width; i++) to[i] = 0;
         }
+        if (o->covers && !o->padded && elements == 4) {
+            i64 at[9] = {0};
+            for (i64 e = 0; e < elements; e++) at[e] = offset_of(&b, e);
+            slopes_of_rows(ELEMENTS(b.x, at), b.dy, b.grad + at[0], b.grad + at[1], b.grad + at[2], b.grad + at[3],
+                           count, (REAL)o->sharpness, slope);
+            write_batch(&b, first, rows, begin);
+            continue;
+        }
+        if (o->padded) weigh_batch(&b, count, 1, 1);
+        else weigh_batch(&b, count, 0, 1);
         SIMD
         for (i64 i = 0; i < count; i++) {
             b.moment[i] /= b.total[i];
@@ -279,7 +385,7 @@ static int backward_planes(const void *args, i64 begin, i64 end) {
                 add_slopes(b.grad + at, b.x + at, b.top, b.weights + e * b.length, b.dy, b.moment, b.exists, count, 0, 1);
             else
                 add_slopes(b.grad + at, b.x + at, b.top, b.weights + e * b.length, b.dy, b.moment, b.exists, count,
-                           (REAL)(o->sharpness * 0.69314718055994530942), 0);
+                           slope, 0);
         }
         write_batch(&b, first, rows, begin);
     }
@@ -368,6 +474,15 @@ static int forward_channels(const void *args, i64 begin, i64 end) {
                 i64 count = least(CHANNELS, C - c);
                 const T *x = (const T *)o->x + row / rows * volume(o->size) * C + c;
                 T *restrict y = (T *)o->out + (row * columns + column) * C + c;
+                if (elements == 4 || elements == 9) {
+                    i64 from[9] = {0};
+                    for (i64 e = 0; e < elements; e++) from[e] = at[e] * C;
+                    if (elements == 4)
+                        pool_channels(ELEMENTS(x, from), y, count, (REAL)o->scale, (REAL)o->sharpness, 4);
+                    else
+                        pool_channels(ELEMENTS(x, from), y, count, (REAL)o->scale, (REAL)o->sharpness, 9);
+                    continue;
+                }
                 weigh_window(o, x, at, elements, count, top, total, moment, NULL, 0);
                 SIMD
                 for (i64 i = 0; i < count; i++) y[i] = STORE((top[i] + moment[i] / total[i]) * scale);
@@ -403,7 +518,7 @@ static int backward_channels(const void *args, i64 begin, i64 end) {
     const i64 C = o->channels, blocks = parts(C, CHANNELS), positions = volume(o->size), windows = volume(o->out_size);
     const i64 most_elements = volume(o->kernel), held = least(C, CHANNELS);
     const REAL scale = (REAL)o->scale;
-    const REAL sharpness = o->detach ? 0 : (REAL)(o->sharpness * 0.69314718055994530942);
+    const REAL slope = slope_of_weights(o);
     REAL top[CHANNELS], total[CHANNELS], moment[CHANNELS], slopes[CHANNELS];
     i64 *at = malloc(sizeof(i64) * (size_t)most_elements);
     REAL *weights = malloc(sizeof(REAL) * (size_t)(most_elements * CHANNELS + (o->covers ? 0 : positions * held)));
@@ -417,6 +532,13 @@ static int backward_channels(const void *args, i64 begin, i64 end) {
         for (i64 window = 0; window < windows; window++) {
             const T *restrict dy = (const T *)o->dy + (n * windows + window) * C + c;
             i64 elements = list_elements(o, window, at);
+            if (o->covers && elements == 4) {
+                i64 from[9] = {0};
+                for (i64 e = 0; e < 4; e++) from[e] = at[e] * C;
+                slopes_of_channels(ELEMENTS(x, from), dy, dx + from[0], dx + from[1], dx + from[2], dx + from[3], count,
+                                   scale, (REAL)o->sharpness, slope);
+                continue;
+            }
             weigh_window(o, x, at, elements, count, top, total, moment, weights, 1);
             SIMD
             for (i64 i = 0; i < count; i++) {
@@ -424,7 +546,7 @@ static int backward_channels(const void *args, i64 begin, i64 end) {
                 total[i] = LOAD(dy[i]) / total[i];
             }
             for (i64 e = 0; e < elements; e++) {
-                slopes_of(slopes, x + at[e] * C, top, weights + e * CHANNELS, total, moment, count, scale, sharpness);
+                slopes_of(slopes, x + at[e] * C, top, weights + e * CHANNELS, total, moment, count, scale, slope);
                 if (o->covers) put_slopes(dx + at[e] * C, slopes, count);
                 else add_to_sums(sums + at[e] * held, slopes, count);
             }
