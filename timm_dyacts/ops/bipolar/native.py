@@ -1,0 +1,86 @@
+"""The native kernels of bipolar activations for CPUs, see ``native.c``."""
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from ..cpu_blocks import arithmetic, dense, is_channels_last
+from ..native_library import Crew, call, crew, pointer
+from .signs import channel_signs
+
+__all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward']
+
+# The numbers of the kinds in ``native.c``, and the scale and alpha of SELU
+_KINDS = {'relu': 0, 'elu': 1, 'selu': 1, 'leaky_relu': 2, 'prelu': 2}
+_SELU = (1.0507009873554804934193349852946, 1.6732632423543772848170429916717)
+
+
+class _Operands(ctypes.Structure):
+    """The same as ``operands`` in ``native.c``."""
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ('samples', 'channels', 'positions', 'channels_last', 'kind')),
+        ('crew', Crew),
+        *((name, ctypes.c_void_p) for name in ('x', 'dy', 'out', 'signs', 'slopes', 'sums')),
+        ('scale', ctypes.c_double), ('parameter', ctypes.c_double),
+    ]
+
+
+def _run(
+        name: str,
+        x: Tensor,
+        weight: Tensor | None,
+        kind: str,
+        parameter: float,
+        layout: str,
+        **tensors: Tensor | None,
+) -> None:
+    """Call a function of the library. The tensors as large as ``x`` lie in memory as it does, which is dense."""
+    n, c, *spatial = x.shape
+    positions = math.prod(spatial)
+    dtype = arithmetic(x)
+    signs = channel_signs(c, layout, dtype=dtype)
+    if weight is None:
+        slopes = torch.full((c,), parameter if kind == 'leaky_relu' else 0.0, dtype=dtype)
+    else:
+        slopes = weight.to(dtype).expand(c).contiguous()
+    scale, parameter = _SELU if kind == 'selu' else (1.0, parameter)
+    call(f'bipolar_{name}', x.dtype, _Operands(
+        n, c, positions, positions == 1 or is_channels_last(x), _KINDS[kind], crew(),
+        x=pointer(x), signs=pointer(signs), slopes=pointer(slopes), scale=scale, parameter=parameter,
+        **{field: pointer(t) for field, t in tensors.items()}))
+
+
+def activation(x: Tensor, weight: Tensor | None, kind: str, parameter: float, layout: str, inplace: bool) -> Tensor:
+    """Compute a member of the family, see ``reference.activation_reference``."""
+    z = dense(x)
+    y = z if inplace and z is x else torch.empty_like(z)
+    _run('forward', z, weight, kind, parameter, layout, out=y)
+    return x.copy_(y) if inplace and z is not x else y
+
+
+def activation_backward(
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        kind: str,
+        parameter: float,
+        layout: str,
+        inplace: bool,
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of ``x``, of which ReLU gets its output, and of ``weight``."""
+    x = dense(x)
+    if dy.stride() != x.stride():
+        dy = torch.empty_like(x).copy_(dy)
+    dx = torch.empty_like(x)
+    _run('backward', x, weight, kind, parameter, layout, dy=dy, out=dx)
+    dweight = None
+    if weight is not None:
+        dweight = torch.empty(x.shape[:2], dtype=arithmetic(x))
+        _run('slopes', x, weight, kind, parameter, layout, dy=dy, sums=dweight)
+        dweight = dweight.sum(0).sum_to_size(weight.shape).to(weight.dtype)
+    return dx, dweight, None, None, None, None
+
+
+# ReLU has other names, as in the other back ends: it keeps its output for the backward pass.
+brelu, brelu_backward = activation, activation_backward
