@@ -16,6 +16,7 @@ from timm_dyacts.ops import backends
 from timm_dyacts.ops.backends import KernelBuildError, find_kernel, run_kernel, use_backend
 
 X = torch.tensor([1.0, 2.0])
+CPU, = (backend for backend in backends.BACKENDS if backend.name == 'cpu')
 
 
 def square_reference(x):
@@ -61,7 +62,7 @@ class TestChoice:
     def test_unknown_environment_variable(self):
         done = run_python('import timm_dyacts', TIMM_DYACTS_BACKEND='cuda')
         assert done.returncode != 0
-        message = "ValueError: TIMM_DYACTS_BACKEND must be one of auto, reference, cpu, triton, got 'cuda'"
+        message = "ValueError: TIMM_DYACTS_BACKEND must be one of auto, reference, native, cpu, triton, got 'cuda'"
         assert message in done.stderr
 
     def test_for_a_while(self):
@@ -70,7 +71,7 @@ class TestChoice:
             assert backends.current_backend() == 'reference'
             raise RuntimeError('within')
         assert backends.current_backend() == before
-        with pytest.raises(ValueError, match="choice must be one of auto, reference, cpu, triton, got 'gpu'"):
+        with pytest.raises(ValueError, match="choice must be one of auto, reference, native, cpu, triton, got 'gpu'"):
             with use_backend('gpu'):
                 pass
         assert backends.current_backend() == before
@@ -195,7 +196,7 @@ class TestFailure:
     def test_a_package_that_is_missing(self, write_kernels, monkeypatch):
         """One warning for all of its kernels; an error for those who ask for the back end."""
         write_kernels('import timm_dyacts_needs_this', *SQUARE, *TWICE)
-        backend = dataclasses.replace(backends.BACKENDS[0], requires='timm_dyacts_needs_this')
+        backend = dataclasses.replace(CPU, requires='timm_dyacts_needs_this')
         monkeypatch.setattr(backends, 'BACKENDS', (backend,))
         with pytest.warns(RuntimeWarning, match='without its back end cpu.*No module named') as caught:
             assert find_kernel('square', 'square', X) is None
@@ -208,15 +209,15 @@ class TestFailure:
     def test_a_package_that_lacks_something(self, write_kernels, monkeypatch):
         """A version that the kernels do not know is as good as none."""
         write_kernels('from colorsys import paint', *SQUARE)
-        backend = dataclasses.replace(backends.BACKENDS[0], requires='colorsys')
+        backend = dataclasses.replace(CPU, requires='colorsys')
         monkeypatch.setattr(backends, 'BACKENDS', (backend,))
         with pytest.warns(RuntimeWarning, match='without its back end cpu.*paint'):
             assert find_kernel('square', 'square', X) is None
 
     def test_a_failed_import_of_another_module_surfaces(self, write_kernels, monkeypatch):
         write_kernels('import timm_dyacts.nothing', *SQUARE)
-        backend = dataclasses.replace(backends.BACKENDS[0], requires='colorsys')
-        for each in (backend, backends.BACKENDS[0]):
+        backend = dataclasses.replace(CPU, requires='colorsys')
+        for each in (backend, CPU):
             monkeypatch.setattr(backends, 'BACKENDS', (each,))
             with pytest.raises(ImportError, match='timm_dyacts.nothing'):
                 find_kernel('square', 'square', X)

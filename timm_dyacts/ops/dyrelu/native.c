@@ -5,7 +5,7 @@ channels and some positions of a sample, a *segment* of the positions in them. A
 of its channels, which ``combine`` adds up in the order of the segments. */
 #include "../native.h"
 
-enum { BLOCK = 1024, ROWS = 64, SEGMENT = 32768, MOST_PIECES = 4 };
+enum { BLOCK = 1024, ROWS = 64, SEGMENT = 32768, MOST_PIECES = 2 };
 
 /* The same as ``_Operands`` in native.py. */
 typedef struct {
@@ -186,8 +186,6 @@ INLINE REAL larger(REAL y, REAL piece) { return WINS(piece, y) ? piece : y; }
 INLINE REAL largest_of(REAL x, const REAL *coefs, i64 step, const int count, const int K) {
     REAL y = piece_at(x, coefs, step, 0, K);
     if (count > 1) y = larger(y, piece_at(x, coefs, step, 1, K));
-    if (count > 2) y = larger(y, piece_at(x, coefs, step, 2, K));
-    if (count > 3) y = larger(y, piece_at(x, coefs, step, 3, K));
     return y;
 }
 
@@ -237,9 +235,7 @@ INLINE void apply_tile_k(const plan *p, tile t, const int K) {
 
 #define EACH_K(call) switch (p->o->k) { \
     case 1: call(1); break; \
-    case 2: call(2); break; \
-    case 3: call(3); break; \
-    default: call(4); }
+    default: call(2); }
 
 static int apply_tile(const plan *p, tile t) {
 #define CALL(K) apply_tile_k(p, t, K)
@@ -266,8 +262,6 @@ INLINE int wins(REAL x, const REAL *coefs, i64 step, const int k, const int K) {
    numbers of the winners, to be compared with, would end up as branches. */
 INLINE REAL share_of(REAL x, REAL g, const REAL *coefs, i64 step, const int k, const int K) {
     REAL rest = g;
-    if (K > 3 && k < 3) rest = wins(x, coefs, step, 3, K) ? 0 : rest;
-    if (K > 2 && k < 2) rest = wins(x, coefs, step, 2, K) ? 0 : rest;
     if (K > 1 && k < 1) rest = wins(x, coefs, step, 1, K) ? 0 : rest;
     return k == 0 ? rest : wins(x, coefs, step, k, K) ? rest : 0;
 }
@@ -276,8 +270,6 @@ INLINE REAL share_of(REAL x, REAL g, const REAL *coefs, i64 step, const int k, c
 INLINE REAL slope_of(REAL x, const REAL *coefs, i64 step, const int K) {
     REAL slope = coefs[0];
     if (K > 1) slope = wins(x, coefs, step, 1, K) ? coefs[step] : slope;
-    if (K > 2) slope = wins(x, coefs, step, 2, K) ? coefs[2 * step] : slope;
-    if (K > 3) slope = wins(x, coefs, step, 3, K) ? coefs[3 * step] : slope;
     return slope;
 }
 
@@ -314,8 +306,6 @@ INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
                     REAL won = y >= bound ? 0 : g;
                     add_share(sums + c, v, won, theta + c, C, 0, K);
                     if (K > 1) add_share(sums + c, v, won, theta + c, C, 1, K);
-                    if (K > 2) add_share(sums + c, v, won, theta + c, C, 2, K);
-                    if (K > 3) add_share(sums + c, v, won, theta + c, C, 3, K);
                 }
                 total += part;
             }
@@ -332,27 +322,25 @@ INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
         for (int k = 0; k < 2 * K; k++) coefs[k] = theta[k * C + c];
         for (i64 begin = t.p0; begin < t.p1; begin += BLOCK) {
             i64 end = least(begin + BLOCK, t.p1);
-            REAL s0 = 0, s1 = 0, s2 = 0, s3 = 0, r0 = 0, r1 = 0, r2 = 0, r3 = 0;
+            REAL s0 = 0, s1 = 0, r0 = 0, r1 = 0;
 #define ADD_UP(share) \
             REAL v = LOAD(x[i]), dout = LOAD(dy[i]), g = dout * (share); \
             REAL y = largest(v, coefs, 1, K), won = y >= bound ? 0 : g; \
             REAL mine = share_of(v, won, coefs, 1, 0, K); \
             s0 += mine * v, r0 += mine; \
-            if (K > 1) mine = share_of(v, won, coefs, 1, 1, K), s1 += mine * v, r1 += mine; \
-            if (K > 2) mine = share_of(v, won, coefs, 1, 2, K), s2 += mine * v, r2 += mine; \
-            if (K > 3) mine = share_of(v, won, coefs, 1, 3, K), s3 += mine * v, r3 += mine;
+            if (K > 1) mine = share_of(v, won, coefs, 1, 1, K), s1 += mine * v, r1 += mine;
             if (pi) {
-                _Pragma("omp simd reduction(+:s0,s1,s2,s3,r0,r1,r2,r3)")
+                _Pragma("omp simd reduction(+:s0,s1,r0,r1)")
                 for (i64 i = begin; i < end; i++) {
                     ADD_UP(pi[i])
                     products[i - begin] += dout * (y > bound ? bound : y);
                 }
             } else {
-                _Pragma("omp simd reduction(+:s0,s1,s2,s3,r0,r1,r2,r3)")
+                _Pragma("omp simd reduction(+:s0,s1,r0,r1)")
                 for (i64 i = begin; i < end; i++) { ADD_UP(1) }
             }
 #undef ADD_UP
-            const REAL slopes[4] = {s0, s1, s2, s3}, intercepts[4] = {r0, r1, r2, r3};
+            const REAL slopes[2] = {s0, s1}, intercepts[2] = {r0, r1};
             for (int k = 0; k < K; k++) totals[k] += slopes[k], totals[K + k] += intercepts[k];
         }
         for (int k = 0; k < 2 * K; k++) sums[k * C + c] = (REAL)totals[k];

@@ -16,8 +16,8 @@ from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
 
 __all__ = ['dynamic_relu', 'dynamic_relu_backward', 'dyrelu', 'dyrelu_backward']
 
-# With more pieces than there are loops for, PyTorch operations compute.
-_MOST_PIECES = 4
+# With more pieces than there are loops for, PyTorch operations compute. They would take most of the time of compiling.
+_MOST_PIECES = 2
 
 
 class _Operands(ctypes.Structure):
@@ -166,7 +166,8 @@ def dynamic_relu_backward(
         dspatial_weight = torch.empty_like(saved.mean)
         dspatial_bias = torch.zeros_like(params.spatial_bias)
     ranges = residual.new_tensor(settings.ranges)
-    dresidual = torch.mul(dcoefs.transpose(1, 2), ranges, out=torch.empty_like(residual).view(len(x), -1, 2 * k))
+    dresidual = torch.empty_like(residual).view(len(x), dcoefs.shape[2], 2 * k)
+    torch.mul(dcoefs.transpose(1, 2), ranges, out=dresidual)
     # The derivative of tanh, and half of it as the tanh is of half of z
     dz = torch.ops.aten.tanh_backward(dresidual.flatten(1), residual).mul_(0.5)
     dmean, *dparams = mlp_backward(dz, saved.mean, saved.hidden, params)
