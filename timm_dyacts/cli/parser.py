@@ -42,7 +42,7 @@ def describe_versions() -> str:
     import timm
     import torch
 
-    from ..ops.backends import current_backend, describe_backends
+    from ..ops.backends import backend_in_use, current_backend, describe_backends
 
     lines = {
         'timm_dyacts': __version__,
@@ -52,6 +52,7 @@ def describe_versions() -> str:
         'python': f'{platform.python_version()} on {platform.platform()}',
         'GPU': torch.cuda.get_device_name() if torch.cuda.is_available() else 'none',
         'TIMM_DYACTS_BACKEND': current_backend(),
+        'kernels on CPUs': backend_in_use('cpu') or 'none',
         **{f'back end {name}': state for name, state in describe_backends().items()},
     }
     width = max(map(len, lines))

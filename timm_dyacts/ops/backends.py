@@ -55,6 +55,7 @@ __all__ = [
     'Kernel',
     'KernelBuildError',
     'NotBuilt',
+    'backend_in_use',
     'current_backend',
     'describe_backends',
     'differentiate',
@@ -184,6 +185,15 @@ def use_backend(choice: str) -> Iterator[None]:
 def describe_backends() -> dict[str, str]:
     """Tell for each back end whether it works on this machine and, if not, why."""
     return {backend.name: backend.why_not() or 'works' for backend in BACKENDS}
+
+
+def backend_in_use(device_type: str) -> str | None:
+    """Name the back end that computes on devices of a type, None if the references do."""
+    works = (
+        backend.name for backend in BACKENDS
+        if _choice in ('auto', backend.name) and backend.takes(device_type) and backend.why_not() is None
+    )
+    return next(works, None)
 
 
 def find_kernel(operator: str, name: str, *operands: Any) -> Kernel | None:

