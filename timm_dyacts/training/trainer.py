@@ -163,7 +163,7 @@ class Trainer:
                 self.recorder.close(progress)
         if self.recorder is not None:
             self.recorder.write_report()
-        best = best_row(progress.rows, f'eval_{setup.config.eval_metric}')
+        best = best_row(progress.rows, setup.config.best_column())
         metrics = OrderedDict((name, best[f'eval_{name}']) for name in ('loss', 'top1', 'top5'))
         return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary)
 
@@ -293,6 +293,8 @@ def _unfreeze(setup: Setup) -> None:
 def _evaluate(setup: Setup, after_batch: Callable[[], None]) -> dict[str, OrderedDict]:
     """Evaluate the model as ``'eval'``, and its moving average as ``'ema'`` if there is one.
 
+    What they do on held-out training images, if there are any, is ``'eval_holdout'`` and ``'ema_holdout'``.
+
     Args:
         setup: The objects of the run.
         after_batch: Called after each batch if there is one process only; several may have different numbers of them.
@@ -307,14 +309,18 @@ def _evaluate(setup: Setup, after_batch: Callable[[], None]) -> dict[str, Ordere
     for kind, module in modules.items():
         if world.size > 1 and config.dist_bn != 'none':
             distribute_bn(module, world.size, config.dist_bn == 'reduce')
-        metrics[kind] = evaluate(
-            module,
-            setup.validation_loader,
-            setup.autocast,
-            channels_last=config.channels_last,
-            world=world,
-            after_batch=after_batch if world.size == 1 else None,
-        )
+        loaders = {kind: setup.validation_loader}
+        if setup.held_out_loader is not None:
+            loaders[f'{kind}_holdout'] = setup.held_out_loader
+        for name, loader in loaders.items():
+            metrics[name] = evaluate(
+                module,
+                loader,
+                setup.autocast,
+                channels_last=config.channels_last,
+                world=world,
+                after_batch=after_batch if world.size == 1 else None,
+            )
     return metrics
 
 
@@ -322,10 +328,10 @@ def _gather_unreadable(setup: Setup) -> dict[str, Tensor]:
     """Give the primary process which images could not be read so far. Of data sets that are streams nothing is known.
 
     Returns:
-        For ``'training'`` and ``'validation'``, a mask of the images.
+        For ``'training'``, ``'held-out training'`` and ``'validation'``, a mask of the images.
     """
     masks = {}
-    for kind, loader in dict(training=setup.loader.loader, validation=setup.validation_loader).items():
+    for kind, loader in setup.loaders.items():
         if isinstance(loader.loader.dataset, BatchDataset):
             gathered = setup.world.gather(loader.loader.dataset.unreadable)
             if gathered is not None:
