@@ -9,7 +9,7 @@ from ..files import replace_text
 from ..plotting import BLUE, COLORS, GREY, create_figure, style_axes
 from .statistics import CONFIDENCE, MIN_SEEDS, Comparison, Summary
 
-__all__ = ['Cost', 'describe', 'draw_comparison', 'draw_curves', 'render_table', 'write_table']
+__all__ = ['Cost', 'describe', 'describe_frozen', 'draw_comparison', 'draw_curves', 'render_table', 'write_table']
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,17 @@ def describe(summary: Summary, first: str, metric: str) -> str:
     return f'{model}: no difference that {seeds} could show: {mean}, {interval}.'
 
 
+def describe_frozen(summary: Summary, metric: str) -> str:
+    """Give one sentence on what freezing the coefficients of a model does.
+
+    Args:
+        summary: The model with frozen coefficients, compared with itself.
+        metric: What was measured.
+    """
+    sentence = describe(summary, 'as trained', metric)
+    return sentence.replace(f'`{summary.model}`:', f'`{summary.model}` with frozen coefficients:', 1)
+
+
 def render_table(
         summaries: Sequence[Summary],
         metric: str,
@@ -132,17 +143,31 @@ def write_table(
         metric: str,
         at: str,
         costs: Mapping[str, Cost],
-        remarks: Sequence[str] = (),
+        frozen: Sequence[Summary] = (),
 ) -> None:
-    """Write ``compare.md``: the table, a sentence for each model, and what has to be known to read them."""
+    """Write ``compare.md``: the table, a sentence for each model, and what has to be known to read them.
+
+    Args:
+        path: Where to write.
+        title: Heading.
+        summaries: The models, the one that the others are compared with first.
+        metric: What was measured.
+        at: At which epoch, ``'last'`` or ``'best'``.
+        costs: By label.
+        frozen: Models with frozen coefficients, each compared with itself as it was trained.
+    """
     first = summaries[0].model
     sentences = [f'- {describe(summary, first, metric)}' for summary in summaries[1:]]
     notes = [
         f'Differences are to `{first}`, seed by seed: each seed gives all models the same order of images and the same '
         f"augmentation. The interval is that of Student's t for the mean difference; p is of the paired t test, times "
         f'the number of comparisons.',
-        *remarks,
     ]
+    if frozen:
+        notes.append(
+            'With the coefficients of Dynamic ReLU frozen, after training, at their mean over the training images, '
+            'compared with the same runs as trained:')
+        notes.append('\n'.join(f'- {describe_frozen(summary, metric)}' for summary in frozen))
     parts = [f'# {title}\n', render_table(summaries, metric, at, costs), '\n'.join(sentences) + '\n', *(
         f'{note}\n' for note in notes)]
     replace_text(path, '\n'.join(parts))

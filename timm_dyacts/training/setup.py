@@ -38,7 +38,7 @@ from .config import TrainConfig
 from .finetune import build_optimizer
 from .task import build_task
 
-__all__ = ['Datasets', 'Setup', 'build_setup', 'build_validation_loader']
+__all__ = ['Datasets', 'Setup', 'build_datasets', 'build_setup', 'build_validation_loader']
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
         ValueError: Options that do not fit the data, the model or the machine.
     """
     random_seed(config.seed)  # the same in all processes, for the same initial weights
-    datasets, config = _build_datasets(config, world)
+    datasets, config = build_datasets(config, world)
     model = _create_model(config)
     start = describe_start(config, model)
     data_config = resolve_input(model, config.preprocessing)
@@ -217,8 +217,17 @@ def build_validation_loader(config: TrainConfig, dataset: Dataset, data_config: 
     )
 
 
-def _build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainConfig]:
-    """Create both splits, and fill in the options that depend on them and on the machine."""
+def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainConfig]:
+    """Create the splits of a run, and fill in the options that depend on them and on the machine.
+
+    Args:
+        config: The options.
+        world: The processes that train together.
+
+    Raises:
+        OSError: The data could not be read.
+        ValueError: Options that do not fit the data.
+    """
     in_chans = config.in_chans or 3
 
     def create(split: str, **kwargs: Any) -> Dataset:
