@@ -22,7 +22,17 @@ from ..training.resume import FREE_OPTIONS
 from ..version import __version__
 from .plan import Run
 
-__all__ = ['METRICS', 'VERSIONS', 'Outcome', 'Record', 'read_kept', 'read_values', 'recipe_of', 'write_epochs', 'write_runs']
+__all__ = [
+    'METRICS',
+    'VERSIONS',
+    'Outcome',
+    'Record',
+    'read_kept',
+    'read_values',
+    'recipe_of',
+    'write_epochs',
+    'write_runs',
+]
 
 METRICS = ('top1', 'top5', 'loss')
 VERSIONS = dict(timm_dyacts=__version__, timm=timm.__version__, torch=str(torch.__version__))
