@@ -62,10 +62,10 @@ def freeze_coefficients(model: nn.Module, loader: Iterable) -> int:
     finally:
         for handle in handles:
             handle.remove()
+    frozen = {module: _static(module, sums[module] / images_seen[module]) for module in modules}
     for name in names:
         parent, _, child = name.rpartition('.')
-        old = model.get_submodule(name)
-        setattr(model.get_submodule(parent), child, _static(old, sums[old] / images_seen[old]))
+        setattr(model.get_submodule(parent), child, frozen[model.get_submodule(name)])
     return len(modules)
 
 

@@ -125,7 +125,9 @@ def _load_base(
     kwargs = {k: v for k, v in model_kwargs.items() if k not in adapted}
     with _recorded_mismatch() as (missing, unexpected):
         base = model_entrypoint(name)(pretrained=True, pretrained_cfg=cfg.to_dict(), **kwargs)
-    missing = [key for key in missing if not _is_optional(key, ())]
+    # A negative number of classes says that the classifier is not to be taken over; timm drops it then.
+    head = tuple(f'{name}.' for name in _as_names(cfg.classifier)) if cfg.num_classes < 0 else ()
+    missing = [key for key in missing if not _is_optional(key, head)]
     # Whole modules that this base does not have are left over from training, such as Inception's auxiliary classifier.
     # Another entry of a module that it has is one of an operator, and makes a difference.
     modules = dict(base.named_modules())
