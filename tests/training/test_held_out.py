@@ -24,10 +24,10 @@ def test_the_best_epoch_is_that_of_the_held_out_images(run):
     best = best_row(rows, 'eval_holdout_top1')
     assert result.best_epoch == best['epoch'] and result.best['top1'] == best['eval_top1']
     results = json.loads(folder.checkpoint('best').results.read_text())
-    assert results['epoch'] == best['epoch'] and results['metrics']['top1'] == best['eval_top1']
+    assert results['epoch'] == best['epoch'] and results['top1'] == best['eval_top1']
     ema = json.loads(folder.checkpoint('ema').results.read_text())
-    assert ema['metrics']['top1'] == best_row(rows, 'ema_holdout_top1')['ema_top1']
-    for name in ('eval_holdout_top1', 'ema_holdout_top1'):  # counted over the 30 of them, a quarter of 12 for each class
+    assert ema['top1'] == best_row(rows, 'ema_holdout_top1')['ema_top1']
+    for name in ('eval_holdout_top1', 'ema_holdout_top1'):  # counted over 30 of them: a quarter of 12 for each class
         assert all(round(row[name] * 30 / 100, 6).is_integer() for row in rows)
 
 
