@@ -194,17 +194,19 @@ def draw_comparison(
     left.set_yticks(range(len(others)), [summary.model for summary in others])
     left.set_ylim(len(others) - 0.5, -0.5)
     left.set_xlabel(
-        f'{metric}{_points(metric)} beyond {summaries[0].model}\n'
+        f'{metric}: difference to {summaries[0].model}{" in points" if _points(metric) else ""}\n'
         f'dots: seeds; diamond and bar: mean and {CONFIDENCE:.0%} interval')
     style_axes(left, 'x')
-    for i, summary in enumerate(summaries):
-        if summary.model not in costs:
-            continue
-        x, y = 1000 * costs[summary.model].step_seconds, summary.mean
+    measured = [summary for summary in summaries if summary.model in costs]
+    times = [1000 * costs[summary.model].step_seconds for summary in measured]
+    for i, (summary, x) in enumerate(zip(measured, times, strict=True)):
         error = summary.std if len(summary.values) > 1 else None
         color = COLORS[i % len(COLORS)]
-        right.errorbar(x, y, yerr=error, fmt='o', color=color, markersize=6, capsize=2, linewidth=1)
-        right.annotate(summary.model, (x, y), xytext=(6, 4), textcoords='offset points', fontsize=7, color=color)
+        right.errorbar(x, summary.mean, yerr=error, fmt='o', color=color, markersize=6, capsize=2, linewidth=1)
+        side = -1 if x > (min(times) + max(times)) / 2 else 1  # the name lies towards the middle
+        right.annotate(
+            summary.model, (x, summary.mean), xytext=(6 * side, 4), textcoords='offset points', fontsize=7,
+            color=color, ha='left' if side > 0 else 'right')
     right.set_xlabel('time of a training step (ms)')
     right.set_ylabel(f'{metric}: mean and standard deviation')
     right.margins(x=0.25, y=0.15)
