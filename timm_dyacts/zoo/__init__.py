@@ -1,7 +1,7 @@
 """The variants: timm's architectures with our operators, registered with timm under names of their own."""
 from .families import ALIASES, ALL, FAMILIES, Family
-from .preview import Preview, preview, select_names
-from .registry import Variant, bases, find_entry, parse, register, suggest, variants
+from .preview import Preview, preview, resolve_warm_start, select_names
+from .registry import Variant, all_options, bases, find_entry, parse, register, suggest, variants
 from .weights import PretrainedWeightsError
 
 __all__ = [
@@ -12,10 +12,12 @@ __all__ = [
     'PretrainedWeightsError',
     'Preview',
     'Variant',
+    'all_options',
     'bases',
     'parse',
     'preview',
     'register',
+    'resolve_warm_start',
     'select_names',
     'suggest',
     'variants',

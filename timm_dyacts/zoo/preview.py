@@ -13,7 +13,7 @@ from torch import nn
 from ..convert import ConversionError
 from .registry import bases, parse, suggest
 
-__all__ = ['Preview', 'preview', 'select_names']
+__all__ = ['Preview', 'preview', 'resolve_warm_start', 'select_names']
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,22 @@ def preview(names: Iterable[str], **options: Any) -> Iterator[Preview]:
         report = model.conversion
         yield Preview(
             name, base, report.function, report.counts, len(report.skipped), base_params, _count(model))
+
+
+def resolve_warm_start(name: str) -> str | None:
+    """Give how a model starts with weights of its base, ``'exact'`` or ``'approximate'``; ``None`` if it has no base.
+
+    Args:
+        name: Any architecture. A variant that the table does not list is made, on the meta device.
+    """
+    try:
+        variant = parse(name)
+    except ValueError:
+        return None
+    if variant.warm_start is not None:
+        return variant.warm_start
+    found = next(preview([name]))
+    return None if found.reason else found.start
 
 
 @lru_cache(maxsize=1)

@@ -35,7 +35,7 @@ from . import lookup
 from .families import ALIASES, FAMILIES, Family
 from .weights import PretrainedWeightsError, check_source, convert_checkpoint, describe_missing_weights
 
-__all__ = ['Variant', 'bases', 'default_cfgs', 'find_entry', 'parse', 'register', 'suggest', 'variants']
+__all__ = ['Variant', 'all_options', 'bases', 'default_cfgs', 'find_entry', 'parse', 'register', 'suggest', 'variants']
 
 NOBN = '_nobn'
 
@@ -246,7 +246,7 @@ def _make_entrypoint(variant: Variant) -> Callable[..., nn.Module]:
 
 
 def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
-    given = {name: kwargs.pop(name) for name in _all_options() if name in kwargs}
+    given = {name: kwargs.pop(name) for name in all_options() if name in kwargs}
     options = {name: value for name, value in given.items() if value is not None}
     recipe = _merge_options(variant, options)
     if pretrained:
@@ -284,7 +284,7 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
         raise PretrainedWeightsError(describe_missing_weights(variant.name, variant.base, kwargs, e)) from e
 
 
-def _all_options() -> frozenset[str]:
+def all_options() -> frozenset[str]:
     """Give the options of ``convert`` that are options of some variant."""
     operators = OPERATORS.values()
     return frozenset({'act_kwargs', 'pool_kwargs'}).union(*(operator.options for operator in operators))
