@@ -21,15 +21,16 @@ def call_order(model, types, size=64):
     for name, module in model.named_modules():
         if isinstance(module, types):
             module.register_forward_hook(lambda m, args, out, name=name: name in order or order.append(name))
-    output(model, probe(size))
+    output(model, probe(size).to(next(model.parameters()).device))
     return order
 
 
-@pytest.mark.parametrize('name', ['resnet26', 'mobilenetv2_050', 'regnetx_002', 'vgg11', 'densenet121'])
+@pytest.mark.parametrize('name', ['resnet26', 'mobilenetv2_050', 'regnetx_002', 'vgg11'])
 def test_late_is_inner_in_the_second_half(name):
-    order = call_order(timm.create_model(name), (nn.ReLU, nn.ReLU6))
-    inner = convert(timm.create_model(name), act='dyrelu_b')
-    late = convert(timm.create_model(name), act='dyrelu_b', where='late')
+    with torch.device('meta'):
+        order = call_order(timm.create_model(name), (nn.ReLU, nn.ReLU6))
+        inner = convert(timm.create_model(name), act='dyrelu_b')
+        late = convert(timm.create_model(name), act='dyrelu_b', where='late')
     backbone = [path for path in order if path.partition('.')[0] not in ('head', 'pre_logits')]
     assert places(late) == places(inner) & set(backbone[len(backbone) // 2:])
     assert 0 < len(places(late)) < len(places(inner))
@@ -57,21 +58,21 @@ def test_the_order_is_that_of_the_calls_and_the_middle_is_late():
     assert places(convert(Backwards(), act='dyrelu_b', where='late', input_size=(3, 8, 8))) == {'act2', 'act3', 'act4'}
 
 
-@pytest.mark.parametrize('name', ['resnet26', 'mobilenetv2_050', 'inception_v3'])
+@pytest.mark.parametrize('name', ['test_resnet', 'mobilenetv2_050'])
 def test_late_does_not_depend_on_the_input_size(name):
     with torch.device('meta'):
         found = [places(convert(timm.create_model(name), act='dyrelu_b', where='late', input_size=(3, size, size)))
-                 for size in (96, 131, 224)]
+                 for size in (64, 131, 224)]
     assert found[0] and found[0] == found[1] == found[2]
 
 
 def test_late_again_changes_nothing_and_inner_completes_it():
-    model = convert(timm.create_model('resnet26'), act='dyrelu_b', where='late')
+    model = convert(timm.create_model('test_resnet'), act='dyrelu_b', where='late')
     before = {name: id(model.get_submodule(name)) for name in places(model)}
     convert(model, act='dyrelu_b', where='late')
     assert {name: id(model.get_submodule(name)) for name in places(model)} == before
     convert(model, act='dyrelu_b')
-    assert places(model) == places(convert(timm.create_model('resnet26'), act='dyrelu_b'))
+    assert places(model) == places(convert(timm.create_model('test_resnet'), act='dyrelu_b'))
 
 
 @pytest.mark.parametrize('where, expected', [
@@ -87,8 +88,9 @@ def test_a_wildcard_names_them_those_behind_additions_too(where, expected):
 
 
 def test_a_wildcard_does_not_reach_into_gates_and_heads():
-    model = convert(timm.create_model('seresnet50'), act='dyrelu_b', where='*')
-    everywhere = convert(timm.create_model('seresnet50'), act='dyrelu_b', where='all')
+    with torch.device('meta'):
+        model = convert(timm.create_model('seresnet50'), act='dyrelu_b', where='*')
+        everywhere = convert(timm.create_model('seresnet50'), act='dyrelu_b', where='all')
     assert places(model) == places(everywhere) and not any('.se.' in path for path in places(model))
 
 
@@ -108,12 +110,12 @@ def test_what_where_does_not_accept(where):
     dict(where='layer4.*', act_kwargs=dict(max_hidden=4)),
     dict(where='late', act_kwargs=dict(max_hidden=4, reduction=4, k=3), start='fit'),
 ])
-@pytest.mark.parametrize('suffix', ['dyrelu_a', 'dyrelu_b_nobn', 'dyrelu_c'])
+@pytest.mark.parametrize('suffix', ['dyrelu_b_nobn', 'dyrelu_c'])
 def test_the_variants_take_it_start_exactly_and_keep_it_in_their_config(suffix, options, tmp_path):
-    base = trained_like('resnet18')
+    base = trained_like('resnet10t')
     torch.save(base.state_dict(), tmp_path / 'base.pth')
     overlay = dict(file=str(tmp_path / 'base.pth'))
-    model = timm.create_model(f'resnet18_{suffix}', pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    model = timm.create_model(f'resnet10t_{suffix}', pretrained=True, pretrained_cfg_overlay=overlay, **options)
     assert max_diff(output(model, probe()), output(base, probe())) <= (1e-4 if 'nobn' in suffix else 0)
     with torch.no_grad():
         for module in model.modules():
