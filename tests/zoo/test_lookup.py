@@ -241,6 +241,21 @@ def test_a_model_that_somebody_registers_wins_and_has_variants(tables):
     assert get_pretrained_cfg('somebodys_net_dyrelu_b') is None, 'as the base, it has none'
 
 
+@pytest.mark.parametrize('copy_of', [copy.deepcopy, copy.copy])
+def test_who_copies_the_tables_and_puts_the_copies_back_loses_nothing(tables, monkeypatch, copy_of):
+    lists = held()
+    for name, table in tables.items():
+        monkeypatch.setattr(_registry, name, copy_of(table))
+    assert held() == lists
+    name = 'convnext_tiny_dyrelu_b'
+    assert timm.is_model(name) and get_arch_pretrained_cfgs(name) and get_pretrained_cfg(name).has_weights
+    assert is_model_pretrained(name) and not is_model_pretrained('convnext_tiny_dyrelub')
+    assert name not in dict(_registry._model_entrypoints) and name not in set(_registry._model_has_pretrained)
+    if copy_of is copy.deepcopy:
+        _registry._model_with_tags['resnet18'].append('x')
+        assert 'x' not in tables['_model_with_tags']['resnet18']
+
+
 def test_tables_of_another_kind_are_refused(tables, monkeypatch):
     plain = {name: dict(table) if isinstance(table, dict) else set(table) for name, table in tables.items()}
     plain['_model_with_tags'] = tables['_model_with_tags']

@@ -103,6 +103,14 @@ class _ListTable(defaultdict):
         super().__init__(list, table)
         self.find = find
 
+    def __reduce__(self) -> tuple[Any, ...]:  # for those who copy timm's tables, and put them back later
+        return type(self), (dict(self), self.find)
+
+    def copy(self) -> '_ListTable':
+        return type(self)(self, self.find)
+
+    __copy__ = copy
+
     def get(self, name: str, default: Any = None) -> Any:
         if name in self:
             return self[name]
@@ -116,6 +124,14 @@ class _Set(set):
     def __init__(self, names: set[str], find: Callable[[str], bool]) -> None:
         super().__init__(names)
         self.find = find
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (set(self), self.find)
+
+    def copy(self) -> '_Set':
+        return type(self)(self, self.find)
+
+    __copy__ = copy
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or self.find(name)
