@@ -421,7 +421,7 @@ def test_arguments_of_the_new_modules():
     (dict(act=nn.ReLU), 'act must be the name'),
     (dict(pool='softpol'), "pool must be one of None, 'softpool', got 'softpol'"),
     (dict(norm='batch'), "norm must be one of None, 'none', got 'batch'"),
-    (dict(act='brelu', where='outer'), "where must be one of 'inner', 'all', got 'outer'"),
+    (dict(act='brelu', where='outer'), "where must be one of 'inner', 'all', 'late', or a wildcard .*, got 'outer'"),
     (dict(act='brelu', layout='thirds'), "layout must be one of 'interleaved', 'halves', got 'thirds'"),
     (dict(act='brelu', input_size=(3, 64)), 'input_size must be a positive'),
     # what cannot have an effect

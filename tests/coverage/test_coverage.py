@@ -204,8 +204,9 @@ def test_summary_of_a_table(table, call_script, capsys):
 
 def test_the_operations_come_from_the_table_of_operators():
     assert default_operations() == ['dyrelu_b', 'brelu', 'softpool', 'nobn']
-    assert set(operations()) == {*OPERATORS, 'nobn', 'dyrelu_b_fit', 'dyrelu_b_fit_k3'}
+    assert set(operations()) == {*OPERATORS, 'nobn', 'dyrelu_b_fit', 'dyrelu_b_fit_k3', 'dyrelu_b_late'}
     assert operations()['dyrelu_b_fit_k3'] == dict(act='dyrelu_b', start='fit', act_kwargs=dict(k=3))
+    assert operations()['dyrelu_b_late'] == dict(act='dyrelu_b', where='late')
     assert operations()['softpool'] == dict(pool='softpool')
 
 

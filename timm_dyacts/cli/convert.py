@@ -16,7 +16,6 @@ from typing import Any
 import timm
 import torch
 from timm.models import load_model_config_from_hf, parse_model_name
-from timm.utils import ParseKwargs
 from torch import nn
 
 from .. import zoo
@@ -28,8 +27,7 @@ from ..loading import resolve_model_name
 from ..modes import evaluating
 from ..operators import OPERATORS
 from ..run_folder import CheckpointFolder
-from ..suggest import close_names
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, KeyValues, fail
 
 __all__ = ['create_parser', 'main']
 
@@ -38,16 +36,6 @@ _REPORT = 'conversion.json'
 _OPTIONS = dict(act=('where', 'layout', 'start', 'act_kwargs'), pool=('pool_kwargs',))
 # What a configuration says of the weights that timm has for a name, and that does not hold for others
 _ORIGIN = ('tag', 'license', 'origin_url', 'paper_ids', 'paper_name', 'notes')
-
-
-class _ParseKwargs(ParseKwargs):
-    """timm's, with an error of the parser where an equals sign is missing."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        wrong = [value for value in values if '=' not in value]
-        if wrong:
-            parser.error(f'argument {option_string}: must be KEY=VALUE, got {wrong[0]!r}')
-        super().__call__(parser, namespace, values, option_string)
 
 
 def create_parser(prog: str) -> ArgumentParser:
@@ -63,15 +51,16 @@ def create_parser(prog: str) -> ArgumentParser:
     group.add_argument('--act', metavar='NAME', help=f"activation: {', '.join(acts)}, or 'relu' for the way back")
     group.add_argument('--pool', choices=pools, help='what max pools become, of %(choices)s')
     group.add_argument('--norm', choices=['none'], help="'none' folds BatchNorm into the layer before it")
-    group.add_argument('--where', choices=['inner', 'all'],
-                       help="'all': Dynamic ReLU behind the additions of bottlenecks too (default: inner)")
+    group.add_argument('--where', metavar='WHERE',
+                       help="places of Dynamic ReLU: 'inner', 'all' (behind the additions of bottlenecks too), 'late' "
+                            "(in the second half of the network), or a wildcard such as 'layer4.*' (default: inner)")
     group.add_argument('--layout', choices=['interleaved', 'halves'],
                        help='channels of a bipolar activation that are mirrored (default: interleaved)')
     group.add_argument('--start', choices=['relu', 'fit'],
                        help='what a Dynamic ReLU starts as where it cannot be what it replaces (default: relu)')
-    group.add_argument('--act-kwargs', nargs='*', action=_ParseKwargs, metavar='KEY=VALUE',
+    group.add_argument('--act-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
                        help='arguments of the new activations, e.g. reduction=16')
-    group.add_argument('--pool-kwargs', nargs='*', action=_ParseKwargs, metavar='KEY=VALUE',
+    group.add_argument('--pool-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
                        help='arguments of the new pools, e.g. beta=2.0')
 
     group = parser.add_argument_group('model')
@@ -162,23 +151,30 @@ def find_target(source: str, act: str | None = None, pool: str | None = None, no
     Raises:
         ValueError: If there is none in the zoo.
     """
-    variants = {variant.name: variant for variant in zoo.variants()}
     base, nobn, operators = source, norm is not None, {}
-    if source in variants:
-        variant = variants[source]
+    variant = _parse(source)
+    if variant is not None:
         base, nobn = variant.base, nobn or variant.nobn
         operators[OPERATORS[variant.operator].replaces] = variant.operator
     operators |= {kind: name for kind, name in dict(act=act, pool=pool).items() if name is not None}
     if act is not None and act not in OPERATORS:
         del operators['act']
     name = '_'.join([base, *operators.values(), *['nobn'] * nobn])
-    if name in variants:
-        return Target(name, variants[name].recipe.get('pool_kwargs', {}))
+    target = _parse(name)
+    if target is not None:
+        return Target(name, target.recipe.get('pool_kwargs', {}))
     if name == base and source != base:
         return Target(name, {})
     raise ValueError(
         f'The zoo must know the architecture that the converted model has, for config.json to name it, got {name!r}.'
-        + close_names(name, variants))
+        + zoo.suggest(name))
+
+
+def _parse(name: str) -> zoo.Variant | None:
+    try:
+        return zoo.parse(name)
+    except ValueError:
+        return None
 
 
 def _architecture_of(name: str) -> str:

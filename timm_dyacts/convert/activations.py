@@ -1,4 +1,6 @@
 """Activations: which of a network's are replaced, and by what."""
+from collections.abc import Container, Iterable
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +11,7 @@ from ..layers.forms import Form, Place, static_form
 from ..modes import evaluating
 from ..operators import OPERATORS, activation_types, is_mirrored, module_types
 from ..piecewise_fit import fit_pieces
-from .arguments import Request
+from .arguments import PLACES, Request
 from .flip import flip_signs, is_wrapped, update_mark
 from .groups import update_group_matcher
 from .report import ConversionError
@@ -49,12 +51,13 @@ def swap_activations(step: Step, request: Request) -> None:
     types = activation_types()
     candidates = step.find(lambda module: isinstance(module, types) and not is_wrapped(module), _FUNCTIONS)
     head = _find_head(step) if has_width else frozenset()
+    early = _find_early(step, candidates, head) if has_width and request.where == 'late' else frozenset()
     swaps = []
     for module in candidates:
         calls = step.trace.calls_of(module)
         reason = _reason_to_skip(step, module)
         if not reason and has_width:
-            reason = 'in the classifier head' if module in head else _reason_of_width(step, module, request)
+            reason = 'in the classifier head' if module in head else _reason_of_width(step, module, request, early)
         if reason:
             step.skip(module, reason)
         elif has_width and operator.is_one(module):
@@ -96,12 +99,34 @@ def _reason_to_skip(step: Step, module: nn.Module) -> str | None:
     return None
 
 
-def _reason_of_width(step: Step, module: nn.Module, request: Request) -> str | None:
+def _reason_of_width(
+        step: Step,
+        module: nn.Module,
+        request: Request,
+        early: Container[nn.Module],
+) -> str | None:
     if len({call.channels for call in step.trace.calls_of(module)}) > 1:
         return 'shared by tensors with different numbers of channels'
-    if request.option('where') == 'inner' and _is_after_addition(step, module):
-        return "after the addition of a bottleneck block (where='inner')"
+    where = request.option('where')
+    if where not in PLACES and not any(fnmatchcase(name, where) for name in step.trace.names[module]):
+        return f'not one of where={where!r}'
+    if module in early:
+        return f'in the first half of the activations (where={where!r})'
+    if where in ('inner', 'late') and _is_after_addition(step, module):
+        return f'after the addition of a bottleneck block (where={where!r})'
     return None
+
+
+def _find_early(step: Step, candidates: Iterable[nn.Module], head: Container[nn.Module]) -> set[nn.Module]:
+    """The first half of the backbone's activations, in the order in which a forward pass gets to them.
+
+    That order does not depend on the size of the input. All activations count, whether or not one of them can be
+    replaced; of an odd number, the one in the middle is in the second half.
+    """
+    trace = step.trace
+    backbone = [module for module in candidates if module not in head and trace.is_on_main_path(module)]
+    backbone.sort(key=lambda module: trace.calls_of(module)[0].start)
+    return set(backbone[:len(backbone) // 2])
 
 
 def _find_head(step: Step) -> set[nn.Module]:

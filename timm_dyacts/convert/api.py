@@ -27,6 +27,12 @@ __all__ = ['convert']
 
 # The steps that can be asked for, in the order in which they are taken
 _STEPS: dict[str, Callable[[Step, Request], None]] = dict(act=swap_activations, pool=swap_pools, norm=fold_norms)
+# What a model lacks in which a step has not even found anything to leave alone
+_ABSENT = dict(
+    act=' It has no activation.',
+    pool=' It has no max pool, and no strided convolution with a slot for an anti-aliasing layer.',
+    norm=' It has no BatchNorm.',
+)
 
 
 def convert(
@@ -69,8 +75,10 @@ def convert(
         pool: ``'softpool'``.
         norm: ``'none'``.
         where: For Dynamic ReLU only. ``'inner'`` keeps the plain activation after the addition of bottleneck blocks
-            (these have the most channels and so would cost the most parameters), ``'all'`` replaces it too. Default:
-            ``'inner'``.
+            (these have the most channels and so would cost the most parameters), ``'all'`` replaces it too.
+            ``'late'`` is ``'inner'`` in the second half of the network: of the activations outside gates and the
+            classifier head, those that a forward pass gets to last. A wildcard such as ``'layer4.*'`` or
+            ``'blocks.[3-6].*'`` names the activations by their paths in the model. Default: ``'inner'``.
         layout: For bipolar activations only: their channel layout, ``'interleaved'`` or ``'halves'``. Default:
             ``'interleaved'``.
         start: For Dynamic ReLU only: what it starts as where it cannot be the activation replaced (SiLU, GELU,
@@ -141,7 +149,7 @@ def _take_step(name: str, request: Request, trace: Trace, edits: Edits) -> Step:
     step = Step(trace, edits)
     _STEPS[name](step, request)
     if not step.report.replaced and not step.already:
-        reasons = ''.join(f'\n  {s.name} ({s.kind}): {s.reason}' for s in step.report.skipped[:20])
+        reasons = ''.join(f'\n  {s.name} ({s.kind}): {s.reason}' for s in step.report.skipped[:20]) or _ABSENT[name]
         raise ConversionError(
             f'Nothing in this model can be replaced for {name}={getattr(request, name)!r}.{reasons}')
     return step

@@ -9,10 +9,13 @@ from timm.layers import get_act_layer
 from ..operators import OPERATORS
 from ..ops.checks import check_choice
 
-__all__ = ['Request', 'accepted_arguments']
+__all__ = ['PLACES', 'Request', 'accepted_arguments']
 
 # Arguments of modules that follow from the place that the module takes, or from another argument of ``convert``
 _DECIDED = frozenset({'channel_dim', 'channels', 'device', 'dtype', 'f', 'layout', 'mode', 'self'})
+
+# What ``where`` may be besides a wildcard
+PLACES = ('inner', 'all', 'late')
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class Request:
         pools = [name for name, operator in OPERATORS.items() if operator.replaces == 'pool']
         check_choice('pool', self.pool, (None, *pools))
         check_choice('norm', self.norm, (None, 'none'))
-        for name, choices in (
-                ('where', ('inner', 'all')), ('layout', ('interleaved', 'halves')), ('start', ('relu', 'fit'))):
+        for name, choices in (('layout', ('interleaved', 'halves')), ('start', ('relu', 'fit'))):
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
+        _check_where(self.where)
         if self.act is None and self.pool is None and self.norm is None:
             raise ValueError('Nothing to do: act, pool and norm are all None.')
         if self.act is not None and not isinstance(self.act, str):
@@ -67,6 +70,13 @@ class Request:
                 raise ValueError(
                     f'{name} must be left out for act={self.act!r}, where it has no effect, got {value!r}. '
                     f'It is for act={meant_for}.')
+
+
+def _check_where(where: str | None) -> None:
+    if where is not None and where not in PLACES and not (isinstance(where, str) and set(where) & set('*?[.')):
+        raise ValueError(
+            f'where must be one of {", ".join(map(repr, PLACES))}, or a wildcard for paths of activations such as '
+            f"'layer4.*', got {where!r}")
 
 
 def accepted_arguments(module: Callable[..., Any]) -> list[str]:

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def operations() -> dict[str, dict[str, Any]]:
-    """Give the arguments of ``convert`` for each operation by name: activations, pools, norms, then other starts.
+    """Give the arguments of ``convert`` for each operation by name: activations, pools, norms, other starts and places.
 
     The other starts tell what fitting gains where an operator cannot be the activation that it replaces.
     """
@@ -39,6 +39,8 @@ def operations() -> dict[str, dict[str, Any]]:
         if operator.in_coverage and 'start' in operator.options:
             found[f'{operator.name}_fit'] = dict(operator.recipe, start='fit')
             found[f'{operator.name}_fit_k3'] = dict(operator.recipe, start='fit', act_kwargs=dict(k=3))
+        if operator.in_coverage and 'where' in operator.options:
+            found[f'{operator.name}_late'] = dict(operator.recipe, where='late')
     return found
 
 

@@ -62,6 +62,8 @@ class DyReLU(nn.Module):
         inplace: Accepted for timm's activation factory, without effect: the input is needed for the backward pass.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
+        max_hidden: Upper bound of the hidden width, which is ``min(max(C // reduction, 1), max_hidden)``. It caps what
+            the widest layers cost. Default: none.
 
     Raises:
         ValueError: If an argument is out of range; on forward, if the rank or the number of channels of the input
@@ -89,12 +91,15 @@ class DyReLU(nn.Module):
             inplace: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            max_hidden: int | None = None,
     ) -> None:
         super().__init__()
         if channels is not None:
             check_int('channels', channels, 1)
         check_choice('mode', mode, ('a', 'b', 'c'))
         check_int('reduction', reduction, 1)
+        if max_hidden is not None:
+            check_int('max_hidden', max_hidden, 1)
         check_int('k', k, 1)
         alpha = [1.0] + [0.0] * (k - 1) if alpha is None else alpha
         beta = [0.0] * k if beta is None else beta
@@ -104,6 +109,7 @@ class DyReLU(nn.Module):
         self.channels = channels
         self.mode = mode
         self.reduction = reduction
+        self.max_hidden = max_hidden
         self.k = k
         self.lambda_a = check_finite('lambda_a', lambda_a)
         self.lambda_b = check_finite('lambda_b', lambda_b)
@@ -131,6 +137,8 @@ class DyReLU(nn.Module):
     def _materialize(self, channels: int, device: torch.device | None = None) -> None:
         self.channels = channels
         hidden = max(channels // self.reduction, 1)
+        if self.max_hidden is not None:
+            hidden = min(hidden, self.max_hidden)
         out = 2 * self.k * (1 if self.mode == 'a' else channels)
         shapes = {
             'fc1_weight': (hidden, channels),
@@ -232,6 +240,8 @@ class DyReLU(nn.Module):
 
     def extra_repr(self) -> str:
         text = f'{self.channels}, mode={self.mode!r}, reduction={self.reduction}, k={self.k}, alpha={self.alpha}'
+        if self.max_hidden is not None:
+            text += f', max_hidden={self.max_hidden}'
         if any(self.beta):
             text += f', beta={self.beta}'
         if self.max_value is not None:

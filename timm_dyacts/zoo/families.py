@@ -32,6 +32,10 @@ class Family:
     nobn: str = ''
     stem: bool = False
 
+    def lists(self, operator: str) -> bool:
+        """Tell whether there are variants with an operator."""
+        return operator in _operators(self.operators)
+
     def members(self) -> Iterator[tuple[str, str, bool]]:
         """Give architecture, operator and whether without BatchNorm, for each of the family's variants."""
         nobn = _operators(self.nobn)

@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..convert import convert
 
-__all__ = ['PretrainedWeightsError', 'convert_checkpoint', 'describe_missing_weights']
+__all__ = ['PretrainedWeightsError', 'check_source', 'convert_checkpoint', 'describe_missing_weights']
 
 # The entry of a state dict that says that the weights are those of a bipolar network.
 BIPOLAR = 'bipolar'
@@ -29,6 +29,23 @@ COUNTER = 'num_batches_tracked'
 
 class PretrainedWeightsError(OSError):
     """The pretrained weights could not be had."""
+
+
+def check_source(variant: str, base: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` for weights that timm would write into the variant past ``convert_checkpoint``.
+
+    Some of timm's vision transformers read files of another kind (NumPy's, from JAX) by themselves.
+
+    Args:
+        variant: Name of the variant.
+        base: Name of its base.
+        kwargs: Arguments that the variant was asked for with.
+    """
+    cfg = resolve_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    if cfg.custom_load and not cfg.state_dict and (cfg.file or not cfg.hf_hub_id or cfg.custom_load == 'hf'):
+        raise ValueError(
+            f'{variant} takes no weights in a format of their own (custom_load={cfg.custom_load!r} in the pretrained '
+            f'config): load them into {base}, and give that to timm_dyacts.convert.')
 
 
 def convert_checkpoint(
