@@ -19,6 +19,15 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def values_of(path, at='last'):
+    """The models and as many seeds of each as the table beside the file has."""
+    text = path.with_name('compare.md').read_text(encoding='utf-8')
+    counts = {label: int(count) for label, count in re.findall(r'^\| `(.*?)` \| (\d+) \|', text, re.MULTILINE)}
+    values = read_values(path, 'top1', at)
+    return {
+        label: dict(sorted(values[label].items())[:count]) for label, count in counts.items() if label in values}
+
+
 def read_costs(path):
     costs = {}
     for row in rows(path):
@@ -30,12 +39,12 @@ def read_costs(path):
 
 def sentences(path):
     """What may be said of a study: all models against one, one against another, one against itself when frozen."""
-    values = read_values(path, 'top1', 'last')
+    values = values_of(path)
     said = {describe(summary, next(iter(values)), 'top1') for summary in compare_to_first(values)[1:]}
     for first, second in itertools.permutations(values, 2):
         _, summary = compare_to_first({first: values[first], second: values[second]})
         said.add(describe(summary, first, 'top1'))
-    for summary in compare_frozen(values, read_values(path, 'top1', 'frozen')):
+    for summary in compare_frozen(values, values_of(path, 'frozen')):
         said.add(describe_frozen(summary, 'top1'))
     return said
 
@@ -47,7 +56,7 @@ def test_there_are_studies():
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.parent.name)
 def test_the_table_is_that_of_the_rows(path):
     text = path.with_name('compare.md').read_text(encoding='utf-8')
-    expected = render_table(compare_to_first(read_values(path, 'top1', 'last')), 'top1', 'last', read_costs(path))
+    expected = render_table(compare_to_first(values_of(path)), 'top1', 'last', read_costs(path))
     assert expected in text
     said = re.findall(r'^- (.*)$', text, re.MULTILINE)
     assert len(said) >= 2 and set(said) <= sentences(path)
@@ -60,8 +69,7 @@ def test_the_rows_are_those_of_the_epochs(path):
         epochs.setdefault((row['model'], row['seed']), []).append(row)
     table = rows(path)
     assert {(row['model'], row['seed']) for row in table} == epochs.keys()
-    seeds = {row['seed'] for row in table}
-    assert len(table) == len(seeds) * len({row['model'] for row in table}), 'a run is missing'
+    assert all(sorted(seeds) == list(range(len(seeds))) for seeds in values_of(path).values()), 'a run is missing'
     for row in table:
         last = epochs[row['model'], row['seed']][-1]
         assert int(row['epochs']) == len(epochs[row['model'], row['seed']])
