@@ -19,6 +19,9 @@ from .rules import RULES, keep_sign
 from .tensors import Contradiction, narrow
 from .unknowns import ANY, PLUS
 
+# Whose operators mean what their names say
+_NAMESPACES = frozenset({'aten', 'torchvision'})
+
 __all__ = ['SignConflict', 'SignFlip', 'apply_rule', 'solve_signs']
 
 
@@ -75,7 +78,7 @@ def solve_signs(
     Raises:
         SignConflict: If there is none. Names the module where the signs contradict each other.
     """
-    signs = NetworkSigns(trace.ops, parameters)
+    signs = NetworkSigns(trace.ops, parameters, tensors_in(trace.input))
     anchored = {call.start: (call, pattern) for call, pattern in anchors}
     whole = {call.start: call for call in pools}
     seen: list[tuple[Call, Tensor, Tensor]] = []
@@ -108,16 +111,18 @@ def apply_rule(signs: NetworkSigns, op: Op) -> None:
     Raises:
         Contradiction: If its inputs cannot have the signs that it needs.
     """
-    if op.name in SOURCE_RULES:
+    is_known = op.func.namespace in _NAMESPACES
+    if is_known and op.name in SOURCE_RULES:
         return SOURCE_RULES[op.name](signs, op)
     if not any(signs.has(t) for t in op.inputs):
         return signs.forget(*op.outputs)
-    rule = RULES.get(op.name, keep_sign)
+    rule = RULES.get(op.name, keep_sign) if is_known else keep_sign
     if not op.func._schema.is_mutable:
         return rule(signs, op)
     # Other views of the memory that is written to must stay right: what was there keeps its signs.
     before = signs.get(op.args[0])
     if bool((narrow(before) == ANY).any()):
+        signs.forget_zeros(op.args[0])
         return keep_sign(signs, op)
     rule(signs, op)
     signs.tie(signs.get(op.args[0]), before, f'{op.name} in place changes the signs')
@@ -144,7 +149,6 @@ def _settle_outputs(signs: NetworkSigns, outputs: Sequence[Tensor]) -> list[Tens
     for tensor in outputs:
         if signs.has(tensor):
             ids = narrow(signs.get(tensor))
-            for i in torch.unique(ids[ids != ANY]).tolist():
-                signs.unknowns.tie(i, PLUS)
+            signs.unknowns.tie(*torch.broadcast_tensors(ids[ids != ANY], torch.tensor(PLUS)), skip_opposites=True)
     settled = [signs.unknowns.signs(narrow(signs.get(t))) if signs.has(t) else None for t in outputs]
     return [None if s is None or bool((s == 1).all()) else s for s in settled]
