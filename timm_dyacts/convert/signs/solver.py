@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..trace import Call, Op, Trace, tensors_in
 from .layers import SOURCE_RULES, NetworkSigns
@@ -78,13 +79,14 @@ def solve_signs(
     Raises:
         SignConflict: If there is none. Names the module where the signs contradict each other.
     """
-    signs = NetworkSigns(trace.ops, parameters, tensors_in(trace.input))
+    ops = _with_norms_of_empty_tensors(trace)
+    signs = NetworkSigns([op for op in ops if op is not None], parameters, tensors_in(trace.input))
     anchored = {call.start: (call, pattern) for call, pattern in anchors}
     whole = {call.start: call for call in pools}
     seen: list[tuple[Call, Tensor, Tensor]] = []
     index = 0
-    while index < len(trace.ops):
-        op = trace.ops[index]
+    while index < len(ops):
+        op = ops[index]
         try:
             if index in whole:
                 seen.append(_pass_pool(signs, whole[index]))
@@ -94,7 +96,8 @@ def solve_signs(
                 _pass_activation(signs, call, pattern)
                 index = call.stop
             else:
-                apply_rule(signs, op)
+                if op is not None:
+                    apply_rule(signs, op)
                 index += 1
         except Contradiction as e:
             raise SignConflict(op.module, str(e)) from None
@@ -103,6 +106,24 @@ def solve_signs(
     signs.pass_through_norms()
     solved = signs.unknowns.signs
     return SignFlip(signs.factors(), [(call, solved(ins), solved(outs)) for call, ins, outs in seen], outputs)
+
+
+def _with_norms_of_empty_tensors(trace: Trace) -> list[Op | None]:
+    """Give the operators, and for each BatchNorm that saw an empty tensor the one that it calls otherwise.
+
+    Torch computes something else there, with the first of the channels.
+    """
+    ops: list[Op | None] = list(trace.ops)
+    for call in trace.calls:
+        norm = call.module
+        is_norm = isinstance(norm, _BatchNorm) and not any(norm.children())  # some hold an activation
+        if is_norm and call.span and call.input is not None and not call.input.numel():
+            arguments = (call.input, norm.weight, norm.bias, norm.running_mean, norm.running_var, False, 0., norm.eps)
+            ops[call.start:call.stop] = [None] * len(call.span)
+            ops[call.start] = Op(
+                'native_batch_norm', torch.ops.aten.native_batch_norm.default, arguments, {}, call.output,
+                trace.name(norm))
+    return ops
 
 
 def apply_rule(signs: NetworkSigns, op: Op) -> None:
