@@ -145,6 +145,7 @@ CASES = {
     'add': Case(aten.add.Scalar, x4, 0),
     'rsub': Case(aten.rsub.Scalar, x4, 0),
     'sub': Case(aten.sub.Scalar, x4, 0),
+    'addcmul': Case(aten.addcmul.default, x4, x4, draw(6, 1, 1), value=2),
     'lerp': Case(aten.lerp.Scalar, x4, x4, 0.25),
     'masked_fill': Case(aten.masked_fill.Scalar, x4, x4 > 3, 0),
     'where': Case(aten.where.self, x4 > 3, x4, x4),

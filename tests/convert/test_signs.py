@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from support.trained_like import max_diff, output, probe, trained_like, trained_like_
 from timm.layers import EcaModule
+from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 
 from timm_dyacts import Bipolar, BipolarMaxPool2d, BReLU, ConversionError, convert
@@ -79,6 +80,7 @@ JOINS = dict(
     view_in_place=lambda net, x, a, b: net.extra['mix'](torch.cat([a, b], 1)[:, :16].mul_(2)),
     sum_from_zero=lambda net, x, a, b: sum([a, b], 0.0),
     layer_scale=lambda net, x, a, b: x + a * net.extra['norm'].weight.view(1, -1, 1, 1),
+    response_norm=lambda net, x, a, b: x + net.extra['grn'](a) + b,
     average=lambda net, x, a, b: F.avg_pool2d(a, 3, 2, 1) + F.adaptive_avg_pool2d(b, a.shape[-1] // 2),
     pool_of_channels_last=lambda net, x, a, b: b + F.adaptive_avg_pool2d(a.to(memory_format=torch.channels_last), 1),
     upsample=lambda net, x, a, b: a + F.interpolate(F.avg_pool2d(b, 2), scale_factor=2, mode='bilinear'),
@@ -99,6 +101,7 @@ JOINS = dict(
 def extras():
     return dict(
         gate=nn.Conv2d(8, 16, 1), mix=nn.Conv2d(16, 8, 1), mix7=nn.Conv2d(7, 8, 1), conv=nn.Conv2d(8, 8, 3),
+        grn=GlobalResponseNorm(8, channels_last=False),
         up=nn.ConvTranspose2d(8, 8, 2, 2), norm1=nn.GroupNorm(1, 8), conv1=nn.Conv2d(8, 8, 1),
         depthwise=nn.Conv2d(8, 8, 3, padding=1, groups=8), norm=nn.BatchNorm2d(8),
     )

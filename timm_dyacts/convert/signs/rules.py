@@ -244,10 +244,19 @@ def add(signs: TensorSigns, op: Op) -> None:
 
 def _join_signs(signs: TensorSigns, op: Op, a: Tensor, b: Tensor, reason: str) -> None:
     found = [torch.tensor(ANY) if signs.is_zero(t) else signs.get(t) for t in (a, b)]
-    first, second = torch.broadcast_tensors(*found)
-    first, second = narrow(first), narrow(second)
-    signs.tie(first, second, reason)
-    signs.set(op.out, torch.where(first == ANY, second, first).expand(extent(op.out)))
+    _join_unknowns(signs, op, *found, reason)
+
+
+def _join_unknowns(signs: TensorSigns, op: Op, a: Tensor, b: Tensor, reason: str) -> None:
+    a, b = (narrow(ids) for ids in torch.broadcast_tensors(a, b))
+    signs.tie(a, b, reason)
+    signs.set(op.out, torch.where(a == ANY, b, a).expand(extent(op.out)))
+
+
+def add_product(signs: TensorSigns, op: Op) -> None:
+    """``addcmul``: a summand and a product, which need the same sign."""
+    a, *factors = op.args[:3]
+    _join_unknowns(signs, op, signs.get(a), _product(signs, *factors), 'the summands have different signs')
 
 
 def multiply(signs: TensorSigns, op: Op) -> None:
@@ -259,15 +268,20 @@ def multiply(signs: TensorSigns, op: Op) -> None:
         return signs.set(op.out, signs.get(a))
     if a is b:
         return signs.forget(op.out)
+    signs.set(op.out, _product(signs, a, b, commutes=op.name == 'mul').expand(extent(op.out)))
+
+
+def _product(signs: TensorSigns, a: Tensor, b: Tensor, commutes: bool = True) -> Tensor:
+    """Give the unknowns of a product, broadcastable."""
     known = signs.known(b)
-    if known is None and op.name == 'mul':
+    if known is None and commutes:
         known, a, b = signs.known(a), b, a
         if known is None and a.numel() < b.numel():
             a, b = b, a
     if known is None:
         signs.tie_to_plus(b, 'a gate needs its control input unchanged')
         known = torch.tensor(PLUS)
-    signs.set(op.out, (narrow(signs.get(a)) * known).expand(extent(op.out)))
+    return narrow(signs.get(a)) * known
 
 
 def reduce(signs: TensorSigns, op: Op) -> None:
@@ -334,6 +348,7 @@ RULES: dict[str, Rule] = _table(
     (patches_back, 'col2im'),
     (pad, 'constant_pad_nd pad'),
     (add, 'add rsub sub'),
+    (add_product, 'addcmul'),
     (select_either, 'where'),
     (interpolate_between, 'lerp'),
     (masked_fill, 'masked_fill'),
