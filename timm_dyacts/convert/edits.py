@@ -60,7 +60,7 @@ class Edits:
     def multiply(self, factors: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Multiply tensors in place, each with a factor of +-1: taken back, they are the same to the last bit."""
         for tensor, factor in factors:
-            factor = factor.to(device=tensor.device, dtype=tensor.dtype)
+            factor = factor.to(tensor.device)  # and left as small integers: the log keeps it
             self._log.append(lambda tensor=tensor, factor=factor: _multiply(tensor, factor))
             _multiply(tensor, factor)
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..modes import evaluating
+from .stand_ins import StandIns
 
 __all__ = ['Call', 'Op', 'Trace', 'tensors_in', 'trace_forward']
 
@@ -92,7 +93,10 @@ class Call:
 
 @dataclass(eq=False)
 class Trace:
-    """The record of one forward pass. Tensors are kept alive, so that the ``id`` of each stays its own.
+    """The record of one forward pass.
+
+    Its tensors stay alive, so that the ``id`` of each stays its own. What was computed on the way, other than the
+    output, is there as a tensor without elements (see ``stand_ins``).
 
     Attributes:
         input: What the model was given.
@@ -178,6 +182,7 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[tuple[str, Call]] = []
         self.producer: dict[int, Op] = {}
         self.channel_dim: dict[int, int | None] = {}
+        self.stand_ins = StandIns()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -186,11 +191,13 @@ class _Recorder(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+        given = self.stand_ins.of((args, kwargs))
         out = func(*args, **kwargs)
+        self.stand_ins.add(tensors_in(out), tensors_in((args, kwargs)))
         name = func._schema.name.split('::')[-1]
         if func._schema.is_mutable and name.endswith('_'):
             name = name[:-1]
-        op = Op(name, func, args, kwargs, out, self.stack[-1][0] if self.stack else '')
+        op = Op(name, func, *given, self.stand_ins.of(out), self.stack[-1][0] if self.stack else '')
         self.trace.ops.append(op)
         for tensor in op.outputs:
             self.producer[id(tensor)] = op
@@ -198,7 +205,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = tensors_in((args, kwargs))
+        tensors = self.stand_ins.of(tensors_in((args, kwargs)))
         x = tensors[0] if tensors else None
         call = Call(
             module,
@@ -214,7 +221,21 @@ class _Recorder(TorchDispatchMode):
     def leave(self, output: Any) -> None:
         _, call = self.stack.pop()
         call.stop = len(self.trace.ops)
-        call.output = output
+        call.output = self.stand_ins.of(output)
+
+    def finish(self, output: Any) -> None:
+        """Note the output, of which the record has the tensors themselves."""
+        self.trace.output = output
+        real = self.stand_ins.back(tensors_in(output))
+
+        def restore(tree: Any) -> Any:
+            return tree_map_only(Tensor, lambda t: real.get(id(t), t), tree)
+
+        for op in self.trace.ops:
+            if any(id(t) in real for t in (*op.inputs, *op.outputs)):
+                op.args, op.kwargs, op.out = restore((op.args, op.kwargs, op.out))
+        for call in self.trace.calls:
+            call.input, call.output = restore((call.input, call.output))
 
 
 @torch.no_grad()
@@ -242,7 +263,8 @@ def trace_forward(model: nn.Module, x: Tensor) -> Trace:
                 lambda m, args, kwargs, name=name: recorder.enter(name, m, args, kwargs), with_kwargs=True))
             handles.append(module.register_forward_hook(lambda m, args, out: recorder.leave(out)))
         with evaluating(model), recorder:
-            trace.output = model(x)
+            output = model(x)
+        recorder.finish(output)
     finally:
         for handle in handles:
             handle.remove()
