@@ -148,7 +148,7 @@ def _build(request: Request, form: Form, place: Place) -> tuple[nn.Module, bool]
     else:
         if 'layout' in operator.options:
             kwargs['layout'] = request.option('layout')
-        if request.option('start') == 'fit' and _can_be_fitted(form, place.module):
+        if 'start' in operator.options and request.option('start') == 'fit' and _can_be_fitted(form, place.module):
             alpha, beta = fit_pieces(_plain_function(form, place.module), kwargs.get('k', 2))
             kwargs = dict(alpha=alpha, beta=beta) | kwargs
         new = operator.build_activation(form, place, **kwargs)
