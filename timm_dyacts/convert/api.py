@@ -97,7 +97,8 @@ def convert(
 
     Raises:
         ConversionError: If there is nothing to replace, or no sign flip fits, or the check fails, or the model does not
-            take the probe batch, or has unfinished transitions. The model is then as it was, and the message says where it broke.
+            take the probe batch, or has unfinished transitions. The model is then as it was, and the message says
+            where it broke.
         ValueError: If an argument is not one of the accepted values, or cannot have an effect.
     """
     request = Request(act, pool, norm, where, layout, start, act_kwargs, pool_kwargs, input_size, transition)

@@ -26,6 +26,7 @@ __all__ = [
     'check_sizes',
     'finish_transition',
     'get_transition',
+    'idle_parameters',
     'reason_against_subsampling',
     'set_transition',
     'subsampling_of',
@@ -112,6 +113,13 @@ def finish_transition(model: nn.Module) -> nn.Module:
         if 'transition' in vars(module).get('_model_args', {}):  # what timm saves a model with
             module._model_args = {k: v for k, v in module._model_args.items() if k != 'transition'}
     return model
+
+
+def idle_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Give the parameters that are to be trained and get no gradient: those of the branches not computed at this t."""
+    idle = [m.new if m.stage == 0 else m.old for m in transitions(model) if m.stage != 1]
+    modules = [branch for branch in idle if isinstance(branch, nn.Module)]
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
 
 def check_finished(model: nn.Module) -> None:
