@@ -46,7 +46,8 @@ class Request:
                 check_choice(name, getattr(self, name), choices)
         if self.act is None and self.pool is None and self.norm is None:
             raise ValueError('Nothing to do: act, pool and norm are all None.')
-        check_choice('transition', self.transition, (False, True))
+        if not isinstance(self.transition, bool):
+            raise ValueError(f'transition must be True or False, got {self.transition!r}.')
         if self.transition and self.act is None and self.pool is None:
             raise ValueError('transition must be left out without act and pool, where it has no effect, got True.')
         if self.act is not None and not isinstance(self.act, str):

@@ -18,7 +18,7 @@ from .edits import Edits
 from .groups import update_group_matcher
 from .report import ConversionError, ConversionReport
 from .step import Step
-from .trace import Call, trace_forward
+from .trace import Call, Op, trace_forward
 
 __all__ = [
     'as_transition',
@@ -33,12 +33,12 @@ __all__ = [
     'transitions',
 ]
 
-# Between a convolution and the place where its output is subsampled: done for each position by itself, though not
-# marked so in ATen. BatchNorm is, with the statistics of eval mode.
+# Done for each position by itself, though not marked so in ATen
 _AT_EACH_POSITION = frozenset({
-    '_native_batch_norm_legit_no_training', 'alias', 'cat', 'cudnn_batch_norm', 'detach', 'hardswish', 'hardtanh',
-    'native_batch_norm', 'prelu', '_prelu_kernel',
+    '_native_batch_norm_legit_no_training', 'alias', 'cat', 'detach', 'hardswish', 'hardtanh', 'prelu', '_prelu_kernel',
 })
+# As well, unless they take the statistics of the batch
+_BATCH_NORMS = frozenset({'cudnn_batch_norm', 'native_batch_norm'})
 
 
 # A model with transitions
@@ -257,7 +257,12 @@ def reason_against_subsampling(step: Step, convs: Sequence[nn.Conv2d], call: Cal
     }
     for index in range(last + 1, call.start):
         op = trace.ops[index]
-        at_each_position = op.name in _AT_EACH_POSITION or torch.Tag.pointwise in op.func.tags
-        if op.inputs and index not in skipped and not at_each_position:
+        if op.inputs and index not in skipped and not _is_at_each_position(op):
             return f'no transition: {op.name}, between it and the strided convolution, looks at several positions'
     return None
+
+
+def _is_at_each_position(op: Op) -> bool:
+    if op.name in _BATCH_NORMS:
+        return not op.args[5]
+    return op.name in _AT_EACH_POSITION or torch.Tag.pointwise in op.func.tags
