@@ -182,7 +182,7 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
     options = {name: value for name, value in given.items() if value is not None}
     recipe = _merge_options(variant, options)
     transition = recipe.get('transition', False)
-    if transition is True:
+    if transition is True and pretrained:
         check_source(variant.name, kwargs)
     if kwargs.get('features_only'):
         kwargs.setdefault('out_indices', _out_indices(variant.base))
