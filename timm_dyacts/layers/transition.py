@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .forms import Form, static_form
 
-__all__ = ['Subsample', 'Transition']
+__all__ = ['Subsample', 'Transition', 'check_t']
 
 # t in the buffer is a whole number of these units. Floats from 2 ** -9 up to 1 have one without rounding.
 _UNITS = 2 ** 62
