@@ -17,6 +17,7 @@ from .groups import update_group_matcher
 from .report import ConversionError
 from .step import Step
 from .trace import Call
+from .transition import as_transition
 
 __all__ = ['swap_activations']
 
@@ -69,6 +70,8 @@ def swap_activations(step: Step, request: Request) -> None:
             if exact and _is_same(module, new):
                 step.already = True
             else:
+                if request.transition and not exact:
+                    new = as_transition(step, _with_layout(place, static_form(new).layout), new)
                 swaps.append(_Swap(module, new, exact))
 
     if request.act_kwargs and step.already and not swaps:
@@ -170,7 +173,7 @@ def _build(request: Request, form: Form, place: Place) -> tuple[nn.Module, bool]
     else:
         if 'layout' in operator.options:
             kwargs['layout'] = request.option('layout')
-        if request.option('start') == 'fit' and _can_be_fitted(form, place.module):
+        if 'start' in operator.options and request.option('start') == 'fit' and _can_be_fitted(form, place.module):
             alpha, beta = fit_pieces(_plain_function(form, place.module), kwargs.get('k', 2))
             kwargs = dict(alpha=alpha, beta=beta) | kwargs
         new = operator.build_activation(form, place, **kwargs)
@@ -195,6 +198,16 @@ def _build_plain(act: str, form: Form, place: Place, kwargs: dict[str, Any]) -> 
             new.weight.copy_(weight)
     inner = getattr(place.module, 'f', None)
     return inner if is_mirrored(place.module) and type(inner) is type(new) else new  # with its own options
+
+
+def _with_layout(place: Place, layout: str | None) -> nn.Module:
+    """The activation that is there, in the form for a channel layout: the same function, once the signs are flipped."""
+    form = static_form(place.module)
+    if form.layout == layout:
+        return place.module
+    if layout is not None:
+        return OPERATORS['bipolar'].build_activation(form, place, layout=layout)
+    return place.module.f if hasattr(place.module, 'f') else _build_plain(form.kind, form, place, {})
 
 
 def _can_be_fitted(form: Form, module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from .probe import Difference, compare_outputs, dry_run
 from .report import ConversionError, ConversionReport, OutputsDiffer
 from .step import Step
 from .trace import Trace, trace_forward
+from .transition import check_finished
 
 __all__ = ['convert']
 
@@ -47,6 +48,7 @@ def convert(
         act_kwargs: dict[str, Any] | None = None,
         pool_kwargs: dict[str, Any] | None = None,
         input_size: Sequence[int] | None = None,
+        transition: bool = False,
         check: bool = True,
 ) -> nn.Module:
     """Swap operators into a built model, in place, and keep its weights.
@@ -69,6 +71,12 @@ def convert(
     the one before has left it. If one of them cannot be done, none is: max pools that ``act='brelu'`` made bipolar, for
     example, cannot become SoftPool.
 
+    Where the new operator does not compute what was there, ``transition=True`` puts in both, as
+    ``Transition(old, new)``: the function is kept exactly whatever the operator, and ``set_transition(model, t)``
+    leads it to the new one while the model is trained. ``finish_transition(model)`` then leaves the model that is
+    converted without. In batches that are not yet normalised (training mode) a convolution that lost its stride has
+    the statistics of more positions; in eval mode the start is exact there, too.
+
     Args:
         model: Model to change, with or without trained weights.
         act: Activation to put in.
@@ -83,11 +91,13 @@ def convert(
             ``'interleaved'``.
         start: For Dynamic ReLU only: what it starts as where it cannot be the activation replaced (SiLU, GELU,
             hard-swish): ``'relu'``, or with ``'fit'`` the maximum of K lines that is nearest to it (see
-            ``fit_pieces``). Default: ``'relu'``.
+            ``fit_pieces``). Default: ``'relu'``, and with ``transition`` ``'fit'``, to which the way is shorter. The
+            lines are no part of the state dict: name ``start`` when the finished model is built again.
         act_kwargs: Further arguments for each new activation, e.g. ``dict(reduction=16)``.
         pool_kwargs: Further arguments for each new pool, e.g. ``dict(beta=2.0)``; they win over the old pool's.
         input_size: Size of the probe batch without its first dimension: ``(C, H, W)``, ``(C, L)`` or ``(C, D, H, W)``.
             Default: a small one that suits the model's config and its first convolution.
+        transition: Whether to start exactly where the new operator does not compute what was there.
         check: Compare the outputs before and after on a probe batch.
 
     Returns:
@@ -95,10 +105,12 @@ def convert(
 
     Raises:
         ConversionError: If there is nothing to replace, or no sign flip fits, or the check fails, or the model does not
-            take the probe batch. The model is then as it was, and the message says where it broke.
+            take the probe batch, or has unfinished transitions. The model is then as it was, and the message says
+            where it broke.
         ValueError: If an argument is not one of the accepted values, or cannot have an effect.
     """
-    request = Request(act, pool, norm, where, layout, start, act_kwargs, pool_kwargs, input_size)
+    request = Request(act, pool, norm, where, layout, start, act_kwargs, pool_kwargs, input_size, transition)
+    check_finished(model)
     # The signs are worked out on the CPU, also inside ``with torch.device('meta'):``.
     with torch.device('cpu'), _all_or_nothing(model) as edits:
         model.conversion = _convert(edits, request, check)
@@ -141,6 +153,8 @@ def _convert(edits: Edits, request: Request, check: bool) -> ConversionReport:
             report.notes.append('the output holds no tensor that could be compared')
         else:
             report.max_diff, report.scale = difference.largest, difference.scale
+    if request.transition:
+        report.notes.insert(0, report.transition_note)
     report.new_keys = tuple(sorted(set(model.state_dict()) - keys))
     return report
 

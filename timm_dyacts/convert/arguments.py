@@ -34,6 +34,7 @@ class Request:
     act_kwargs: Mapping[str, Any] | None = None
     pool_kwargs: Mapping[str, Any] | None = None
     input_size: Sequence[int] | None = None
+    transition: bool = False
 
     # What holds where nothing was asked for
     DEFAULTS = dict(where='inner', layout='interleaved', start='relu')
@@ -48,6 +49,10 @@ class Request:
         _check_where(self.where)
         if self.act is None and self.pool is None and self.norm is None:
             raise ValueError('Nothing to do: act, pool and norm are all None.')
+        if not isinstance(self.transition, bool):
+            raise ValueError(f'transition must be True or False, got {self.transition!r}.')
+        if self.transition and self.act is None and self.pool is None:
+            raise ValueError('transition must be left out without act and pool, where it has no effect, got True.')
         if self.act is not None and not isinstance(self.act, str):
             raise ValueError(
                 f'act must be the name of an activation, e.g. one of {", ".join(OPERATORS)}, got {self.act!r}.')
@@ -59,6 +64,8 @@ class Request:
     def option(self, name: str) -> str:
         """Give ``where``, ``layout`` or ``start``, or its default."""
         value = getattr(self, name)
+        if value is None and name == 'start' and self.transition:
+            return 'fit'  # no jump to avoid, and the shorter way
         return self.DEFAULTS[name] if value is None else value
 
     def _check_options(self) -> None:

@@ -8,6 +8,7 @@ from .arguments import Request
 from .report import ConversionError
 from .step import Step
 from .trace import Call
+from .transition import as_transition, check_sizes, reason_against_subsampling, subsampling_of
 
 __all__ = ['swap_pools']
 
@@ -36,7 +37,12 @@ def swap_pools(step: Step, request: Request) -> None:
         elif old.return_indices:
             step.skip(old, 'returns indices')
         else:
-            step.replace(old, operator.build_pool(old, **kwargs), False)
+            new = operator.build_pool(old, **kwargs)
+            if request.transition:
+                call, = step.trace.calls_of(old)[:1]
+                check_sizes(step, step.trace.name(old), old, new, call.shape[-3:])
+                new = as_transition(step, old, new)
+            step.replace(old, new, False)
     has_function_calls = any(skip.kind == 'max_pool2d_with_indices' for skip in step.report.skipped)
     if not found and not has_function_calls and not step.already:
         _fill_slots(step, request)
@@ -54,10 +60,20 @@ def _fill_slots(step: Step, request: Request) -> None:
         strides = {tuple(conv.stride) for conv in convs}
         if len(strides) != 1 or strides == {(1, 1)}:
             continue
+        if request.transition:
+            reason = reason_against_subsampling(step, convs, calls[0])
+            if reason is not None:
+                step.skip(slot, reason)
+                continue
         stride, = strides
         # As many outputs as the strided convolution has, for odd sizes too
         window = dict(kernel_size=stride, stride=stride, ceil_mode=True)
         new = OPERATORS[request.pool].module(**(window | dict(request.pool_kwargs or {})))
+        if request.transition:
+            old = subsampling_of(convs)
+            channels, *size = calls[0].shape[-3:]
+            check_sizes(step, name, old, new, (channels, *(n * s for n, s in zip(size, stride, strict=True))))
+            new = as_transition(step, old, new)
         for conv in convs:
             step.edits.set_attribute(conv, 'stride', (1, 1))
         step.replace(slot, new, False, old_kind='strided Conv2d')

@@ -19,11 +19,18 @@ class Replacement:
         old: Class name before.
         new: Class name now.
         exact: Whether the new module, as it starts, computes what the old one did.
+        transition: Whether that is because a ``Transition`` leads from the old module to the new one.
     """
     name: str
     old: str
     new: str
     exact: bool
+    transition: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What became what, e.g. ``'ReLU -> BReLU'`` or ``'SiLU -> DyReLUB (transition)'``."""
+        return f'{self.old} -> {self.new}' + ' (transition)' * self.transition
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,17 @@ class ConversionReport:
     @property
     def counts(self) -> dict[str, int]:
         """How many modules of each kind were replaced, e.g. ``{'ReLU -> BReLU': 17}``."""
-        return dict(Counter(f'{r.old} -> {r.new}' for r in self.replaced))
+        return dict(Counter(r.kind for r in self.replaced))
+
+    @property
+    def transition_note(self) -> str:
+        """The remark on what was asked for with ``transition=True``: how much of it starts in one."""
+        count = sum(r.transition for r in self.replaced)
+        if not count:
+            return 'transition=True changes nothing: the start is exact without one'
+        return (
+            f'exact by transition: {count} of {len(self.replaced)}, at t = 0; set_transition(model, t) leads on to the '
+            f'new operators, finish_transition(model) leaves them alone')
 
     def add(self, other: 'ConversionReport') -> None:
         """Take in the report of a step that followed; the comparison of outputs is left to the caller."""

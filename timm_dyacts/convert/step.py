@@ -4,6 +4,7 @@ from collections.abc import Callable, Container
 import torch
 from torch import Tensor, nn
 
+from ..layers import Transition
 from .edits import Edits
 from .report import ConversionReport, Replacement, Skip
 from .trace import Trace
@@ -73,13 +74,16 @@ class Step:
 
         Args:
             old: What is there.
-            new: What takes its place.
+            new: What takes its place; a ``Transition`` is exact, and the report names what it leads to.
             exact: Whether ``new``, as it starts, computes what ``old`` does.
             old_kind: What the report calls ``old``. Default: its class.
         """
         names = self.trace.names[old]
         self.edits.replace(names, new.train(old.training))
-        self.report.replaced.append(Replacement(names[0], old_kind or type(old).__name__, type(new).__name__, exact))
+        transition = isinstance(new, Transition) and not exact
+        exact = exact or transition
+        kind = type(new.new if isinstance(new, Transition) else new).__name__
+        self.report.replaced.append(Replacement(names[0], old_kind or type(old).__name__, kind, exact, transition))
         if not exact:
             self.report.function = 'approximate'
 

@@ -109,6 +109,11 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         None, flags=('--kd-model-name',), metavar='NAME',
         help='teacher to distil from: name, Hub id or folder of a model with the same classes, such as the base of a '
              'variant')
+    transition_epochs: float = _finetuning(
+        0.0, minimum=0, metavar='N',
+        help='lead a variant that does not start exactly as its base from the one to the other over so many epochs, '
+             'which may be a fraction; only an epoch that ends after them can be the best')
+    transition_sched: str = _finetuning('linear', choices=('linear', 'cosine'), help='how, from update to update')
     kd_temperature: float = _finetuning(4.0, above=0, metavar='T')
     distill_loss_weight: float | None = _finetuning(None, minimum=0, metavar='W', unset='1, or 1 - --task-loss-weight')
     task_loss_weight: float | None = _finetuning(None, minimum=0, metavar='W', unset='1')
@@ -206,6 +211,12 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
                 f'{self.images_per_class}.')
         if self.mixes and self.batch_size % 2:
             raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {self.batch_size}.')
+        if self.transition_epochs > self.epochs:
+            raise ValueError(
+                f'--transition-epochs must be at most --epochs, {self.epochs}, got {self.transition_epochs:g}.')
+        if self.transition_sched != 'linear' and not self.transition_epochs:
+            raise ValueError(
+                f'--transition-sched must be left out without --transition-epochs, got {self.transition_sched}.')
         if self.init != 'default' and (self.pretrained or self.pretrained_path or self.initial_checkpoint):
             raise ValueError(f'--init {self.init} would overwrite the weights that the run is to start from.')
         if self.distill_loss_weight is None and self.kd_model and (self.task_loss_weight or 0) > 1:

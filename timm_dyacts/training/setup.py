@@ -37,6 +37,7 @@ from .checkpoint import dataset_title, describe_start, set_pretrained_cfg
 from .config import TrainConfig
 from .finetune import build_optimizer
 from .task import build_task
+from .transition import check_transition, create_arguments
 
 __all__ = ['Datasets', 'Setup', 'build_datasets', 'build_setup', 'build_validation_loader']
 
@@ -271,18 +272,25 @@ def _create_model(config: TrainConfig) -> nn.Module:
     overlay = None
     if config.pretrained_path is not None:
         overlay = dict(file=config.pretrained_path, num_classes=-1)  # -1: the file's classifier is never taken over
-    model = build_model(
-        config.model,
-        config.preprocessing,
-        pretrained=config.pretrained or overlay is not None,
-        model_kwargs=config.model_kwargs,
-        num_classes=config.num_classes,
-        pretrained_cfg_overlay=overlay,
-        drop_rate=config.drop,
-        drop_path_rate=config.drop_path,
-    )
+    try:
+        model = build_model(
+            config.model,
+            config.preprocessing,
+            pretrained=config.pretrained or overlay is not None,
+            model_kwargs=create_arguments(config),
+            num_classes=config.num_classes,
+            pretrained_cfg_overlay=overlay,
+            drop_rate=config.drop,
+            drop_path_rate=config.drop_path,
+        )
+    except TypeError as e:
+        if "'transition'" not in str(e):
+            raise
+        raise ValueError(
+            f'--transition-epochs needs a variant, such as resnet50_softpool, got --model {config.model!r}.') from e
     if config.initial_checkpoint is not None:
         load_checkpoint(model, config.initial_checkpoint)
+    check_transition(config, model)
     return model
 
 

@@ -11,6 +11,8 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..convert import get_transition
+from ..convert.transition import idle_parameters
 from ..data.resumable import BatchDataset
 from ..device import resolve_device, set_numerics
 from ..evaluation.loop import evaluate
@@ -27,6 +29,7 @@ from .recorder import Recorder, open_folder
 from .resume import check_resumable, find_state
 from .setup import Setup, build_setup
 from .state import Progress, capture_state, load_state, restore_state
+from .transition import move_transition, t_of_update
 
 __all__ = ['RunResult', 'Trainer', 'train']
 
@@ -111,7 +114,16 @@ def _distribute(setup: Setup) -> None:
     """Wrap the model for more than one process."""
     if setup.world.size > 1:
         device_ids = [setup.world.device] if setup.world.device.type == 'cuda' else None
-        setup.task.prepare_distributed(device_ids=device_ids)
+        # DDP waits for the gradients of all parameters, unless it is told that some may have none.
+        unused = dict(find_unused_parameters=True) if idle_parameters(setup.model) else {}
+        setup.task.prepare_distributed(device_ids=device_ids, **unused)
+
+
+def _redistribute(setup: Setup) -> None:
+    """Wrap the model again: DDP looks at what is to be trained when it is made."""
+    if setup.world.size > 1:
+        setup.task.trainable_module = setup.task.get_trainable_module().module
+        _distribute(setup)
 
 
 class Trainer:
@@ -172,12 +184,15 @@ class Trainer:
         if self.frozen is not None and _is_unfrozen(setup.config, progress):
             _unfreeze(setup)
             self.frozen = None
-        train_metrics = _train_epoch(setup, progress, self.bar, self.frozen or (), self._after_update)
+        train_metrics = _train_epoch(
+            setup, progress, self.bar, self.frozen or (), self._before_update, self._after_update)
         check_finite(setup.model, progress.epoch, progress.samples)
         row = dict(epoch=progress.epoch)
         for kind, metrics in dict(train=train_metrics, **_evaluate(setup, self._stop_in_evaluation)).items():
             row.update({f'{kind}_{name}': value for name, value in metrics.items()})
         row['lr'] = sum(group['lr'] for group in setup.optimizer.param_groups) / len(setup.optimizer.param_groups)
+        if setup.config.transition_epochs:
+            row['t'] = get_transition(setup.model)
         self._finish_epoch(row)
 
     def _finish_epoch(self, row: dict[str, float]) -> None:
@@ -191,6 +206,14 @@ class Trainer:
         is_due = setup.config.interval.is_due_after_epoch(progress.epoch) or not setup.loader.resumes_within_epoch
         if is_due or progress.epoch == setup.num_epochs:
             self._save_state()
+
+    def _before_update(self, update: int) -> None:
+        """Move the transition, if there is one."""
+        setup = self.setup
+        if setup.config.transition_epochs:
+            models = [setup.model, *filter(None, [setup.ema_model])]
+            if move_transition(models, t_of_update(setup.config, update, setup.updates_per_epoch)):
+                _redistribute(setup)
 
     def _after_update(self, steps: int, read_losses: Callable[[], None]) -> None:
         """Save the state where it is due or a signal asks for it."""
@@ -225,6 +248,7 @@ def _train_epoch(
         progress: Progress,
         bar: tqdm,
         in_eval_mode: Iterable[nn.Module],
+        before_update: Callable[[int], None],
         after_update: Callable[[int, Callable[[], None]], None],
 ) -> OrderedDict:
     """Train what is left of an epoch, and give its metrics."""
@@ -248,6 +272,7 @@ def _train_epoch(
         meter=progress.meter,
         first_step=first_step,
         in_eval_mode=in_eval_mode,
+        before_update=before_update,
         after_update=after_update,
     )
     progress.samples = len(setup.loader) * setup.loader.samples_per_step
@@ -284,10 +309,7 @@ def _interruption(
 def _unfreeze(setup: Setup) -> None:
     """Train all of the model from now on."""
     unfreeze(setup.model)
-    if setup.world.size > 1:
-        # DDP looks at what is to be trained when it is made.
-        setup.task.trainable_module = setup.task.get_trainable_module().module
-        _distribute(setup)
+    _redistribute(setup)
 
 
 def _evaluate(setup: Setup, after_batch: Callable[[], None]) -> dict[str, OrderedDict]:

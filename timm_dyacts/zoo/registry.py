@@ -33,6 +33,7 @@ from ..suggest import close_names
 from ..version import unsupported
 from . import lookup
 from .families import ALIASES, FAMILIES, Family
+from .transition import check_start, record_start
 from .weights import PretrainedWeightsError, check_source, convert_checkpoint, describe_missing_weights
 
 __all__ = ['Variant', 'all_options', 'bases', 'default_cfgs', 'find_entry', 'parse', 'register', 'suggest', 'variants']
@@ -78,7 +79,7 @@ class Variant:
     @property
     def options(self) -> frozenset[str]:
         """The options of ``convert`` that ``timm.create_model`` takes for it."""
-        return self.record.options | {f'{self.record.replaces}_kwargs'}
+        return self.record.options | {f'{self.record.replaces}_kwargs', 'transition'}
 
     @property
     def warm_start(self) -> str | None:
@@ -249,8 +250,11 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
     given = {name: kwargs.pop(name) for name in all_options() if name in kwargs}
     options = {name: value for name, value in given.items() if value is not None}
     recipe = _merge_options(variant, options)
+    transition = recipe.get('transition', False)
     if pretrained:
         check_source(variant.name, variant.base, kwargs)
+    if pretrained and transition is True:
+        check_start(variant.name, kwargs)
     if kwargs.get('features_only'):
         kwargs.setdefault('out_indices', _out_indices(variant.base))
     built_with: dict[str, Any] = {}
@@ -269,7 +273,7 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
             raise ValueError(f'{variant.name} with {listed}: {e}') from e
 
     try:
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             build,
             variant.name,
             pretrained,
@@ -282,12 +286,15 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
         if not pretrained:
             raise
         raise PretrainedWeightsError(describe_missing_weights(variant.name, variant.base, kwargs, e)) from e
+    if transition is True:
+        record_start(model, variant.warm_start, takes_start='start' in variant.options)
+    return model
 
 
 def all_options() -> frozenset[str]:
     """Give the options of ``convert`` that are options of some variant."""
     operators = OPERATORS.values()
-    return frozenset({'act_kwargs', 'pool_kwargs'}).union(*(operator.options for operator in operators))
+    return frozenset({'act_kwargs', 'pool_kwargs', 'transition'}).union(*(operator.options for operator in operators))
 
 
 def _merge_options(variant: Variant, options: dict[str, Any]) -> dict[str, Any]:
