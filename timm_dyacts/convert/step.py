@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .edits import Edits
+from .functions import reason_to_keep
 from .report import ConversionReport, Replacement, Skip
 from .trace import Trace
 
@@ -65,7 +66,8 @@ class Step:
         for index in sorted(self.trace.main_path - inside):
             op = self.trace.ops[index]
             if op.name in functions:
-                self.report.skipped.append(Skip(op.module, op.name, 'a function call, not a module'))
+                reason = reason_to_keep(op) or 'a function call, not a module: its arguments differ from call to call'
+                self.report.skipped.append(Skip(op.module, op.name, reason))
         return found
 
     def replace(self, old: nn.Module, new: nn.Module, exact: bool, old_kind: str | None = None) -> None:

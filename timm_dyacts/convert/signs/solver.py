@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..trace import Call, Op, Trace, tensors_in
+from ..leaves import tensors_in
+from ..trace import Call, Op, Trace
 from .layers import SOURCE_RULES, NetworkSigns
 from .rules import RULES, keep_sign
 from .tensors import Contradiction, narrow
