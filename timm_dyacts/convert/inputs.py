@@ -5,14 +5,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from .leaves import map_tensors, tensors_in
 
 __all__ = ['Inputs', 'as_inputs', 'probing']
 
-# Height and width to which detectors of torchvision resize their images while they are probed with ours
-_DETECTION_SIZE = 128
+# What the detectors of torchvision are set to while they are probed: detections of every score, since what a threshold
+# leaves of those in random images is nothing, and nothing cannot be compared; but few, since each costs time.
+_DETECTORS = dict(score_thresh=0.0, detections_per_img=8, topk_candidates=32)
+_PROPOSALS = ('_pre_nms_top_n', '_post_nms_top_n')
+_SIZE = (128,)  # of the shorter side of an image
 
 
 class Inputs(NamedTuple):
@@ -80,10 +84,7 @@ def as_inputs(example_inputs: Any) -> Inputs:
 
 @contextmanager
 def probing(model: nn.Module, resize: bool) -> Iterator[None]:
-    """Set the detectors of torchvision so that a probe tells something, and at the end back.
-
-    Detections of every score are kept: what is left of random images after a threshold is nothing, and nothing cannot
-    be compared.
+    """Set the detectors of torchvision to what suits a probe, and at the end back.
 
     Args:
         model: A model, of whatever kind.
@@ -92,9 +93,11 @@ def probing(model: nn.Module, resize: bool) -> Iterator[None]:
     settings: list[tuple[nn.Module, str, Any]] = []
     for module in model.modules():
         if isinstance(getattr(module, 'score_thresh', None), (int, float)):
-            settings.append((module, 'score_thresh', 0.0))
+            settings += [(module, name, value) for name, value in _DETECTORS.items() if hasattr(module, name)]
+        if isinstance(module, RegionProposalNetwork):
+            settings += [(module, name, dict(training=32, testing=32)) for name in _PROPOSALS if hasattr(module, name)]
         if resize and isinstance(module, GeneralizedRCNNTransform) and module.fixed_size is None:
-            settings.append((module, 'min_size', (_DETECTION_SIZE,)))
+            settings.append((module, 'min_size', _SIZE))
     before = [(module, name, getattr(module, name)) for module, name, _ in settings]
     try:
         for module, name, value in settings:

@@ -12,22 +12,28 @@ __all__ = ['leaves_in', 'map_tensors', 'numbers_in', 'tensors_in']
 def leaves_in(tree: Any) -> list[Any]:
     """Give the leaves of a value in the order in which it holds them.
 
-    Containers are those that ``torch.utils._pytree`` knows, other mappings (the outputs of transformers are some), and
-    data classes.
+    Containers are sequences, mappings (the outputs of transformers are some), data classes, and what
+    ``torch.utils._pytree`` knows besides.
     """
     found: list[Any] = []
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, (Tensor, int, float, str)) or leaf is None:
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found += leaves_in(list(leaf.values()))
-        elif isinstance(leaf, (list, tuple)):  # a subclass, such as a named tuple that pytree does not know
-            found += leaves_in(list(leaf))
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += leaves_in([getattr(leaf, field.name) for field in fields(leaf)])
-        else:
-            found.append(leaf)
+    _collect(tree, found)
     return found
+
+
+def _collect(tree: Any, found: list[Any]) -> None:
+    if isinstance(tree, (Tensor, int, float, str)) or tree is None:
+        found.append(tree)
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            _collect(item, found)
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            _collect(item, found)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        for field in fields(tree):
+            _collect(getattr(tree, field.name), found)
+    else:  # a leaf, or a container that somebody has registered
+        found += tree_leaves(tree)
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

@@ -152,8 +152,7 @@ class Places:
             child: (parent, name) for parent in self._edits.model.modules() for name, child in parent._modules.items()}
         callees: dict[tuple, set[nn.Module]] = {}
         for call in self.trace.calls:
-            if call.site.reason is None:
-                callees.setdefault(call.site.key, set()).add(call.module)
+            callees.setdefault(call.site.key, set()).add(call.module)
         stands = []
         for module, calls in self.trace.calls_by_module.items():
             if len(calls) < 2 or not isinstance(module, self._types) or not self._has_parameters(module) \
@@ -167,7 +166,7 @@ class Places:
                 continue
             # Calls that only training makes get what is there now.
             idle = [site for first in rewrites for site in other_calls(first.site, [r.site for r in rewrites])]
-            rewrites += [Rewrite(site, None, n) for site in {site.key: site for site in idle}.values()]
+            rewrites += [Rewrite(site, None, n) for site in {(site.method, site.end): site for site in idle}.values()]
             copies = [_copy(module) for _ in range(n + bool(idle))]
             stands.append(_Stand(*parents[module], copies, module, rewrites))
         return stands
@@ -199,8 +198,8 @@ class Places:
                     wanted.add(op.site.key)
         stands: list[_Stand] = []
         # In the order of the code, for names that do not depend on what ran
-        for key in sorted(wanted, key=lambda key: (key[1], key[2])):
-            ops = groups[key]
+        for ops in sorted((groups[key] for key in wanted), key=lambda ops: (
+                ops[0].site.method.co_name, ops[0].site.end)):
             module = as_module(ops[0])
             if any(repr(as_module(op)) != repr(module) for op in ops):
                 continue
@@ -209,7 +208,7 @@ class Places:
                 rewrites, n = [Rewrite(ops[0].site, '')], 1
             function = ops[0].name.removesuffix('_with_indices')
             modules = [copy.copy(module) if i else module for i in range(n)]
-            stands.append(_Stand(key[0], '', modules, None, rewrites, function))
+            stands.append(_Stand(ops[0].site.owner, '', modules, None, rewrites, function))
         _give_names(stands)
         return stands
 

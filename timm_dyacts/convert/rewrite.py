@@ -55,9 +55,9 @@ def rewritten_class(cls: type[nn.Module], rewrites: Iterable[Rewrite]) -> type[n
     sources = dict(sources)
     by_method: dict[str, list[Rewrite]] = {}
     for rewrite in rewrites:
-        by_method.setdefault(rewrite.site.method, []).append(rewrite)
+        by_method.setdefault(rewrite.site.method.co_name, []).append(rewrite)
     for name, edits in by_method.items():
-        sources[name] = _rewrite(copy.deepcopy(method_tree(find_method(cls, name).__code__)), edits)
+        sources[name] = _rewrite(copy.deepcopy(_tree(edits[0].site)), edits)
     return _subclass(base, tuple(sorted(sources.items())))
 
 
@@ -73,16 +73,22 @@ def has_result(site: Site) -> bool:
 
 def other_calls(site: Site, sites: Iterable[Site]) -> list[Site]:
     """Give the calls in the same method that read like the call of a site, and are not among the sites."""
-    function, seen = ast.dump(site.call.func), {s.end for s in sites if s.method == site.method}
-    calls = (node for node in ast.walk(_tree(site)) if isinstance(node, ast.Call) and ast.dump(node.func) == function)
-    return [site._replace(call=call) for call in calls if (call.end_lineno, call.end_col_offset) not in seen]
+    function, seen = ast.dump(site.call.func), {s.end for s in sites if s.method is site.method}
+    found = []
+    for node in ast.walk(_tree(site)):
+        if isinstance(node, ast.Call) and ast.dump(node.func) == function:
+            if (node.end_lineno, node.end_col_offset) not in seen:
+                other = copy.copy(site)
+                other.call = node
+                found.append(other)
+    return found
 
 
 # The source
 
 
 def _tree(site: Site) -> ast.FunctionDef:
-    return method_tree(find_method(type(site.owner), site.method).__code__)
+    return method_tree(site.method)
 
 
 class _Rewriter(ast.NodeTransformer):
@@ -111,8 +117,7 @@ def _module_call(node: ast.Call, rewrite: Rewrite) -> tuple[ast.expr, list[ast.e
         argument = node.func.value
     else:
         argument = node.args[0] if node.args else next(k.value for k in node.keywords if k.arg == 'input')
-    code = find_method(type(rewrite.site.owner), rewrite.site.method).__code__
-    func = ast.Attribute(ast.Name(code.co_varnames[0], ast.Load()), rewrite.child, ast.Load())
+    func = ast.Attribute(ast.Name(rewrite.site.method.co_varnames[0], ast.Load()), rewrite.child, ast.Load())
     return func, [argument], []
 
 

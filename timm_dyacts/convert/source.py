@@ -70,7 +70,7 @@ def compile_method(node: ast.FunctionDef, code: CodeType, filename: str) -> Code
     module = ast.fix_missing_locations(ast.Module([outer], []))
     flags = code.co_flags & _FUTURE_FLAGS
     compiled = compile(module, filename, 'exec', flags, dont_inherit=True)
-    return next(found for found in _codes_in(compiled) if found.co_name == node.name and found.co_name != '_surroundings_')
+    return next(found for found in _codes_in(compiled) if found.co_name == node.name)
 
 
 def _codes_in(code: CodeType) -> Iterator[CodeType]:

@@ -164,10 +164,12 @@ class Trace:
         for index in range(len(self.ops) - 1, -1, -1):
             op = self.ops[index]
             outputs = {id(t) for t in op.outputs}
-            if live.isdisjoint(outputs):
+            # What is written to a slice reaches those who read the whole.
+            written = outputs | self._views_of(op.out) if op.func._schema.is_mutable else outputs
+            if live.isdisjoint(written):
                 continue
             path.add(index)
-            is_straight = not straight.isdisjoint(outputs)
+            is_straight = not straight.isdisjoint(written)
             inputs = {id(t) for t in op.inputs}
             live -= outputs
             straight -= outputs
@@ -178,6 +180,18 @@ class Trace:
             if is_straight and (len(factors) < 2 or all(id(t) in self._gate_values for t in factors)):
                 straight |= inputs
         return frozenset(path)
+
+    def _views_of(self, tensor: Any) -> set[int]:
+        """The tensors with the same memory, by ``id``."""
+        return self._views.get(tensor.untyped_storage()._cdata, set()) if isinstance(tensor, Tensor) else set()
+
+    @cached_property
+    def _views(self) -> dict[int, set[int]]:
+        views: dict[int, set[int]] = {}
+        for op in self.ops:
+            for tensor in op.outputs:
+                views.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
+        return views
 
     @cached_property
     def _computed(self) -> frozenset[int]:
