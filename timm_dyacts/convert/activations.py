@@ -118,7 +118,7 @@ def _find_head(step: Step) -> set[nn.Module]:
     handles = [m.register_forward_pre_hook(lambda m, args: reached.add(m)) for m in step.model.modules()]
     try:
         with evaluating(step.model), torch.no_grad():
-            step.model.forward_features(step.trace.inputs.clone().first)
+            step.model.forward_features(step.trace.given.clone().first)
     except REFUSALS:  # a method of this name that is not timm's
         return set()
     finally:

@@ -122,7 +122,7 @@ def _convert(edits: Edits, request: Request, check: bool) -> ConversionReport:
     model = edits.model
     keys = set(model.state_dict())
     trace = dry_run(model, request.input_size, request.example_inputs)
-    check = check and not trace.inputs.is_meta
+    check = check and not trace.given.is_meta
     before, signs = trace.output, None
     places = Places(edits, trace, request)
     trace = places.trace
@@ -133,7 +133,7 @@ def _convert(edits: Edits, request: Request, check: bool) -> ConversionReport:
             step, trace = _take_checked_step(name, request, trace, edits)
         else:
             step = _take_step(name, request, trace, edits)
-            trace = trace_forward(model, trace.inputs) if name != names[-1] else trace
+            trace = trace_forward(model, trace.given) if name != names[-1] else trace
         report.add(step.report)
         signs = step.output_signs or signs
     if check:
@@ -165,22 +165,22 @@ def _take_checked_step(name: str, request: Request, trace: Trace, edits: Edits) 
     device = next((p.device for p in model.parameters()), None)
     random_state = get_rng_state(device)
     step = _take_step(name, request, trace, edits)
-    after = trace_forward(model, trace.inputs)
+    after = trace_forward(model, trace.given)
     if _exceeds_rounding(step, after) is None:
         return step, after
 
     # Some networks amplify rounding errors to the size of their outputs. In double precision these stay small.
     edits.undo(mark)
     twin = copy.deepcopy(model).to('cpu', torch.float64)
-    trace_of_twin = trace_forward(twin, trace.inputs.double())
+    trace_of_twin = trace_forward(twin, trace.given.double())
     step = _take_step(name, request, trace_of_twin, Edits(twin))
-    difference = _exceeds_rounding(step, trace_forward(twin, trace_of_twin.inputs))
+    difference = _exceeds_rounding(step, trace_forward(twin, trace_of_twin.given))
     if difference is not None:
         raise OutputsDiffer(difference.largest, difference.scale, step.report.counts)
     set_rng_state(random_state, device)
     step = _take_step(name, request, trace, edits)
     step.report.notes.append('the difference is rounding: a copy of the model in double precision kept its outputs')
-    return step, trace_forward(model, trace.inputs)
+    return step, trace_forward(model, trace.given)
 
 
 def _exceeds_rounding(step: Step, after: Trace) -> Difference | None:

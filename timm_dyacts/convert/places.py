@@ -88,12 +88,12 @@ class Places:
             name for name in SITED if (with_pools if name.startswith('max_pool') else request.act is not None)}
         shared = self._split()
         if shared:
-            self.trace = trace_forward(edits.model, trace.inputs)
+            self.trace = trace_forward(edits.model, trace.given)
         turns, functions = self._find_calls_in_turn(), self._find_functions()
         self._stands = shared
         if turns or functions:
             self._put_in([*turns, *functions])
-            self.trace = trace_forward(edits.model, trace.inputs)
+            self.trace = trace_forward(edits.model, trace.given)
 
     def tidy(self, report: ConversionReport) -> None:
         """Take back what no operator has taken the place of, and write the report in terms of the model as it was.
@@ -159,7 +159,9 @@ class Places:
                     or module not in parents or isinstance(parents[module][0], self._types):
                 continue
             sites = [call.site for call in calls]
-            if any(site.reason or site.callee is not module or len(callees[site.key]) > 1 for site in sites):
+            if any(
+                    site.owner not in self.trace.names or site.reason or site.callee is not module
+                    or len(callees[site.key]) > 1 for site in sites):
                 continue
             rewrites, n = _number([sites], None)
             if rewrites is None or n < 2:
@@ -192,7 +194,8 @@ class Places:
         groups: dict[tuple, list[Op]] = {}
         wanted = set()
         for index, op in enumerate(trace.ops):
-            if op.name in self._functions and index not in inside and reason_to_keep(op) is None:
+            if op.name in self._functions and index not in inside and op.site.owner in trace.names \
+                    and reason_to_keep(op) is None:
                 groups.setdefault(op.site.key, []).append(op)
                 if index in trace.main_path:
                     wanted.add(op.site.key)

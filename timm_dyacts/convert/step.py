@@ -66,7 +66,10 @@ class Step:
         for index in sorted(self.trace.main_path - inside):
             op = self.trace.ops[index]
             if op.name in functions:
-                reason = reason_to_keep(op) or 'a function call, not a module: its arguments differ from call to call'
+                if op.site.owner is not None and op.site.owner not in self.trace.names:
+                    reason = 'called by a module that is not part of the model'
+                else:
+                    reason = reason_to_keep(op) or 'a function call, not a module: its arguments differ between calls'
                 self.report.skipped.append(Skip(op.module, op.name, reason))
         return found
 

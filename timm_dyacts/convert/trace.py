@@ -112,12 +112,14 @@ class Trace:
     """The record of one forward pass. Tensors are kept alive, so that the ``id`` of each stays its own.
 
     Attributes:
-        inputs: What the model was given.
+        given: The arguments, as they were.
+        inputs: The copy of them that the model was called with, and may have written to.
         names: The paths of each module, in the order of the module tree. A shared module has several.
         output: What the model returned.
         ops: The operators in the order in which they ran.
         calls: The calls of modules in the order in which they began.
     """
+    given: Inputs
     inputs: Inputs
     names: dict[nn.Module, list[str]]
     output: Any = None
@@ -158,7 +160,8 @@ class Trace:
         nothing: a gate multiplies something.
         """
         computed = self._computed
-        live = {id(t) for t in tensors_in(self.output)}
+        output = tensors_in(self.output) or [t for op in self.ops[-1:] for t in op.outputs]
+        live = {id(t) for t in output}
         straight = set(live)  # without a product of two computed tensors on the way
         path = set()
         for index in range(len(self.ops) - 1, -1, -1):
@@ -301,8 +304,9 @@ def trace_forward(model: nn.Module, x: Tensor | Inputs) -> Trace:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    inputs = x.clone() if isinstance(x, Inputs) else Inputs((x,), {})
-    trace = Trace(inputs, names)
+    given = x if isinstance(x, Inputs) else Inputs((x,), {})
+    inputs = x.clone() if isinstance(x, Inputs) else given
+    trace = Trace(given, inputs, names)
     # Autograd, where it takes part, even under ``no_grad``, splits compound operations before they get to the recorder.
     inference = any(t.is_inference() for t in (*inputs.tensors, *model.parameters(), *model.buffers()))
     recorder = _Recorder(trace, sees_compound_ops=inference or torch.is_inference_mode_enabled())
