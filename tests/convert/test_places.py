@@ -22,7 +22,8 @@ class Layer(nn.Module):
 
     def __init__(self, ins, outs, act=None):
         super().__init__()
-        self.conv, self.bn, self.act = nn.Conv2d(ins, outs, 3, padding=1), nn.BatchNorm2d(outs), act or Layer.default_act
+        self.conv, self.bn = nn.Conv2d(ins, outs, 3, padding=1), nn.BatchNorm2d(outs)
+        self.act = act or Layer.default_act
 
     def forward(self, x):
         return self.act(self.bn(self.conv(x)))
