@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from timm_dyacts.convert.trace import tensors_in, trace_forward
+from timm_dyacts.convert.leaves import tensors_in
+from timm_dyacts.convert.trace import trace_forward
 
 
 class Net(nn.Module):

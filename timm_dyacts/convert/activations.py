@@ -1,4 +1,5 @@
 """Activations: which of a network's are replaced, and by what."""
+import re
 from collections.abc import Container, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ import torch
 from timm.layers import create_act_layer
 from torch import nn
 
+from ..layers.calls import ByWidth, InTurn
 from ..layers.forms import Form, Place, static_form
 from ..modes import evaluating
 from ..operators import OPERATORS, activation_types, is_mirrored, module_types
@@ -14,6 +16,7 @@ from ..piecewise_fit import fit_pieces
 from .arguments import PLACES, Request
 from .flip import flip_signs, is_wrapped, update_mark
 from .groups import update_group_matcher
+from .probe import REFUSALS
 from .report import ConversionError
 from .step import Step
 from .trace import Call
@@ -54,6 +57,7 @@ def swap_activations(step: Step, request: Request) -> None:
     head = _find_head(step) if has_width else frozenset()
     early = _find_early(step, candidates, head) if has_width and request.where == 'late' else frozenset()
     swaps = []
+    by_width = 0
     for module in candidates:
         calls = step.trace.calls_of(module)
         reason = _reason_to_skip(step, module)
@@ -64,14 +68,12 @@ def swap_activations(step: Step, request: Request) -> None:
         elif has_width and operator.is_one(module):
             step.already = True
         else:
-            like = step.like
-            place = Place(module, calls[0].channels, _channel_dim(calls[0]), like.device, like.dtype)
-            new, exact = _build(request, static_form(module), place)
+            new, exact = _build_for(step, module, calls, request)
+            if isinstance(new, ByWidth):
+                by_width += 1
             if exact and _is_same(module, new):
                 step.already = True
             else:
-                if request.transition and not exact:
-                    new = as_transition(step, _with_layout(place, static_form(new).layout), new)
                 swaps.append(_Swap(module, new, exact))
 
     if request.act_kwargs and step.already and not swaps:
@@ -81,6 +83,10 @@ def swap_activations(step: Step, request: Request) -> None:
         flip_signs(step, [(old, new) for old, new, _ in swaps])
     for old, new, exact in swaps:
         step.replace(old, new, exact)
+    if by_width:
+        step.report.notes.append(
+            'called with several numbers of channels from one place, so that each number has got an operator: '
+            f'{by_width}')
     update_group_matcher(step.edits)
     if swaps:
         update_mark(step, [swap.new for swap in swaps])
@@ -108,8 +114,6 @@ def _reason_of_width(
         request: Request,
         early: Container[nn.Module],
 ) -> str | None:
-    if len({call.channels for call in step.trace.calls_of(module)}) > 1:
-        return 'shared by tensors with different numbers of channels'
     where = request.option('where')
     if where not in PLACES and not any(fnmatchcase(name, where) for name in step.trace.names[module]):
         return f'not one of where={where!r}'
@@ -140,7 +144,9 @@ def _find_head(step: Step) -> set[nn.Module]:
     handles = [m.register_forward_pre_hook(lambda m, args: reached.add(m)) for m in step.model.modules()]
     try:
         with evaluating(step.model), torch.no_grad():
-            step.model.forward_features(step.trace.input)
+            step.model.forward_features(step.trace.given.clone().first)
+    except REFUSALS:  # a method of this name that is not timm's
+        return set()
     finally:
         for handle in handles:
             handle.remove()
@@ -149,7 +155,9 @@ def _find_head(step: Step) -> set[nn.Module]:
 
 def _is_after_addition(step: Step, module: nn.Module) -> bool:
     parent = step.model.get_submodule(step.trace.name(module).rpartition('.')[0])
-    in_bottleneck = any('Bottleneck' in cls.__name__ for cls in type(parent).__mro__)
+    if isinstance(parent, InTurn):
+        parent = step.model.get_submodule(step.trace.name(module).rpartition('.')[0].rpartition('.')[0])
+    in_bottleneck = any(re.search(r'Bottle\d?neck', cls.__name__) for cls in type(parent).__mro__)
     return in_bottleneck and any(
         call.producer is not None and call.producer.name == 'add' and len(call.producer.inputs) == 2
         for call in step.trace.calls_of(module))
@@ -162,6 +170,25 @@ def _channel_dim(call: Call) -> int | None:
 
 
 # By what
+
+
+def _build_for(step: Step, module: nn.Module, calls: list[Call], request: Request) -> tuple[nn.Module, bool]:
+    """Make what takes the place of an activation. Give it, and whether it starts as what is there."""
+    operator, like, form = OPERATORS.get(request.act), step.like, static_form(module)
+    widths = {call.channels: _channel_dim(call) for call in calls}
+    if operator is None or not operator.has_width:
+        widths = dict([next(iter(widths.items()))])
+    places = {width: Place(module, width, dim, like.device, like.dtype) for width, dim in widths.items()}
+    built = {width: _build(request, form, place) for width, place in places.items()}
+    if request.transition:
+        for width, (new, exact) in built.items():
+            if not exact:
+                old = _with_layout(places[width], static_form(new).layout)
+                built[width] = as_transition(step, old, new), exact
+    if len(built) == 1:
+        return next(iter(built.values()))
+    operators = {width: new.train(module.training) for width, (new, _) in built.items()}
+    return ByWidth(operators, widths.popitem()[1]), all(exact for _, exact in built.values())
 
 
 def _build(request: Request, form: Form, place: Place) -> tuple[nn.Module, bool]:

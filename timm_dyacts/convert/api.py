@@ -15,8 +15,10 @@ from torch import nn
 from ..rng import get_rng_state, set_rng_state
 from .activations import swap_activations
 from .arguments import Request
-from .edits import Edits
+from .edits import Edits, Snapshot
+from .inputs import probing
 from .norms import fold_norms
+from .places import Places
 from .pools import swap_pools
 from .probe import Difference, compare_outputs, dry_run
 from .report import ConversionError, ConversionReport, OutputsDiffer
@@ -49,6 +51,7 @@ def convert(
         pool_kwargs: dict[str, Any] | None = None,
         input_size: Sequence[int] | None = None,
         transition: bool = False,
+        example_inputs: Any = None,
         check: bool = True,
 ) -> nn.Module:
     """Swap operators into a built model, in place, and keep its weights.
@@ -98,6 +101,9 @@ def convert(
         input_size: Size of the probe batch without its first dimension: ``(C, H, W)``, ``(C, L)`` or ``(C, D, H, W)``.
             Default: a small one that suits the model's config and its first convolution.
         transition: Whether to start exactly where the new operator does not compute what was there.
+        example_inputs: What to call the model with in place of a probe batch: a tensor, a list of tensors (images of
+            different sizes, for a detector), a tuple of positional arguments, a dictionary of keyword arguments, or a
+            pair of a tuple and a dictionary, on the device of the model. For models that take anything but one batch.
         check: Compare the outputs before and after on a probe batch.
 
     Returns:
@@ -109,10 +115,11 @@ def convert(
             where it broke.
         ValueError: If an argument is not one of the accepted values, or cannot have an effect.
     """
-    request = Request(act, pool, norm, where, layout, start, act_kwargs, pool_kwargs, input_size, transition)
+    request = Request(
+        act, pool, norm, where, layout, start, act_kwargs, pool_kwargs, input_size, transition, example_inputs)
     check_finished(model)
     # The signs are worked out on the CPU, also inside ``with torch.device('meta'):``.
-    with torch.device('cpu'), _all_or_nothing(model) as edits:
+    with torch.device('cpu'), _all_or_nothing(model) as edits, probing(model, resize=example_inputs is None):
         model.conversion = _convert(edits, request, check)
     return model
 
@@ -122,11 +129,12 @@ def _all_or_nothing(model: nn.Module) -> Iterator[Edits]:
     """Leave the model and the random generators as they were if anything goes wrong."""
     device = next((p.device for p in model.parameters()), None)
     random_state = get_rng_state(device)
-    edits = Edits(model)
+    edits, state = Edits(model), Snapshot(model)
     try:
         yield edits
     except BaseException:
         edits.undo()
+        state.restore()
         set_rng_state(random_state, device)
         raise
 
@@ -134,9 +142,11 @@ def _all_or_nothing(model: nn.Module) -> Iterator[Edits]:
 def _convert(edits: Edits, request: Request, check: bool) -> ConversionReport:
     model = edits.model
     keys = set(model.state_dict())
-    trace = dry_run(model, request.input_size)
-    check = check and not trace.input.is_meta
+    trace = dry_run(model, request.input_size, request.example_inputs)
+    check = check and not trace.given.is_meta
     before, signs = trace.output, None
+    places = Places(edits, trace, request)
+    trace = places.trace
     report = ConversionReport()
     names = [name for name in _STEPS if getattr(request, name) is not None]
     for name in names:
@@ -144,17 +154,20 @@ def _convert(edits: Edits, request: Request, check: bool) -> ConversionReport:
             step, trace = _take_checked_step(name, request, trace, edits)
         else:
             step = _take_step(name, request, trace, edits)
-            trace = trace_forward(model, trace.input) if name != names[-1] else trace
+            trace = trace_forward(model, trace.given) if name != names[-1] else trace
         report.add(step.report)
         signs = step.output_signs or signs
     if check:
         difference = compare_outputs(before, trace.output, signs)
         if difference is None:
             report.notes.append('the output holds no tensor that could be compared')
+            if report.function == 'exact':
+                report.function = 'unchecked'
         else:
             report.max_diff, report.scale = difference.largest, difference.scale
     if request.transition:
         report.notes.insert(0, report.transition_note)
+    places.tidy(report)
     report.new_keys = tuple(sorted(set(model.state_dict()) - keys))
     return report
 
@@ -175,22 +188,22 @@ def _take_checked_step(name: str, request: Request, trace: Trace, edits: Edits) 
     device = next((p.device for p in model.parameters()), None)
     random_state = get_rng_state(device)
     step = _take_step(name, request, trace, edits)
-    after = trace_forward(model, trace.input)
+    after = trace_forward(model, trace.given)
     if _exceeds_rounding(step, after) is None:
         return step, after
 
     # Some networks amplify rounding errors to the size of their outputs. In double precision these stay small.
     edits.undo(mark)
     twin = copy.deepcopy(model).to('cpu', torch.float64)
-    trace_of_twin = trace_forward(twin, trace.input.to('cpu', torch.float64))
+    trace_of_twin = trace_forward(twin, trace.given.double())
     step = _take_step(name, request, trace_of_twin, Edits(twin))
-    difference = _exceeds_rounding(step, trace_forward(twin, trace_of_twin.input))
+    difference = _exceeds_rounding(step, trace_forward(twin, trace_of_twin.given))
     if difference is not None:
         raise OutputsDiffer(difference.largest, difference.scale, step.report.counts)
     set_rng_state(random_state, device)
     step = _take_step(name, request, trace, edits)
     step.report.notes.append('the difference is rounding: a copy of the model in double precision kept its outputs')
-    return step, trace_forward(model, trace.input)
+    return step, trace_forward(model, trace.given)
 
 
 def _exceeds_rounding(step: Step, after: Trace) -> Difference | None:

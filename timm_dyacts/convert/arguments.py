@@ -8,6 +8,7 @@ from timm.layers import get_act_layer
 
 from ..operators import OPERATORS
 from ..ops.checks import check_choice
+from .inputs import as_inputs
 
 __all__ = ['PLACES', 'Request', 'accepted_arguments']
 
@@ -35,6 +36,7 @@ class Request:
     pool_kwargs: Mapping[str, Any] | None = None
     input_size: Sequence[int] | None = None
     transition: bool = False
+    example_inputs: Any = None
 
     # What holds where nothing was asked for
     DEFAULTS = dict(where='inner', layout='interleaved', start='relu')
@@ -56,6 +58,11 @@ class Request:
         if self.act is not None and not isinstance(self.act, str):
             raise ValueError(
                 f'act must be the name of an activation, e.g. one of {", ".join(OPERATORS)}, got {self.act!r}.')
+        if self.example_inputs is not None:
+            if self.input_size is not None:
+                raise ValueError(
+                    f'input_size must be left out where example_inputs are given, got {self.input_size!r}.')
+            as_inputs(self.example_inputs)
         module = None if self.act is None else _activation_class(self.act)
         self._check_options()
         _check_kwargs('act', self.act, self.act_kwargs, module)

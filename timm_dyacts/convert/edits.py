@@ -1,11 +1,13 @@
 """Changes of a model that can be taken back: whatever ``convert`` does to a model, it does through ``Edits``."""
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Edits']
+__all__ = ['Edits', 'Snapshot']
 
 
 class Edits:
@@ -41,6 +43,17 @@ class Edits:
             self._log.append(lambda: delattr(module, name))
         setattr(module, name, value)
 
+    def set_class(self, module: nn.Module, cls: type[nn.Module]) -> None:
+        """Give a module another class, one with the same attributes."""
+        before = type(module)
+        self._log.append(lambda: setattr(module, '__class__', before))
+        module.__class__ = cls
+
+    def delete_child(self, module: nn.Module, name: str) -> None:
+        """Delete a child of a module."""
+        self._log.append(_restorer(module._modules))  # the others keep their order
+        del module._modules[name]
+
     def delete_attribute(self, module: nn.Module, name: str) -> None:
         """Delete an attribute that the module itself has, not only its class."""
         self._log.append(_setter(module, name, vars(module)[name]))
@@ -72,6 +85,39 @@ class Edits:
         """Take back the changes made since a mark, the last one first. Default: all of them."""
         while len(self._log) > mark:
             self._log.pop()()
+
+
+class Snapshot:
+    """What a forward pass may leave in a model: attributes, what lists and dictionaries hold, values of buffers.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
+        self._contents = [
+            (value, copy.copy(value)) for _, attributes in self._attributes for value in attributes.values()
+            if type(value) in (list, dict, set, OrderedDict)]
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back, and touch nothing that is as it was."""
+        for module, attributes in self._attributes:
+            now = vars(module)
+            if now.keys() != attributes.keys() or any(now[name] is not value for name, value in attributes.items()):
+                now.clear()
+                now.update(attributes)
+        for value, content in self._contents:
+            if isinstance(value, list):
+                value[:] = content
+            else:
+                value.clear()
+                value.update(content)
+        for buffer, before in self._buffers:
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
 
 
 def _has(module: nn.Module, name: str) -> bool:

@@ -2,15 +2,17 @@
 from timm.layers import MixedConv2d
 from torch import nn
 
-from ..layers import BipolarMaxPool2d
 from ..operators import OPERATORS, is_mirrored
 from .arguments import Request
+from .places import MAX_POOLS
 from .report import ConversionError
 from .step import Step
 from .trace import Call
 from .transition import as_transition, check_sizes, reason_against_subsampling, subsampling_of
 
 __all__ = ['swap_pools']
+
+_FUNCTIONS = frozenset({'max_pool2d_with_indices', 'max_pool3d_with_indices'})
 
 
 def swap_pools(step: Step, request: Request) -> None:
@@ -28,9 +30,8 @@ def swap_pools(step: Step, request: Request) -> None:
     """
     operator = OPERATORS[request.pool]
     kwargs = request.pool_kwargs or {}
-    step.already = any(isinstance(module, operator.module) for module in step.model.modules())
-    found = step.find(
-        lambda module: isinstance(module, (nn.MaxPool2d, BipolarMaxPool2d)), {'max_pool2d_with_indices'})
+    step.already = any(isinstance(module, operator.types) for module in step.model.modules())
+    found = step.find(lambda module: isinstance(module, MAX_POOLS), _FUNCTIONS)
     for old in found:
         if is_mirrored(old):
             step.skip(old, 'bipolar: SoftPool does not commute with the channel signs')
@@ -43,7 +44,7 @@ def swap_pools(step: Step, request: Request) -> None:
                 check_sizes(step, step.trace.name(old), old, new, call.shape[-3:])
                 new = as_transition(step, old, new)
             step.replace(old, new, False)
-    has_function_calls = any(skip.kind == 'max_pool2d_with_indices' for skip in step.report.skipped)
+    has_function_calls = any(skip.kind in _FUNCTIONS for skip in step.report.skipped)
     if not found and not has_function_calls and not step.already:
         _fill_slots(step, request)
     if kwargs and step.already and not step.report.replaced:

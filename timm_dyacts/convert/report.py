@@ -54,7 +54,9 @@ class ConversionReport:
     Attributes:
         replaced: The modules that were replaced.
         skipped: The candidates that were left alone, with the reason.
-        function: ``'exact'`` if the network computes what it did before, up to rounding, else ``'approximate'``.
+        function: ``'exact'`` if the network computes what it did before, up to rounding; ``'approximate'`` if not;
+            ``'unchecked'`` if it should, but the output holds nothing that could be compared. (No error: each step is
+            exact by construction, and whether that suffices is for the caller to say.)
         max_diff: Largest absolute difference of an output element on the probe batch, of several output tensors in the
             one that moved most for its size. ``None`` if nothing was compared.
         scale: Largest absolute element of that tensor, to judge ``max_diff`` by.

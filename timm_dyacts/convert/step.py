@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..layers import Transition
 from .edits import Edits
+from .functions import reason_to_keep
 from .report import ConversionReport, Replacement, Skip
 from .trace import Trace
 
@@ -66,7 +67,11 @@ class Step:
         for index in sorted(self.trace.main_path - inside):
             op = self.trace.ops[index]
             if op.name in functions:
-                self.report.skipped.append(Skip(op.module, op.name, 'a function call, not a module'))
+                if op.site.owner is not None and op.site.owner not in self.trace.names:
+                    reason = 'called by a module that is not part of the model'
+                else:
+                    reason = reason_to_keep(op) or 'a function call, not a module: its arguments differ between calls'
+                self.report.skipped.append(Skip(op.module, op.name, reason))
         return found
 
     def replace(self, old: nn.Module, new: nn.Module, exact: bool, old_kind: str | None = None) -> None:

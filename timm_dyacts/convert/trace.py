@@ -15,15 +15,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from ..modes import evaluating
+from .inputs import Inputs
+from .leaves import tensors_in
+from .sites import Site, Sites
 from .stand_ins import StandIns
 
-__all__ = ['Call', 'Op', 'Trace', 'tensors_in', 'trace_forward']
+__all__ = ['Call', 'Op', 'Trace', 'trace_forward']
 
 # A tensor that went through one of these only scales or selects others: it is the control input of a gate.
 GATES = frozenset({'sigmoid', 'hardsigmoid', '_softmax', '_log_softmax'})
+# What a gate multiplies with
+PRODUCTS = frozenset({'mul', 'div', 'bmm', 'baddbmm', 'mm', 'addmm', 'convolution', '_convolution', 'grid_sampler_2d'})
+VIEWS = frozenset({
+    'alias', 'clone', 'detach', 'expand', 'permute', 'reshape', 'select', 'slice', 'split', 'split_with_sizes',
+    'squeeze', 't', 'transpose', 'unbind', 'unsqueeze', 'view', '_unsafe_view', '_reshape_alias',
+})
+# Operators of which it is recorded where in a model's code they are called: what is a module elsewhere
+SITED = frozenset({
+    'celu', 'elu', 'gelu', 'hardswish', 'hardtanh', 'leaky_relu', 'max_pool2d_with_indices', 'max_pool3d_with_indices',
+    'mish', 'prelu', 'relu', 'relu6', 'selu', 'silu', 'softplus',
+})
 
 
 @dataclass(eq=False)
@@ -37,6 +51,7 @@ class Op:
         kwargs: Keyword arguments.
         out: Result, a tensor or a sequence of tensors.
         module: Path of the innermost module that was running.
+        site: Where it was called, of an operator of ``SITED`` only.
     """
     name: str
     func: Any
@@ -44,6 +59,7 @@ class Op:
     kwargs: dict[str, Any]
     out: Any
     module: str
+    site: Site | None = None
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -70,6 +86,7 @@ class Call:
         start: Index of the first operator that ran inside the call.
         stop: Index after the last operator that ran inside the call.
         output: Its result.
+        site: Where it was called.
     """
     module: nn.Module
     input: Tensor | None
@@ -79,6 +96,7 @@ class Call:
     start: int
     stop: int = -1
     output: Any = None
+    site: Site | None = None
 
     @property
     def span(self) -> range:
@@ -99,17 +117,24 @@ class Trace:
     output, is there as a tensor without elements (see ``stand_ins``).
 
     Attributes:
-        input: What the model was given.
+        given: The arguments, as they were.
+        inputs: The copy of them that the model was called with, and may have written to.
         names: The paths of each module, in the order of the module tree. A shared module has several.
         output: What the model returned.
         ops: The operators in the order in which they ran.
         calls: The calls of modules in the order in which they began.
     """
-    input: Tensor
+    given: Inputs
+    inputs: Inputs
     names: dict[nn.Module, list[str]]
     output: Any = None
     ops: list[Op] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+
+    @property
+    def input(self) -> Tensor:
+        """The first tensor that the model was given."""
+        return self.inputs.first
 
     def name(self, module: nn.Module) -> str:
         """The first path of a module."""
@@ -134,19 +159,65 @@ class Trace:
 
     @cached_property
     def main_path(self) -> frozenset[int]:
-        """Indices of the operators whose result reaches the output other than as the control input of a gate."""
-        live = {id(t) for t in tensors_in(self.output)}
+        """Indices of the operators whose result reaches the output other than as the control input of a gate.
+
+        What goes through a sigmoid or softmax and then straight to the output, as the scores of a detector do, controls
+        nothing: a gate multiplies something.
+        """
+        computed = self._computed
+        output = tensors_in(self.output) or [t for op in self.ops[-1:] for t in op.outputs]
+        live = {id(t) for t in output}
+        straight = set(live)  # without a product of two computed tensors on the way
         path = set()
         for index in range(len(self.ops) - 1, -1, -1):
             op = self.ops[index]
             outputs = {id(t) for t in op.outputs}
-            if live.isdisjoint(outputs):
+            # What is written to a slice reaches those who read the whole.
+            written = outputs | self._views_of(op.out) if op.func._schema.is_mutable else outputs
+            if live.isdisjoint(written):
                 continue
             path.add(index)
+            is_straight = not straight.isdisjoint(written)
+            inputs = {id(t) for t in op.inputs}
             live -= outputs
-            if op.name not in GATES:
-                live.update(id(t) for t in op.inputs)
+            straight -= outputs
+            if op.name in GATES and not is_straight:
+                continue
+            live |= inputs
+            factors = [t for t in op.inputs if id(t) in computed] if op.name in PRODUCTS else []
+            if is_straight and (len(factors) < 2 or all(id(t) in self._gate_values for t in factors)):
+                straight |= inputs
         return frozenset(path)
+
+    def _views_of(self, tensor: Any) -> set[int]:
+        """The tensors with the same memory, by ``id``."""
+        return self._views.get(tensor.untyped_storage()._cdata, set()) if isinstance(tensor, Tensor) else set()
+
+    @cached_property
+    def _views(self) -> dict[int, set[int]]:
+        views: dict[int, set[int]] = {}
+        for op in self.ops:
+            for tensor in op.outputs:
+                views.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
+        return views
+
+    @cached_property
+    def _computed(self) -> frozenset[int]:
+        """The tensors that depend on what the model was given, by ``id``."""
+        computed = {id(t) for t in self.inputs.tensors}
+        for op in self.ops:
+            if any(id(t) in computed for t in op.inputs):
+                computed.update(id(t) for t in op.outputs)
+        return frozenset(computed)
+
+    @cached_property
+    def _gate_values(self) -> frozenset[int]:
+        """The results of sigmoids and softmaxes, and views of them, by ``id``."""
+        values: set[int] = set()
+        for op in self.ops:
+            if op.name in GATES or op.name in VIEWS and any(id(t) in values for t in op.inputs):
+                values.update(id(t) for t in op.outputs)
+        return frozenset(values)
 
     def is_on_main_path(self, module: nn.Module) -> bool:
         """Whether an operator of the main path ran inside the module."""
@@ -183,6 +254,7 @@ class _Recorder(TorchDispatchMode):
         self.producer: dict[int, Op] = {}
         self.channel_dim: dict[int, int | None] = {}
         self.stand_ins = StandIns()
+        self.sites = Sites()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -197,7 +269,8 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.split('::')[-1]
         if func._schema.is_mutable and name.endswith('_'):
             name = name[:-1]
-        op = Op(name, func, *given, self.stand_ins.of(out), self.stack[-1][0] if self.stack else '')
+        site = self.sites.find() if name in SITED else None
+        op = Op(name, func, *given, self.stand_ins.of(out), self.stack[-1][0] if self.stack else '', site)
         self.trace.ops.append(op)
         for tensor in op.outputs:
             self.producer[id(tensor)] = op
@@ -214,6 +287,7 @@ class _Recorder(TorchDispatchMode):
             channel_dim=self.channel_dim.get(id(x)),
             producer=self.producer.get(id(x)),
             start=len(self.trace.ops),
+            site=self.sites.find(),
         )
         self.trace.calls.append(call)
         self.stack.append((name, call))
@@ -239,12 +313,12 @@ class _Recorder(TorchDispatchMode):
 
 
 @torch.no_grad()
-def trace_forward(model: nn.Module, x: Tensor) -> Trace:
+def trace_forward(model: nn.Module, x: Tensor | Inputs) -> Trace:
     """Run ``model(x)`` in eval mode and record it. Parameters, buffers and training flags are left as they were.
 
     Args:
         model: Any module.
-        x: Its input.
+        x: Its input, or its arguments, of which it gets a copy.
 
     Returns:
         The record of the pass.
@@ -252,9 +326,11 @@ def trace_forward(model: nn.Module, x: Tensor) -> Trace:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    trace = Trace(x, names)
+    given = x if isinstance(x, Inputs) else Inputs((x,), {})
+    inputs = x.clone() if isinstance(x, Inputs) else given
+    trace = Trace(given, inputs, names)
     # Autograd, where it takes part, even under ``no_grad``, splits compound operations before they get to the recorder.
-    inference = any(t.is_inference() for t in (x, *model.parameters(), *model.buffers()))
+    inference = any(t.is_inference() for t in (*inputs.tensors, *model.parameters(), *model.buffers()))
     recorder = _Recorder(trace, sees_compound_ops=inference or torch.is_inference_mode_enabled())
     handles = []
     try:
@@ -263,17 +339,12 @@ def trace_forward(model: nn.Module, x: Tensor) -> Trace:
                 lambda m, args, kwargs, name=name: recorder.enter(name, m, args, kwargs), with_kwargs=True))
             handles.append(module.register_forward_hook(lambda m, args, out: recorder.leave(out)))
         with evaluating(model), recorder:
-            output = model(x)
+            output = model(*inputs.args, **inputs.kwargs)
         recorder.finish(output)
     finally:
         for handle in handles:
             handle.remove()
     return trace
-
-
-def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _channel_dim(op: Op, out: Tensor, known: dict[int, int | None]) -> int | None:
@@ -312,4 +383,3 @@ def _channel_dim_of_view(source: Tensor, out: Tensor, dim: int) -> int | None:
     if out.ndim > 1 and dim == 1 and out.shape[:2] == source.shape[:2]:
         return 1
     return out.ndim - 1 if dim == source.ndim - 1 and out.shape[-1] == source.shape[dim] else None
-

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..trace import Op, tensors_in
+from ..leaves import tensors_in
+from ..trace import Op
 from .tensors import TensorSigns, compact, extent, narrow, reshape
 from .unknowns import ANY, PLUS
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..trace import Call, Op, Trace, tensors_in
+from ..leaves import tensors_in
+from ..trace import Call, Op, Trace
 from .layers import SOURCE_RULES, NetworkSigns
 from .rules import RULES, keep_sign
 from .tensors import Contradiction, narrow
@@ -80,7 +81,7 @@ def solve_signs(
         SignConflict: If there is none. Names the module where the signs contradict each other.
     """
     ops = _with_norms_of_empty_tensors(trace)
-    signs = NetworkSigns([op for op in ops if op is not None], parameters, tensors_in(trace.input))
+    signs = NetworkSigns([op for op in ops if op is not None], parameters, trace.inputs.tensors)
     anchored = {call.start: (call, pattern) for call, pattern in anchors}
     whole = {call.start: call for call in pools}
     seen: list[tuple[Call, Tensor, Tensor]] = []
