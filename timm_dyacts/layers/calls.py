@@ -2,6 +2,8 @@
 
 A block that calls its only activation after each convolution gives way to one operator for each call.
 """
+from typing import Any
+
 from torch import Tensor, nn
 
 __all__ = ['ByWidth', 'InTurn']
@@ -20,6 +22,23 @@ class InTurn(nn.Sequential):
     Raises:
         ValueError: On forward, if there is no operator for the call.
     """
+
+    def expand_entries(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Give each operator the entries of a checkpoint from when a single one served all calls, in place.
+
+        Args:
+            state_dict: The checkpoint.
+            prefix: What the names of its entries for this module begin with.
+        """
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key.removeprefix(prefix)
+            if not name.partition('.')[0].isdigit():
+                value = state_dict.pop(key)
+                state_dict.update({f'{prefix}{i}.{name}': value for i in range(len(self))})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.expand_entries(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, turn: int = -1) -> Tensor:
         for i, operator in enumerate(self):

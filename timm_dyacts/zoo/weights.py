@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..convert import convert
+from ..layers.calls import InTurn
 
 __all__ = ['PretrainedWeightsError', 'check_source', 'convert_checkpoint', 'describe_missing_weights']
 
@@ -68,9 +69,13 @@ def convert_checkpoint(
     Raises:
         RuntimeError: It is neither the one nor the other.
     """
-    mismatch = _compare(state_dict, model)
+    own = dict(state_dict)
+    for name, module in model.named_modules():
+        if isinstance(module, InTurn):
+            module.expand_entries(own, f'{name}.')
+    mismatch = _compare(own, model)
     if not mismatch:
-        return state_dict
+        return own
     variant = model.pretrained_cfg['architecture']
     try:
         loaded = _load_base(base, state_dict, PretrainedCfg(**model.pretrained_cfg), model_kwargs)
