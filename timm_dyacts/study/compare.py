@@ -185,7 +185,7 @@ def _row(outcome: Outcome, cost: Cost, configs: Mapping[str, TrainConfig], at: s
         peak_mib='' if record.peak_mib is None or math.isnan(record.peak_mib) else round(record.peak_mib),
         params=cost.params,
         macs=cost.macs,
-        step_seconds=round(cost.step_seconds, 5),
+        step_seconds=cost.step_seconds,
         batch_size=cost.batch_size,
         recipe=record.recipe,
         **record.versions,
