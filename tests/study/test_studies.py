@@ -29,9 +29,9 @@ def values_of(path, at='last'):
 
 
 def read_costs(path):
-    costs = {}
-    for row in rows(path):
-        peak = max(float(r['peak_mib']) for r in rows(path) if r['model'] == row['model'])
+    costs, table = {}, rows(path)
+    for row in table:
+        peak = max(float(r['peak_mib']) for r in table if r['model'] == row['model'])
         costs[row['model']] = Cost(
             int(row['params']), int(row['macs']), float(row['step_seconds']), int(row['batch_size']), peak)
     return costs

@@ -152,7 +152,7 @@ def find_target(source: str, act: str | None = None, pool: str | None = None, no
         ValueError: If there is none in the zoo.
     """
     base, nobn, operators = source, norm is not None, {}
-    variant = _parse(source)
+    variant = zoo.find_variant(source)
     if variant is not None:
         base, nobn = variant.base, nobn or variant.nobn
         operators[OPERATORS[variant.operator].replaces] = variant.operator
@@ -160,7 +160,7 @@ def find_target(source: str, act: str | None = None, pool: str | None = None, no
     if act is not None and act not in OPERATORS:
         del operators['act']
     name = '_'.join([base, *operators.values(), *['nobn'] * nobn])
-    target = _parse(name)
+    target = zoo.find_variant(name)
     if target is not None:
         return Target(name, target.recipe.get('pool_kwargs', {}))
     if name == base and source != base:
@@ -168,13 +168,6 @@ def find_target(source: str, act: str | None = None, pool: str | None = None, no
     raise ValueError(
         f'The zoo must know the architecture that the converted model has, for config.json to name it, got {name!r}.'
         + zoo.suggest(name))
-
-
-def _parse(name: str) -> zoo.Variant | None:
-    try:
-        return zoo.parse(name)
-    except ValueError:
-        return None
 
 
 def _architecture_of(name: str) -> str:

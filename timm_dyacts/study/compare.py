@@ -15,7 +15,7 @@ from ..training.setup import build_datasets
 from ..world import World
 from .config import CompareConfig
 from .cost import measure_costs
-from .frozen import measure_frozen
+from .frozen import can_be_frozen, measure_frozen
 from .plan import Contender, Run, parse_contenders, plan_runs
 from .records import METRICS, VERSIONS, Outcome, Record, read_kept, write_epochs, write_runs
 from .report import Cost, describe, describe_frozen, draw_comparison, draw_curves, write_table
@@ -78,7 +78,11 @@ def compare(config: CompareConfig, **train_options: Any) -> ComparisonResult:
     by_label = {run.contender.label: run_config for run, run_config in zip(runs, configs, strict=True)}
     outcomes = _run(runs, configs, train_options, read_kept(folder), config.jobs)
     if config.freeze_coefficients:
-        outcomes = [_with_frozen(outcome, config_of(outcome.run, train_options), config.at) for outcome in outcomes]
+        labels = {label for label, run_config in by_label.items() if can_be_frozen(run_config)}
+        outcomes = [
+            _with_frozen(outcome, config_of(outcome.run, train_options), config.at)
+            if outcome.run.contender.label in labels else outcome for outcome in outcomes
+        ]
     costs = _measure(by_label, outcomes, config.repeats)
     return _write(config, folder, contenders, outcomes, costs, by_label)
 
@@ -113,12 +117,10 @@ def _run(
 
 
 def _with_frozen(outcome: Outcome, config: TrainConfig, at: str) -> Outcome:
-    """Add what a run comes to with frozen coefficients, if it has any."""
+    """Add what a run comes to with frozen coefficients."""
     if at in outcome.record.frozen:
         return outcome
     metrics = measure_frozen(outcome.run, config, at)
-    if metrics is None:
-        return outcome
     record = replace(outcome.record, frozen={**outcome.record.frozen, at: metrics})
     record.write(outcome.run)
     return replace(outcome, record=record)
@@ -183,7 +185,7 @@ def _row(outcome: Outcome, cost: Cost, configs: Mapping[str, TrainConfig], at: s
         peak_mib='' if record.peak_mib is None or math.isnan(record.peak_mib) else round(record.peak_mib),
         params=cost.params,
         macs=cost.macs,
-        step_seconds=round(cost.step_seconds, 5),
+        step_seconds=cost.step_seconds,
         batch_size=cost.batch_size,
         recipe=record.recipe,
         **record.versions,

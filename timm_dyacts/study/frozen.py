@@ -19,7 +19,7 @@ from ..training.setup import build_datasets, build_validation_loader
 from ..world import World
 from .plan import Run
 
-__all__ = ['freeze_coefficients', 'measure_frozen']
+__all__ = ['can_be_frozen', 'freeze_coefficients', 'measure_frozen']
 
 # Residuals of exactly 1 would need an infinite parameter.
 _LARGEST_RESIDUAL = 1 - 1e-7
@@ -81,7 +81,15 @@ def _static(old: DyReLU, theta: Tensor) -> DyReLU:
     return new.train(old.training)
 
 
-def measure_frozen(run: Run, config: TrainConfig, at: str) -> dict[str, float] | None:
+def can_be_frozen(config: TrainConfig) -> bool:
+    """Say whether the model of a run has Dynamic ReLU, and only such whose coefficients can be frozen."""
+    with torch.device('meta'):
+        model = build_model(config.model, config.preprocessing, False, config.model_kwargs)
+    modules = [module for module in model.modules() if isinstance(module, DyReLU)]
+    return any(not module.static for module in modules) and all(module.mode != 'c' for module in modules)
+
+
+def measure_frozen(run: Run, config: TrainConfig, at: str) -> dict[str, float]:
     """Evaluate a finished run with frozen coefficients.
 
     Args:
@@ -90,8 +98,7 @@ def measure_frozen(run: Run, config: TrainConfig, at: str) -> dict[str, float] |
         at: Which of its checkpoints, ``'last'`` or ``'best'``.
 
     Returns:
-        ``'top1'``, ``'top5'`` and ``'loss'`` on the split to evaluate on. None if it has no Dynamic ReLU whose
-        coefficients can be frozen.
+        ``'top1'``, ``'top5'`` and ``'loss'`` on the split to evaluate on.
 
     Raises:
         FileNotFoundError: The weights of the run are gone.
@@ -100,9 +107,6 @@ def measure_frozen(run: Run, config: TrainConfig, at: str) -> dict[str, float] |
     if checkpoint.missing():
         raise FileNotFoundError(f'--freeze-coefficients needs the weights in {checkpoint.path}, and they are gone.')
     model = build_model(f'local-dir:{checkpoint.path}', config.preprocessing, pretrained=True, model_kwargs={})
-    modules = [module for module in model.modules() if isinstance(module, DyReLU)]
-    if all(module.static for module in modules) or any(module.mode == 'c' for module in modules):
-        return None
     world = World(resolve_device(config.device))
     datasets, config = build_datasets(config, world)
     data_config = resolve_input(model, config.preprocessing)

@@ -35,7 +35,8 @@ def _points(metric: str) -> str:
 
 
 def _signed(value: float, metric: str) -> str:
-    return f'{value:+.3f}' if metric == 'loss' else f'{value:+.2f}'
+    digits = 3 if metric == 'loss' else 2
+    return f'{round(value, digits) + 0.0:+.{digits}f}'  # the sum makes 0 of -0
 
 
 def _interval(comparison: Comparison, metric: str) -> str:

@@ -1,7 +1,7 @@
 """The variants: timm's architectures with our operators, registered with timm under names of their own."""
 from .families import ALIASES, ALL, FAMILIES, Family
 from .preview import Preview, preview, resolve_warm_start, select_names
-from .registry import Variant, all_options, bases, find_entry, parse, register, suggest, variants
+from .registry import Variant, all_options, bases, find_entry, find_variant, parse, register, suggest, variants
 from .weights import PretrainedWeightsError
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     'Variant',
     'all_options',
     'bases',
+    'find_variant',
     'parse',
     'preview',
     'register',

@@ -11,7 +11,7 @@ from timm.models import is_model
 from torch import nn
 
 from ..convert import ConversionError
-from .registry import bases, parse, suggest
+from .registry import bases, find_variant, parse, suggest
 
 __all__ = ['Preview', 'preview', 'resolve_warm_start', 'select_names']
 
@@ -99,9 +99,8 @@ def resolve_warm_start(name: str) -> str | None:
     Args:
         name: Any architecture. A variant that the table does not list is made, on the meta device.
     """
-    try:
-        variant = parse(name)
-    except ValueError:
+    variant = find_variant(name)
+    if variant is None:
         return None
     if variant.warm_start is not None:
         return variant.warm_start

@@ -36,7 +36,18 @@ from .families import ALIASES, FAMILIES, Family
 from .transition import check_start, record_start
 from .weights import PretrainedWeightsError, check_source, convert_checkpoint, describe_missing_weights
 
-__all__ = ['Variant', 'all_options', 'bases', 'default_cfgs', 'find_entry', 'parse', 'register', 'suggest', 'variants']
+__all__ = [
+    'Variant',
+    'all_options',
+    'bases',
+    'default_cfgs',
+    'find_entry',
+    'find_variant',
+    'parse',
+    'register',
+    'suggest',
+    'variants',
+]
 
 NOBN = '_nobn'
 
@@ -105,7 +116,7 @@ def parse(name: str) -> Variant:
     Raises:
         ValueError: The name does not follow the grammar, or timm has no such architecture.
     """
-    variant = _read(name)
+    variant = find_variant(name)
     if variant is None:
         name = get_arch_name(name)
         raise ValueError(
@@ -114,7 +125,8 @@ def parse(name: str) -> Variant:
     return variant
 
 
-def _read(name: str) -> Variant | None:
+def find_variant(name: str) -> Variant | None:
+    """Read a name as ``parse`` does, ``None`` where that would raise: nothing is looked for to suggest."""
     name = get_arch_name(name)
     for base, operator, nobn in _readings(ALIASES.get(name, name)):
         if lookup.is_registered(base) and base not in default_cfgs and lookup.current_name(base) == base:
@@ -203,7 +215,7 @@ def find_entry(name: str) -> lookup.Entry | None:
     Returns:
         The entry, ``None`` if the name is registered or does not follow the grammar.
     """
-    if lookup.is_registered(get_arch_name(name)) or (variant := _read(name)) is None:
+    if lookup.is_registered(get_arch_name(name)) or (variant := find_variant(name)) is None:
         return None
     start = f'warm start {variant.warm_start}' if variant.warm_start else \
         'whether the warm start is exact, the conversion of the model tells'
