@@ -240,9 +240,11 @@ def _number(groups: Iterable[Sequence[Site]], child: str | None) -> tuple[list[R
         for site in sites:
             by_key.setdefault(site.key, []).append(site)
         for same in by_key.values():
-            counts = set(Counter(site.invocation for site in same).values())
-            if len(counts) > 1 or counts != {1} and not can_count(same[0]):
-                return None, 0
+            counts = {1}
+            if same[0].is_in_loop:
+                counts = set(Counter(site.run for site in same).values())
+                if len(counts) > 1 or any(site.run is None for site in same) or not can_count(same[0]):
+                    return None, 0
             rewrites.append(Rewrite(same[0], child, n, counts != {1}))
             n += counts.pop()
     if n == 1:

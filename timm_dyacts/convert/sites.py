@@ -1,5 +1,6 @@
 """Where in the code of a model something is called: in which method, of which module, by which call expression."""
 import ast
+import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +12,13 @@ from torch import Tensor, nn
 
 from .source import find_method, method_tree
 
-__all__ = ['Site', 'Sites']
+__all__ = ['Site', 'find_site']
 
 _COMPREHENSIONS = ('<listcomp>', '<setcomp>', '<dictcomp>', '<genexpr>')
+
+_LOOPS = (
+    ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda,
+    ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(eq=False)
@@ -27,7 +32,8 @@ class Site:
         variables: The global variables of the method.
         at: Index of the instruction that calls.
         line: Its line.
-        invocation: Number of the call of the method among those that were seen.
+        run: The call of the owner, where the method is its ``forward``, ``None`` where it is another one,
+            of whose runs there may be several in one call.
     """
     owner: nn.Module | None
     method: CodeType
@@ -35,7 +41,7 @@ class Site:
     variables: dict[str, Any]
     at: int
     line: int
-    invocation: int
+    run: Any
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -59,6 +65,13 @@ class Site:
     def call(self) -> ast.Call | None:
         """The call expression, ``None`` if it cannot be told."""
         return _find_call(method_tree(self.method), self.code, self.at, self.line)
+
+    @cached_property
+    def is_in_loop(self) -> bool:
+        """Whether one run of the method may call more than once from here."""
+        method = method_tree(self.method)
+        loops = (node for node in ast.walk(method) if isinstance(node, _LOOPS) and node is not method)
+        return any(node is self.call for loop in loops for node in ast.walk(loop))
 
     @property
     def end(self) -> tuple[int, int]:
@@ -90,29 +103,34 @@ class Site:
         return function.attr if is_one else None
 
 
-class Sites:
-    """Finds the sites of one forward pass.
+def find_site(running: nn.Module | None, run: Any) -> Site:
+    """Find the call in a model's code that has led to the caller of this function.
 
-    It keeps the frames of methods: as long as they are there, each has an ``id`` of its own.
+    No frame is kept, since the tensors in its variables could not be freed.
+
+    Args:
+        running: The innermost module that is called.
+        run: Its call, which is told from others by its identity.
     """
+    inner = sys._getframe(1)
+    while inner.f_back is not None and _is_between(inner.f_globals.get('__name__', '')):
+        inner = inner.f_back
+    frame = inner
+    while frame.f_back is not None and frame.f_code.co_name in _COMPREHENSIONS:
+        frame = frame.f_back
+    owner, method = _owner_of(frame), frame.f_code
+    is_run = owner is running and method.co_name == 'forward'
+    return Site(owner, method, inner.f_code, inner.f_globals, inner.f_lasti, inner.f_lineno, run if is_run else None)
 
-    def __init__(self) -> None:
-        self._invocations: dict[int, tuple[int, FrameType]] = {}
 
-    def find(self) -> Site:
-        """Find the call in a model's code that has led to the caller of this function."""
-        inner = sys._getframe(1)
-        while inner.f_back is not None and _is_between(inner.f_globals.get('__name__', '')):
-            inner = inner.f_back
-        frame = inner
-        while frame.f_back is not None and frame.f_code.co_name in _COMPREHENSIONS:
-            frame = frame.f_back
-        method = frame.f_code
-        owner = frame.f_locals.get(method.co_varnames[0]) if method.co_argcount else None
-        number, _ = self._invocations.setdefault(id(frame), (len(self._invocations), frame))
-        return Site(
-            owner if isinstance(owner, nn.Module) else None, method, inner.f_code, inner.f_globals, inner.f_lasti,
-            inner.f_lineno, number)
+def _owner_of(frame: FrameType) -> nn.Module | None:
+    """Give the module that a frame runs a method of."""
+    method = frame.f_code
+    variables = frame.f_locals
+    owner = variables.get(method.co_varnames[0]) if method.co_argcount else None
+    if method.co_flags & inspect.CO_OPTIMIZED and isinstance(variables, dict):
+        variables.clear()  # before Python 3.13 a copy, which the frame would keep
+    return owner if isinstance(owner, nn.Module) else None
 
 
 def _is_between(name: str) -> bool:

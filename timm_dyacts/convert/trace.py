@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from ..modes import evaluating
 from .inputs import Inputs
 from .leaves import tensors_in
-from .sites import Site, Sites
+from .sites import Site, find_site
 from .stand_ins import StandIns
 
 __all__ = ['Call', 'Op', 'Trace', 'trace_forward']
@@ -254,7 +254,6 @@ class _Recorder(TorchDispatchMode):
         self.producer: dict[int, Op] = {}
         self.channel_dim: dict[int, int | None] = {}
         self.stand_ins = StandIns()
-        self.sites = Sites()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -269,7 +268,7 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.split('::')[-1]
         if func._schema.is_mutable and name.endswith('_'):
             name = name[:-1]
-        site = self.sites.find() if name in SITED else None
+        site = self._site() if name in SITED else None
         op = Op(name, func, *given, self.stand_ins.of(out), self.stack[-1][0] if self.stack else '', site)
         self.trace.ops.append(op)
         for tensor in op.outputs:
@@ -287,10 +286,14 @@ class _Recorder(TorchDispatchMode):
             channel_dim=self.channel_dim.get(id(x)),
             producer=self.producer.get(id(x)),
             start=len(self.trace.ops),
-            site=self.sites.find(),
+            site=self._site(),
         )
         self.trace.calls.append(call)
         self.stack.append((name, call))
+
+    def _site(self) -> Site:
+        call = self.stack[-1][1] if self.stack else None
+        return find_site(call and call.module, call)
 
     def leave(self, output: Any) -> None:
         _, call = self.stack.pop()
