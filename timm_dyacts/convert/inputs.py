@@ -44,6 +44,10 @@ class Inputs(NamedTuple):
         """Whether there is a tensor without values among the arguments."""
         return any(t.is_meta for t in self.tensors)
 
+    def call(self, model: nn.Module) -> Any:
+        """Call a model with them."""
+        return model(*self.args, **self.kwargs)
+
     def clone(self) -> 'Inputs':
         """Copy the tensors: a model may write to what it is given."""
         return Inputs(*map_tensors(Tensor.clone, tuple(self)))

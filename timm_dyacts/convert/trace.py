@@ -342,7 +342,7 @@ def trace_forward(model: nn.Module, x: Tensor | Inputs) -> Trace:
                 lambda m, args, kwargs, name=name: recorder.enter(name, m, args, kwargs), with_kwargs=True))
             handles.append(module.register_forward_hook(lambda m, args, out: recorder.leave(out)))
         with evaluating(model), recorder:
-            output = model(*inputs.args, **inputs.kwargs)
+            output = inputs.call(model)
         recorder.finish(output)
     finally:
         for handle in handles:
