@@ -101,7 +101,7 @@ class TensorSigns:
         for dim in dims:
             ids = _narrow_along(ids, dim)
             if ids.shape[dim] > 1:
-                first = ids.gather(dim, ids.abs().argmax(dim, keepdim=True))  # not a padded zero
+                first = _smallest(ids, dim)
                 self.tie(ids, first, reason)
                 ids = first
         return ids
@@ -114,8 +114,7 @@ class TensorSigns:
     def channels(self, tensor: Tensor, dim: int) -> Tensor:
         """Give one unknown for each index along a dimension, after tying the elements that share it."""
         ids = narrow(self.get(tensor)).movedim(dim, 0).flatten(1) if tensor.ndim > 1 else self.get(tensor)[:, None]
-        first = ids.abs().argmax(1, keepdim=True)  # not a padded zero
-        vector = ids.gather(1, first)
+        vector = _smallest(ids, 1)
         self.tie(ids, vector, 'one channel holds elements of different signs')
         return vector[:, 0].expand(extent(tensor)[dim])
 
@@ -124,6 +123,12 @@ class TensorSigns:
         shape = [1] * tensor.ndim
         shape[dim] = -1
         self.set(tensor, vector.view(shape).expand(extent(tensor)))
+
+
+def _smallest(ids: Tensor, dim: int) -> Tensor:
+    """Give the smallest unknown along a dimension, which all others can be tied to at once, and no padded zero."""
+    sizes = ids.abs()
+    return ids.gather(dim, sizes.masked_fill_(sizes == ANY, _STRIDE).argmin(dim, keepdim=True))
 
 
 def extent(tensor: Tensor) -> tuple[int, ...]:
