@@ -251,7 +251,10 @@ def _join_signs(signs: TensorSigns, op: Op, a: Tensor, b: Tensor, reason: str) -
 def _join_unknowns(signs: TensorSigns, op: Op, a: Tensor, b: Tensor, reason: str) -> None:
     a, b = (narrow(ids) for ids in torch.broadcast_tensors(a, b))
     signs.tie(a, b, reason)
-    signs.set(op.out, torch.where(a == ANY, b, a).expand(extent(op.out)))
+    # Once they are tied, either tells the signs, and the smaller one in less memory.
+    without_zeros = [ids for ids in sorted((a, b), key=Tensor.numel) if not bool((ids == ANY).any())]
+    joined = without_zeros[0] if without_zeros else torch.where(a == ANY, b, a)
+    signs.set(op.out, joined.expand(extent(op.out)))
 
 
 def add_product(signs: TensorSigns, op: Op) -> None:

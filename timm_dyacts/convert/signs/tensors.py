@@ -78,10 +78,19 @@ class TensorSigns:
         Raises:
             Contradiction: With the reason, if two of them are known to be opposite.
         """
-        a, b = torch.broadcast_tensors(narrow(a), narrow(b))
+        a, b = (narrow(ids) for ids in torch.broadcast_tensors(a, b))
+        only_in_a, only_in_b = _dims_only_in(a, b), _dims_only_in(b, a)
+        if only_in_a and only_in_b:  # each element of one meets each of the other: one of either stands for all
+            self.tie(a, _smallest(b, *only_in_b), reason)
+            a = _smallest(a, *only_in_a)
+        is_with_one = b.numel() == 1
+        a, b = torch.broadcast_tensors(a, b)
         open_ = (a != ANY) & (b != ANY) & (a != b)
         a, b = a[open_], b[open_]
-        if a.numel() > _MANY:
+        if a.numel() > _MANY and is_with_one:
+            a = self.unknowns.distinct(a)
+            b = b[:1].expand_as(a)
+        elif a.numel() > _MANY:
             pairs = torch.unique(a * _STRIDE + b)  # both in one number: sorted much faster than rows
             a = (pairs + _STRIDE // 2).div(_STRIDE, rounding_mode='floor')
             b = pairs - a * _STRIDE
@@ -125,10 +134,17 @@ class TensorSigns:
         self.set(tensor, vector.view(shape).expand(extent(tensor)))
 
 
-def _smallest(ids: Tensor, dim: int) -> Tensor:
-    """Give the smallest unknown along a dimension, which all others can be tied to at once, and no padded zero."""
-    sizes = ids.abs()
-    return ids.gather(dim, sizes.masked_fill_(sizes == ANY, _STRIDE).argmin(dim, keepdim=True))
+def _smallest(ids: Tensor, *dims: int) -> Tensor:
+    """Give the smallest unknown along dimensions, which all others can be tied to at once, and no padded zero."""
+    for dim in dims:
+        sizes = ids.abs()
+        ids = ids.gather(dim, sizes.masked_fill_(sizes == ANY, _STRIDE).argmin(dim, keepdim=True))
+    return ids
+
+
+def _dims_only_in(ids: Tensor, others: Tensor) -> list[int]:
+    """Give the dimensions along which the first has several unknowns, and the second, of as many dimensions, one."""
+    return [dim for dim in range(ids.ndim) if ids.shape[dim] > others.shape[dim]]
 
 
 def extent(tensor: Tensor) -> tuple[int, ...]:

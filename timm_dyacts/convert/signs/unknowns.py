@@ -37,6 +37,12 @@ class Unknowns:
             self._parent = parent
         return torch.arange(first, self._count)
 
+    def distinct(self, ids: Tensor) -> Tensor:
+        """Give each of some unknowns once, without sorting them all."""
+        seen = torch.zeros(2 * self._count + 1, dtype=torch.bool)
+        seen[ids + self._count] = True
+        return seen.nonzero().flatten() - self._count
+
     def find(self, ids: Tensor | int) -> Tensor:
         """Give the representatives of unknowns, ``PLUS`` or ``-PLUS`` where the sign is known.
 
