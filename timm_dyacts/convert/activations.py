@@ -80,7 +80,7 @@ def swap_activations(step: Step, request: Request) -> None:
         raise ConversionError(
             f'act_kwargs={dict(request.act_kwargs)!r} has no effect: all activations are {request.act!r} already.')
     if any(static_form(old).layout != static_form(new).layout for old, new, _ in swaps):
-        flip_signs(step, [(old, new) for old, new, _ in swaps])
+        swaps = flip_signs(step, swaps)
     for old, new, exact in swaps:
         step.replace(old, new, exact)
     if by_width:
