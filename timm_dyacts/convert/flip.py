@@ -95,7 +95,7 @@ def _find_flip(step: Step, swaps: Sequence[_Swap]) -> tuple[SignFlip, list[tuple
         flip = solve_signs(step.trace, anchors, pools, tensors)
         return flip, _new_pools(step, flip)
     except SignConflict:
-        # Gates that mix channels and computed weights do not commute with signs, but can be wrapped.
+        # Gates and norms that mix channels and computed weights do not commute with signs, but can be wrapped.
         flip = solve_signs(step.trace, anchors, [*pools, *_wrappable(step, anchors)], tensors)
         return flip, _new_pools(step, flip)
 
@@ -137,7 +137,7 @@ def _new_pools(step: Step, flip: SignFlip) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def _wrappable(step: Step, anchors: Sequence[tuple[Call, Tensor]]) -> Iterator[Call]:
-    """Calls of gates, ``x * g(x)``, of scales and shifts, and of convolutions that compute their weight."""
+    """Calls of gates, ``x * g(x)``, of norms, scales and shifts, and of convolutions that compute their weight."""
     starts = [call.start for call, _ in anchors]
     for module in step.model.modules():
         calls = step.trace.calls_of(module)
@@ -154,7 +154,7 @@ def _wrappable(step: Step, anchors: Sequence[tuple[Call, Tensor]]) -> Iterator[C
         is_affine = last.name in ('add', 'mul') and any(id(t) in own for t in last.inputs)
         computes_weight = isinstance(module, nn.Conv2d) and last.name == 'convolution' \
             and last.args[1] is not module.weight
-        if is_gate or is_affine or computes_weight:
+        if is_gate or is_affine or computes_weight or isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             yield call
 
 

@@ -173,8 +173,7 @@ class Trace:
         for index in range(len(self.ops) - 1, -1, -1):
             op = self.ops[index]
             outputs = {id(t) for t in op.outputs}
-            # What is written to a slice reaches those who read the whole.
-            written = outputs | self._views_of(op.out) if op.func._schema.is_mutable else outputs
+            written = self._written_by(op)
             if live.isdisjoint(written):
                 continue
             path.add(index)
@@ -189,6 +188,23 @@ class Trace:
             if is_straight and (len(factors) < 2 or all(id(t) in self._gate_values for t in factors)):
                 straight |= inputs
         return frozenset(path)
+
+    @cached_property
+    def _live(self) -> frozenset[int]:
+        """Indices of the operators whose result reaches the output in whatever way."""
+        live = {id(t) for t in tensors_in(self.output) or [t for op in self.ops[-1:] for t in op.outputs]}
+        found = set()
+        for index in range(len(self.ops) - 1, -1, -1):
+            op = self.ops[index]
+            if not live.isdisjoint(self._written_by(op)):
+                found.add(index)
+                live |= {id(t) for t in op.inputs}
+        return frozenset(found)
+
+    def _written_by(self, op: Op) -> set[int]:
+        """What an operator writes to, by ``id``: what is written to a slice reaches those who read the whole."""
+        outputs = {id(t) for t in op.outputs}
+        return outputs | self._views_of(op.out) if op.func._schema.is_mutable else outputs
 
     def _views_of(self, tensor: Any) -> set[int]:
         """The tensors with the same memory, by ``id``."""
@@ -235,9 +251,7 @@ class Trace:
         found: set[int] = set()
         for op in reversed(self.ops):
             inputs = {id(t) for t in op.inputs}
-            # What is written to a slice reaches those who read the whole.
-            written = {id(t) for t in op.outputs} | (self._views_of(op.out) if op.func._schema.is_mutable else set())
-            if not weights.isdisjoint(inputs) or not found.isdisjoint(written):
+            if not weights.isdisjoint(inputs) or not found.isdisjoint(self._written_by(op)):
                 found |= inputs
         return frozenset(found)
 
@@ -249,6 +263,10 @@ class Trace:
     def is_on_main_path(self, module: nn.Module) -> bool:
         """Whether an operator of the main path ran inside the module."""
         return any(not self.main_path.isdisjoint(call.span) for call in self.calls_of(module))
+
+    def reaches_output(self, module: nn.Module) -> bool:
+        """Whether what was computed inside the module reaches the output, be it through a gate."""
+        return any(not self._live.isdisjoint(call.span) for call in self.calls_of(module))
 
     def find_producer(self, tensor: Tensor, before: int) -> int | None:
         """The index of the last operator, of those before an index, that gave a tensor."""
