@@ -209,7 +209,7 @@ class Places:
             rewrites, n = _number([[op.site for op in ops]], '')
             if rewrites is None or not self._has_parameters(module):
                 rewrites, n = [Rewrite(ops[0].site, '')], 1
-            function = ops[0].name.removesuffix('_with_indices')
+            function = 'max_pool1d' if isinstance(module, nn.MaxPool1d) else ops[0].name.removesuffix('_with_indices')
             modules = [copy.copy(module) if i else module for i in range(n)]
             stands.append(_Stand(ops[0].site.owner, '', modules, None, rewrites, function))
         _give_names(stands)
