@@ -80,7 +80,7 @@ def swap_activations(step: Step, request: Request) -> None:
         raise ConversionError(
             f'act_kwargs={dict(request.act_kwargs)!r} has no effect: all activations are {request.act!r} already.')
     if any(static_form(old).layout != static_form(new).layout for old, new, _ in swaps):
-        flip_signs(step, [(old, new) for old, new, _ in swaps])
+        swaps = flip_signs(step, swaps)
     for old, new, exact in swaps:
         step.replace(old, new, exact)
     if by_width:
@@ -101,7 +101,7 @@ def _is_same(old: nn.Module, new: nn.Module) -> bool:
 
 def _reason_to_skip(step: Step, module: nn.Module) -> str | None:
     if not step.trace.is_on_main_path(module):
-        return 'inside a gate'
+        return 'inside a gate' if step.trace.reaches_output(module) else 'what it gives does not reach the output'
     dims = {_channel_dim(call) for call in step.trace.calls_of(module)}
     if len(dims) > 1 or None in dims:
         return 'in which dimension its channels are cannot be told'
@@ -157,7 +157,7 @@ def _is_after_addition(step: Step, module: nn.Module) -> bool:
     parent = step.model.get_submodule(step.trace.name(module).rpartition('.')[0])
     if isinstance(parent, InTurn):
         parent = step.model.get_submodule(step.trace.name(module).rpartition('.')[0].rpartition('.')[0])
-    in_bottleneck = any(re.search(r'Bottle\d?neck', cls.__name__) for cls in type(parent).__mro__)
+    in_bottleneck = any(re.search(r'Bottle\d?neck', cls.__name__, re.IGNORECASE) for cls in type(parent).__mro__)
     return in_bottleneck and any(
         call.producer is not None and call.producer.name == 'add' and len(call.producer.inputs) == 2
         for call in step.trace.calls_of(module))

@@ -15,9 +15,11 @@ __all__ = ['as_module', 'reason_to_keep']
 # Functions of one tensor, the further arguments of which are numbers: each calls one operator of those below.
 _FUNCTIONS = tuple(getattr(source, name) for source in (torch, F) for name in (
     'relu', 'relu_', 'relu6', 'leaky_relu', 'leaky_relu_', 'elu', 'elu_', 'selu', 'selu_', 'celu', 'celu_', 'gelu',
-    'silu', 'mish', 'hardswish', 'hardtanh', 'hardtanh_', 'softplus', 'max_pool2d', 'max_pool3d',
+    'silu', 'mish', 'hardswish', 'hardtanh', 'hardtanh_', 'softplus', 'max_pool1d', 'max_pool2d', 'max_pool3d',
 ) if hasattr(source, name))
 _METHODS = ('relu', 'relu_')
+# Of signals, which torch pools as images of one row
+_POOLS_OF_SIGNALS = (torch.max_pool1d, F.max_pool1d)
 
 
 def reason_to_keep(op: Op) -> str | None:
@@ -40,6 +42,8 @@ def reason_to_keep(op: Op) -> str | None:
 def as_module(op: Op) -> nn.Module | None:
     """Give the module that does what an operator did, ``None`` if there is none."""
     make = _MODULES.get(op.name)
+    if op.name == 'max_pool2d_with_indices' and any(op.site.callee is function for function in _POOLS_OF_SIGNALS):
+        make = _max_pool(nn.MaxPool1d)
     # What is passed on as a keyword argument differs from one version of torch to the next.
     values = [value for value in (*op.args, *op.kwargs.values()) if not isinstance(value, torch.Tensor)]
     module = make(*values) if make is not None and len(op.inputs) == 1 else None
@@ -86,6 +90,9 @@ def _max_pool(cls: type[nn.Module]) -> Callable[..., nn.Module]:
             dilation: int | Sequence[int] = 1,
             ceil_mode: bool = False,
     ) -> nn.Module:
+        if cls is nn.MaxPool1d:
+            kernel, stride, padding, dilation = (
+                value if isinstance(value, int) else value[-1:] for value in (kernel, stride, padding, dilation))
         window = [_compact(value) for value in (kernel, stride or kernel, padding, dilation)]
         return cls(*window, ceil_mode=ceil_mode)
 

@@ -14,7 +14,7 @@ __all__ = ['Inputs', 'as_inputs', 'probing']
 
 # What the detectors of torchvision are set to while they are probed: detections of every score, since what a threshold
 # leaves of those in random images is nothing, and nothing cannot be compared; but few, since each costs time.
-_DETECTORS = dict(score_thresh=0.0, detections_per_img=8, topk_candidates=32)
+_DETECTORS = dict(score_thresh=-1.0, detections_per_img=8, topk_candidates=32)
 _PROPOSALS = ('_pre_nms_top_n', '_post_nms_top_n')
 _SIZE = (128,)  # of the shorter side of an image
 

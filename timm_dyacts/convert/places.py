@@ -103,11 +103,12 @@ class Places:
         """
         names = {module: name for name, module in self._edits.model.named_modules()}
         rewrites: list[Rewrite] = []
+        several = 0
         for stand in reversed(self._stands):
-            replaced = stand.replaced()
             path = '.'.join(filter(None, (names[stand.parent], stand.name)))
-            if any(replaced):
+            if any(stand.replaced()):
                 rewrites += stand.rewrites
+                several += len(stand.modules) > 1
                 if stand.function:
                     _rename(report, path, path, f'{stand.function}()')
                 continue
@@ -120,7 +121,6 @@ class Places:
         for owner, cls in self._classes.items():
             own = [rewrite for rewrite in rewrites if rewrite.site.owner is owner]
             self._edits.set_class(owner, rewritten_class(cls, own) if own else cls)
-        several = sum(len(stand.modules) > 1 and any(stand.replaced()) for stand in self._stands)
         if several:
             report.notes.append(
                 f'called several times in one pass of their block, so that each call has got an operator: {several}')
@@ -209,7 +209,7 @@ class Places:
             rewrites, n = _number([[op.site for op in ops]], '')
             if rewrites is None or not self._has_parameters(module):
                 rewrites, n = [Rewrite(ops[0].site, '')], 1
-            function = ops[0].name.removesuffix('_with_indices')
+            function = 'max_pool1d' if isinstance(module, nn.MaxPool1d) else ops[0].name.removesuffix('_with_indices')
             modules = [copy.copy(module) if i else module for i in range(n)]
             stands.append(_Stand(ops[0].site.owner, '', modules, None, rewrites, function))
         _give_names(stands)

@@ -41,7 +41,8 @@ def swap_pools(step: Step, request: Request) -> None:
             new = operator.build_pool(old, **kwargs)
             if request.transition:
                 call, = step.trace.calls_of(old)[:1]
-                check_sizes(step, step.trace.name(old), old, new, call.shape[-3:])
+                spatial = next(n for n, cls in enumerate(MAX_POOLS[:3], 1) if isinstance(old, cls))
+                check_sizes(step, step.trace.name(old), old, new, call.shape[-spatial - 1:])
                 new = as_transition(step, old, new)
             step.replace(old, new, False)
     has_function_calls = any(skip.kind in _FUNCTIONS for skip in step.report.skipped)

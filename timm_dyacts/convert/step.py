@@ -1,5 +1,7 @@
 """One step of a conversion: a model as it is, what it was seen to do, and what is done to it."""
+import inspect
 from collections.abc import Callable, Container
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +86,10 @@ class Step:
             old_kind: What the report calls ``old``. Default: its class.
         """
         names = self.trace.names[old]
+        for module in (new, new.new) if isinstance(new, Transition) else (new,):
+            for name, value in _notes_on(old).items():
+                if not hasattr(module, name):
+                    setattr(module, name, value)
         self.edits.replace(names, new.train(old.training))
         transition = isinstance(new, Transition) and not exact
         exact = exact or transition
@@ -95,3 +101,18 @@ class Step:
     def skip(self, module: nn.Module, reason: str) -> None:
         """Note that a module is left alone."""
         self.report.skipped.append(Skip(self.trace.name(module), type(module).__name__, reason))
+
+
+def _notes_on(module: nn.Module) -> dict[str, Any]:
+    """Give the attributes of a module that its class does not set: what a network has noted on it.
+
+    Those of ultralytics note on each layer where its input comes from.
+    """
+    own = {name for cls in type(module).__mro__ if '__init__' in vars(cls) for name in _names_in(cls.__init__)}
+    return {
+        name: value for name, value in vars(module).items()
+        if name not in own and not name.startswith('_') and name != 'training'}
+
+
+def _names_in(function: Any) -> tuple[str, ...]:
+    return getattr(getattr(inspect.unwrap(function), '__code__', None), 'co_names', ())

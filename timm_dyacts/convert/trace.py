@@ -7,6 +7,7 @@ calls, operators written with ``*`` and ``+``, and in-place updates are seen lik
 symbolically traceable.
 """
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,7 +24,7 @@ from .leaves import tensors_in
 from .sites import Site, find_site
 from .stand_ins import StandIns
 
-__all__ = ['Call', 'Op', 'Trace', 'trace_forward']
+__all__ = ['Call', 'Op', 'Trace', 'bases_of_views', 'trace_forward']
 
 # A tensor that went through one of these only scales or selects others: it is the control input of a gate.
 GATES = frozenset({'sigmoid', 'hardsigmoid', '_softmax', '_log_softmax'})
@@ -172,8 +173,7 @@ class Trace:
         for index in range(len(self.ops) - 1, -1, -1):
             op = self.ops[index]
             outputs = {id(t) for t in op.outputs}
-            # What is written to a slice reaches those who read the whole.
-            written = outputs | self._views_of(op.out) if op.func._schema.is_mutable else outputs
+            written = self._written_by(op)
             if live.isdisjoint(written):
                 continue
             path.add(index)
@@ -189,16 +189,37 @@ class Trace:
                 straight |= inputs
         return frozenset(path)
 
+    @cached_property
+    def _live(self) -> frozenset[int]:
+        """Indices of the operators whose result reaches the output in whatever way."""
+        live = {id(t) for t in tensors_in(self.output) or [t for op in self.ops[-1:] for t in op.outputs]}
+        found = set()
+        for index in range(len(self.ops) - 1, -1, -1):
+            op = self.ops[index]
+            if not live.isdisjoint(self._written_by(op)):
+                found.add(index)
+                live |= {id(t) for t in op.inputs}
+        return frozenset(found)
+
+    def _written_by(self, op: Op) -> set[int]:
+        """What an operator writes to, by ``id``: what is written to a slice reaches those who read the whole."""
+        outputs = {id(t) for t in op.outputs}
+        return outputs | self._views_of(op.out) if op.func._schema.is_mutable else outputs
+
     def _views_of(self, tensor: Any) -> set[int]:
         """The tensors with the same memory, by ``id``."""
-        return self._views.get(tensor.untyped_storage()._cdata, set()) if isinstance(tensor, Tensor) else set()
+        base = self._bases.get(id(tensor), id(tensor))
+        return {base, *self._views.get(base, ())}
 
     @cached_property
-    def _views(self) -> dict[int, set[int]]:
-        views: dict[int, set[int]] = {}
-        for op in self.ops:
-            for tensor in op.outputs:
-                views.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
+    def _bases(self) -> dict[int, int]:
+        return bases_of_views(self.ops)
+
+    @cached_property
+    def _views(self) -> dict[int, list[int]]:
+        views: dict[int, list[int]] = {}
+        for view, base in self._bases.items():
+            views.setdefault(base, []).append(view)
         return views
 
     @cached_property
@@ -219,9 +240,33 @@ class Trace:
                 values.update(id(t) for t in op.outputs)
         return frozenset(values)
 
+    @cached_property
+    def _before_weights(self) -> frozenset[int]:
+        """The tensors that reach an operator which reads parameters or buffers as well, by ``id``."""
+        tensors = (t for module in self.names for t in (*module._parameters.values(), *module._buffers.values()))
+        weights = {id(t) for t in tensors if t is not None}
+        for op in self.ops:
+            if op.inputs and all(id(t) in weights for t in op.inputs):
+                weights.update(id(t) for t in op.outputs)
+        found: set[int] = set()
+        for op in reversed(self.ops):
+            inputs = {id(t) for t in op.inputs}
+            if not weights.isdisjoint(inputs) or not found.isdisjoint(self._written_by(op)):
+                found |= inputs
+        return frozenset(found)
+
+    def is_behind_weights(self, module: nn.Module) -> bool:
+        """Whether no parameter or buffer is read on the ways from the outputs of a module to those of the model."""
+        outputs = (t for call in self.calls_of(module) for t in tensors_in(call.output))
+        return not any(id(t) in self._before_weights for t in outputs)
+
     def is_on_main_path(self, module: nn.Module) -> bool:
         """Whether an operator of the main path ran inside the module."""
         return any(not self.main_path.isdisjoint(call.span) for call in self.calls_of(module))
+
+    def reaches_output(self, module: nn.Module) -> bool:
+        """Whether what was computed inside the module reaches the output, be it through a gate."""
+        return any(not self._live.isdisjoint(call.span) for call in self.calls_of(module))
 
     def find_producer(self, tensor: Tensor, before: int) -> int | None:
         """The index of the last operator, of those before an index, that gave a tensor."""
@@ -243,6 +288,17 @@ class Trace:
         """The convolution or linear layer whose weight an operator multiplies with."""
         layers = [self._layers[id(t)] for t in op.inputs if id(t) in self._layers]
         return layers[0] if len(layers) == 1 else None
+
+
+def bases_of_views(ops: Iterable[Op]) -> dict[int, int]:
+    """Give the ``id`` of the tensor whose memory a view shares, by the ``id`` of the view."""
+    bases: dict[int, int] = {}
+    for op in ops:
+        returns = op.func._schema.returns
+        if op.args and isinstance(op.args[0], Tensor) and any(r.alias_info is not None for r in returns):
+            base = bases.get(id(op.args[0]), id(op.args[0]))
+            bases.update((id(out), base) for out in op.outputs if id(out) != base)
+    return bases
 
 
 class _Recorder(TorchDispatchMode):

@@ -182,15 +182,16 @@ def check_sizes(step: Step, name: str, old: nn.Module, new: nn.Module, size: Seq
         name: The path of the place.
         old: What pools there.
         new: What is to pool there.
-        size: Channels, height and width of its input.
+        size: Channels, height and width of its input, or as many spatial dimensions as it pools.
     """
-    channels, height, width = size
-    for more in range(2 * max(new.stride)):  # all remainders of a division by the stride
-        x = torch.empty(1, channels, height + more, width + more, device='meta')
-        before, after = (tuple(pool(x).shape[-2:]) for pool in (old, new))
+    channels, *spatial = size
+    stride = [new.stride] if isinstance(new.stride, int) else new.stride
+    for more in range(2 * max(stride)):  # all remainders of a division by the stride
+        x = torch.empty(1, channels, *(n + more for n in spatial), device='meta')
+        before, after = (tuple(pool(x).shape[2:]) for pool in (old, new))
         if before != after:
             raise ConversionError(
-                f"No transition leads to the new pool in '{name}': for an input of {tuple(x.shape[-2:])} it gives "
+                f"No transition leads to the new pool in '{name}': for an input of {tuple(x.shape[2:])} it gives "
                 f'{after} values, and what is there gives {before}. Leave out transition, or choose pool_kwargs that '
                 f'keep the size (ceil_mode?).')
 

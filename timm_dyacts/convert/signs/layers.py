@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..trace import Op
+from ..trace import Op, bases_of_views
 from .rules import SHAPE_ONLY, Rule, constant, keep_sign, move
 from .tensors import TensorSigns, narrow
 from .unknowns import ANY, PLUS
@@ -74,7 +74,7 @@ class NetworkSigns(TensorSigns):
         super().__init__()
         inputs = list(inputs)
         self.computed = {id(t) for t in inputs} | {id(t) for op in ops for t in op.outputs} | parameters.keys()
-        self.bases = _bases_of_views(ops)
+        self.bases = bases_of_views(ops)
         self.dependent = {id(t) for t in inputs}
         for op in ops:
             if op.name not in SHAPE_ONLY and any(self.base(t) in self.dependent for t in op.inputs):
@@ -258,14 +258,3 @@ def _private_parameters(ops: Iterable[Op], parameters: Mapping[int, Tensor]) -> 
                 is_input = position == (1 if op.name == 'addmm' else 0)
                 private[key] = private.get(key, True) and is_layer and not is_input
     return private
-
-
-def _bases_of_views(ops: Iterable[Op]) -> dict[int, int]:
-    """Give the ``id`` of the tensor whose memory a view shares, by the ``id`` of the view."""
-    bases: dict[int, int] = {}
-    for op in ops:
-        returns = op.func._schema.returns
-        if op.args and isinstance(op.args[0], Tensor) and any(r.alias_info is not None for r in returns):
-            base = bases.get(id(op.args[0]), id(op.args[0]))
-            bases.update((id(out), base) for out in op.outputs if id(out) != base)
-    return bases

@@ -91,8 +91,12 @@ def join(signs: TensorSigns, op: Op) -> None:
     """Tensors one behind the other, or side by side. What all of them repeat is not written out."""
     tensors, dim = op.args[0], op.args[1] if len(op.args) > 1 else 0
     dim %= op.out.ndim
-    if op.name == 'cat':  # an empty one-dimensional tensor is left out, whatever the others are
-        tensors = [t for t in tensors if t.shape != (0,)]
+    if op.name == 'cat':
+        # An empty one-dimensional tensor is left out, whatever the others are. One that the input decides about may
+        # hold something the next time, unlike the placeholder of a stage that an encoder lacks.
+        tensors = [
+            t for t in tensors
+            if t.shape != (0,) and (t.shape[dim] or signs.has(t) or signs.base(t) in signs.dependent)]
     if not tensors or any(not t.numel() for t in tensors):
         return keep_sign(signs, op)
     found = [signs.get(t) for t in tensors]
