@@ -136,9 +136,9 @@ def test_the_command_takes_it(tmp_path, capsys):
 
 
 def test_coverage_measures_it():
-    row = measure('test_resnet', 'dyrelu_b_late', 60, False)
+    row = measure('timm', 'test_resnet', 'dyrelu_b_late', 60, False)
     assert row['result'] == 'exact' and float(row['difference']) == 0
-    assert 0 < row['replaced'] < measure('test_resnet', 'dyrelu_b', 60, False)['replaced']
+    assert 0 < row['replaced'] < measure('timm', 'test_resnet', 'dyrelu_b', 60, False)['replaced']
 
 
 # max_hidden
