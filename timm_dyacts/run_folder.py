@@ -107,7 +107,8 @@ class Start(_FromDict):
         pretrained: Whether it started from pretrained weights.
         source: Where they came from: a repo of the Hub, a URL or a file.
         license: Their licence.
-        warm_start: ``'exact'`` or ``'approximate'``, ``None`` where nothing was converted.
+        warm_start: ``'exact'`` (by a transition, too), ``'approximate'`` or, where it could not be compared,
+            ``'unchecked'``; ``None`` where nothing was converted.
         kd_model: The teacher of a distillation.
     """
     model: str
