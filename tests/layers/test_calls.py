@@ -117,7 +117,7 @@ def test_where_0_1_had_none_the_plain_activation_is_left(blocks, meta, caplog):
     assert state == before, 'the caller keeps it as it is'
     assert torch.equal(output(other, probe(8)), output(plain, probe(8)))
     assert len(remarks(caplog)) == 1
-    assert f'{len(blocks)} places such as \'2.relu\'' in caplog.text
+    assert f"{len(blocks)} places such as '2.relu'" in caplog.text
     other.train()(probe(8)).sum().backward()
     assert all(p.grad is not None for p in other.parameters())
 
@@ -126,8 +126,9 @@ def test_copies_and_wrapped_models_load_them_too(caplog):
     model = converted(Levels())
     state, plain = of_version_0_1(model)
     twice = convert(copy.deepcopy(model), act='relu')
-    for other, prefix in ((copy.deepcopy(model), ''), (nn.Sequential(model), '0.'), (torch.compile(model), '_orig_mod.'),
-                          (moved(convert(twice, act='dyrelu_b')), '')):
+    twice = moved(convert(twice, act='dyrelu_b'))
+    for other, prefix in ((copy.deepcopy(model), ''), (nn.Sequential(model), '0.'), (twice, ''),
+                          (torch.compile(model), '_orig_mod.')):
         caplog.clear()
         other.load_state_dict({prefix + key: value for key, value in state.items()})
         assert len(remarks(caplog)) == 1 and "such as '2.relu'" in caplog.text
