@@ -72,9 +72,14 @@ def resolve_start(
         pretrained=pretrained,
         source=file or (registered.hf_hub_id if registered and pretrained else None),
         license=cfg.get('license') if pretrained and not file else None,
-        warm_start=zoo.resolve_warm_start(architecture) if pretrained else None,
+        warm_start=_warm_start(architecture, options) if pretrained else None,
         kd_model=options.get('kd_model'),
     ))
+
+
+def _warm_start(architecture: str, options: Mapping[str, Any]) -> str | None:
+    """Tell how a pretrained run started. One with a transition did so exactly, whatever its operator."""
+    return 'exact' if options.get('transition_epochs') else zoo.resolve_warm_start(architecture)
 
 
 def render_model_card(

@@ -2,7 +2,8 @@
 
 The new folder holds ``model.safetensors``, ``config.json`` and the report as ``conversion.json``. It is loaded back and
 compared before it is put in place, so that ``timm.create_model('local-dir:FOLDER', pretrained=True)``, after ``import
-timm_dyacts``, gives the converted model with the same logits.
+timm_dyacts``, gives the converted model with the same logits. With ``--transition`` it is a model that computes what
+the old one does, and that ``timm-dyacts train --transition-epochs`` leads to the new operators.
 """
 import json
 import os
@@ -19,14 +20,14 @@ from timm.models import load_model_config_from_hf, parse_model_name
 from torch import nn
 
 from .. import zoo
-from ..convert import ConversionReport, convert
+from ..convert import ConversionReport, convert, get_transition, set_transition
 from ..convert.arguments import Request
 from ..convert.probe import input_sizes, probe_batch
 from ..files import replace_text
 from ..loading import resolve_model_name
 from ..modes import evaluating
 from ..operators import OPERATORS
-from ..run_folder import CheckpointFolder
+from ..run_folder import CheckpointFolder, how_to_finish
 from .parser import ArgumentParser, KeyValues, fail
 
 __all__ = ['create_parser', 'main']
@@ -62,6 +63,9 @@ def create_parser(prog: str) -> ArgumentParser:
                        help='arguments of the new activations, e.g. reduction=16')
     group.add_argument('--pool-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
                        help='arguments of the new pools, e.g. beta=2.0')
+    group.add_argument('--transition', action='store_true',
+                       help='start exactly where a new operator does not compute what was there, at the beginning of '
+                            'the transition that train --transition-epochs makes')
 
     group = parser.add_argument_group('model')
     group.add_argument('--pretrained', action='store_true',
@@ -80,6 +84,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts convert') -
         fail(prog, ' '.join(str(e).split()) or type(e).__name__)
     print(report)
     print(f'Written: {args.output}')
+    if args.transition:
+        print(f"Train it: timm-dyacts train --model '{args.output}' --pretrained --transition-epochs N")
 
 
 def convert_checkpoint(args: Namespace) -> ConversionReport:
@@ -100,6 +106,10 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
         raise ValueError('One of --act, --pool and --norm must be given.')
     target = find_target(source, **asked)
     options = {key: getattr(args, key) for keys in _OPTIONS.values() for key in keys if getattr(args, key)}
+    if args.transition:
+        if zoo.find_variant(target.name) is None:
+            raise ValueError(f'--transition must be left out for the way back to {target.name}, which takes none.')
+        options['transition'] = True
     Request(**asked, **options)  # what is wrong with them is said before the work
 
     pretrained = args.pretrained or ':' in name
@@ -109,8 +119,14 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
         num_classes=args.num_classes,
         checkpoint_path=args.checkpoint or '',
     ).eval()
+    _check_finished(model, args.model)
     pool_kwargs = {**(target.pool_kwargs if args.pool else {}), **options.get('pool_kwargs', {})}
     convert(model, **asked, **dict(options, pool_kwargs=pool_kwargs))
+    if args.transition:
+        if get_transition(model) is None:
+            raise ValueError(f'--transition must be left out for {target.name}, which starts exactly without one.')
+        if args.act and 'start' in OPERATORS[args.act].options:
+            options.setdefault('start', 'fit')  # the default there, and no entry of the state dict
     # What the source was made with stays, but for the options of what has been replaced.
     stale = [key for kind, keys in _OPTIONS.items() if kind in asked for key in keys]
     model._model_args = {key: value for key, value in model._model_args.items() if key not in stale}
@@ -184,6 +200,13 @@ def _architecture_of(name: str) -> str:
     return name.split('.')[0]
 
 
+def _check_finished(model: nn.Module, name: str) -> None:
+    t = get_transition(model)
+    if t is not None:
+        raise ValueError(
+            f'MODEL must have no unfinished transition, got {name!r} at t = {t:.4g}. {how_to_finish(name, t)}')
+
+
 def _save(model: nn.Module, label_names: list[str] | None, options: dict[str, Any], folder: Path) -> None:
     """Write the checkpoint beside, load it back, compare, and put it in place."""
     from ..training.checkpoint import save_checkpoint
@@ -203,13 +226,19 @@ def _save(model: nn.Module, label_names: list[str] | None, options: dict[str, An
 @torch.no_grad()
 def _check_folder(model: nn.Module, folder: Path) -> None:
     """Load a checkpoint back, and compare it with the model."""
-    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    architecture = model.pretrained_cfg['architecture']
+    try:
+        loaded = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    except RuntimeError as e:
+        raise ValueError(f'The checkpoint was not written: it does not load as {architecture!r}. {e}') from e
     state, expected = loaded.state_dict(), model.state_dict()
+    same = state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
     x = probe_batch(model, input_sizes(model)[-1])
     with evaluating(model), evaluating(loaded):
-        same = state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state) \
-            and torch.equal(loaded(x), model(x))
+        same = same and torch.equal(loaded(x), model(x))
+        if same and get_transition(model) is not None:  # what takes no part yet, too
+            same = torch.equal(set_transition(loaded, 0.5)(x), set_transition(model, 0.5)(x))
+            set_transition(model, 0)
     if not same:
         raise ValueError(
-            f'The checkpoint was not written: loaded back as {model.pretrained_cfg["architecture"]!r} it gives '
-            'another model')
+            f'The checkpoint was not written: loaded back as {architecture!r} it gives another model')

@@ -20,8 +20,10 @@ millions. GMACs are the multiply-adds of convolutions and matrix products for on
 pretrained config. Models are built on the meta device, so this takes a minute, and no memory.
 
 With --find, list what the variants of any of timm's architectures would give, those outside the table too: how many
-modules are replaced, whether the model starts with the function of its base, the parameters of base and variant in
-millions, or why there is no such variant.
+modules are replaced, how the model starts, the parameters of base and variant in millions, or why there is no such
+variant. A start is 'exact' where the model computes what its base does, 'exact by transition' where it does if it is
+made with transition=True (train --transition-epochs), 'approximate' where it does not, 'refused' where there is no such
+variant; it is the field 'start' in CSV and JSON.
 """
 _DEFAULTS = [name for name, operator in zoo_operators().items() if operator.in_coverage]
 

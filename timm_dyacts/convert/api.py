@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..layers.calls import accept_old_entries, places_left_plain
 from ..rng import get_rng_state, set_rng_state
 from .activations import swap_activations
 from .arguments import Request
@@ -142,6 +143,7 @@ def _all_or_nothing(model: nn.Module) -> Iterator[Edits]:
 def _convert(edits: Edits, request: Request, check: bool) -> ConversionReport:
     model = edits.model
     keys = set(model.state_dict())
+    accepts_old_entries = bool(places_left_plain(model))
     trace = dry_run(model, request.input_size, request.example_inputs)
     check = check and not trace.given.is_meta
     before, signs = trace.output, None
@@ -168,6 +170,8 @@ def _convert(edits: Edits, request: Request, check: bool) -> ConversionReport:
     if request.transition:
         report.notes.insert(0, report.transition_note)
     places.tidy(report)
+    if not accepts_old_entries and places_left_plain(model):
+        accept_old_entries(model)
     report.new_keys = tuple(sorted(set(model.state_dict()) - keys))
     return report
 

@@ -21,6 +21,7 @@ from .step import Step
 from .trace import Call, Op, trace_forward
 
 __all__ = [
+    'REFUSED',
     'as_transition',
     'check_finished',
     'check_sizes',
@@ -32,6 +33,9 @@ __all__ = [
     'subsampling_of',
     'transitions',
 ]
+
+# What the reason of a place begins with that is left alone because no transition leads to the new operator there
+REFUSED = 'no transition'
 
 # Done for each position by itself, though not marked so in ATen
 _AT_EACH_POSITION = frozenset({
@@ -259,7 +263,7 @@ def reason_against_subsampling(step: Step, convs: Sequence[nn.Conv2d], call: Cal
     for index in range(last + 1, call.start):
         op = trace.ops[index]
         if op.inputs and index not in skipped and not _is_at_each_position(op):
-            return f'no transition: {op.name}, between it and the strided convolution, looks at several positions'
+            return f'{REFUSED}: {op.name}, between it and the strided convolution, looks at several positions'
     return None
 
 

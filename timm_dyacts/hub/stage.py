@@ -22,6 +22,7 @@ from ..run_folder import (
     WEIGHTS,
     CheckpointFolder,
     RunFolder,
+    how_to_finish,
 )
 from ..version import unsupported
 from .config import RECORD, read_config, requirements
@@ -86,7 +87,7 @@ def stage(
             shutil.copyfile(run.path / name, folder / name)
 
     model = _load(checkpoint)
-    _check_finished(model, run, checkpoint)
+    _check_finished(model, checkpoint)
     config = read_config(checkpoint.config, str(checkpoint))
     config['pretrained_cfg'] = filter_pretrained_cfg(
         config.get('pretrained_cfg', {}), remove_source=True, remove_null=False)
@@ -137,14 +138,12 @@ def _check_complete(run: RunFolder, weights: str) -> None:
         raise HubError(f"Could not publish the {weights} weights of '{run}': {missing[0]} is missing. {there}")
 
 
-def _check_finished(model: nn.Module, run: RunFolder, checkpoint: CheckpointFolder) -> None:
+def _check_finished(model: nn.Module, checkpoint: CheckpointFolder) -> None:
     t = get_transition(model)
     if t is not None:
         raise HubError(
             f"Could not publish '{checkpoint}': its transition is not finished (t = {t:.4g}), so it is not yet the "
-            f"model that its name says. Train on: timm-dyacts train --resume '{run}'. Or load it, call "
-            f'finish_transition(model), with which it jumps to operators that its weights are not trained for, see how '
-            f'good it is then, and save that.')
+            f'model that its name says. {how_to_finish(str(checkpoint), t)}')
 
 
 def _load(folder: CheckpointFolder) -> nn.Module:

@@ -39,6 +39,10 @@ def check_transition(config: TrainConfig, model: nn.Module) -> None:
             raise ValueError(
                 f'--transition-epochs begins at t = 0, and {config.model!r} is at t = {t:.4g} of another transition: '
                 f'go on with the run that it comes from (--resume).')
+    elif t == 0:
+        raise ValueError(
+            f'--model {config.model!r} is at the start of a transition (t = 0): --transition-epochs leads it to its '
+            f'end.')
     elif t is not None:
         raise ValueError(
             f'--model {config.model!r} has an unfinished transition (t = {t:.4g}), which no option leads to its end: '

@@ -10,7 +10,8 @@ import torch
 from timm.models import is_model
 from torch import nn
 
-from ..convert import ConversionError
+from ..convert import ConversionError, ConversionReport, finish_transition
+from ..convert.transition import REFUSED, transitions
 from .registry import bases, find_variant, parse, suggest
 
 __all__ = ['Preview', 'preview', 'resolve_warm_start', 'select_names']
@@ -24,11 +25,13 @@ class Preview:
         name: The name.
         base: timm's architecture that the model is made from.
         start: How the model starts with weights of its base: ``'exact'`` if it computes what the base does, up to
-            rounding, ``'approximate'`` if not. ``'refused'`` if there is no such model.
+            rounding; ``'exact by transition'`` if it does with ``transition=True``, and only then; ``'approximate'`` if
+            it does not. ``'refused'`` if there is no such model.
         replaced: How many modules of each kind are replaced, e.g. ``{'ReLU -> BReLU': 17}``.
         skipped: How many candidates are left alone.
         base_params: Parameters of the base.
-        params: Parameters of the model, ``None`` if it is refused.
+        params: Parameters of the model, ``None`` if it is refused; of one that starts in a transition, those that it
+            has at its end.
         reason: Why it is refused, else empty.
     """
     name: str
@@ -75,7 +78,8 @@ def preview(names: Iterable[str], **options: Any) -> Iterator[Preview]:
 
     Args:
         names: Names of variants, those of one architecture together.
-        **options: Options of ``convert`` that ``timm.create_model`` takes for them, e.g. ``where='late'``.
+        **options: Options of ``convert`` that ``timm.create_model`` takes for them, e.g. ``where='late'``. With
+            ``transition=False``, what a transition would make exact is ``'approximate'``.
 
     Raises:
         ValueError: A name that does not follow the grammar, or an option that is none of a variant.
@@ -84,13 +88,12 @@ def preview(names: Iterable[str], **options: Any) -> Iterator[Preview]:
         base = parse(name).base
         base_params = _count_base(base)
         try:
-            model = _build(name, **options)
+            model, start = _convert(name, options)
         except ConversionError as e:
             yield Preview(name, base, 'refused', base_params=base_params, reason=' '.join(str(e).split()))
             continue
         report = model.conversion
-        yield Preview(
-            name, base, report.function, report.counts, len(report.skipped), base_params, _count(model))
+        yield Preview(name, base, start, report.counts, len(report.skipped), base_params, _count(model))
 
 
 def resolve_warm_start(name: str) -> str | None:
@@ -104,8 +107,35 @@ def resolve_warm_start(name: str) -> str | None:
         return None
     if variant.warm_start is not None:
         return variant.warm_start
-    found = next(preview([name]))
+    found = next(preview([name], transition=False))
     return None if found.reason else found.start
+
+
+def _convert(name: str, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    """Make a variant, and tell how it starts.
+
+    With ``transition=True`` one conversion tells both: whether the variant starts exactly, and whether it does in a
+    transition. A second one is needed only where no transition leads to what is converted without.
+    """
+    if options.get('transition') is None:
+        try:
+            model = _build(name, **options | dict(transition=True))
+            if not _lacks_transitions(model.conversion):
+                return _finish(model)
+        except ConversionError as e:
+            if 'transition' not in str(e):  # of another reason, which would be the same without
+                raise
+    return _finish(_build(name, **options))
+
+
+def _lacks_transitions(report: ConversionReport) -> bool:
+    return any(skip.reason.startswith(REFUSED) for skip in report.skipped)
+
+
+def _finish(model: nn.Module) -> tuple[nn.Module, str]:
+    if not transitions(model):
+        return model, model.conversion.function
+    return finish_transition(model), 'exact by transition'
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import PretrainedCfg
 from torch import nn
 
-from ..convert import get_transition
+from ..convert.transition import transitions
 
 __all__ = ['check_start', 'record_start']
 
@@ -36,7 +36,7 @@ def record_start(model: nn.Module, warm_start: str | None, takes_start: bool) ->
         takes_start: Whether ``start`` is one of the options of the variant. Its default is another one in a
             transition, and no entry of the state dict, so it has to be saved by name.
     """
-    if get_transition(model) is None:
+    if not transitions(model):
         return
     if takes_start:
         model._model_args = {'start': 'fit', **getattr(model, '_model_args', {})}  # timm adds what it was created with

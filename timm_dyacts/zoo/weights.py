@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..convert import convert
-from ..layers.calls import InTurn
+from ..layers.calls import log_completed, update_entries
 
 __all__ = ['PretrainedWeightsError', 'check_source', 'convert_checkpoint', 'describe_missing_weights']
 
@@ -70,11 +70,11 @@ def convert_checkpoint(
         RuntimeError: It is neither the one nor the other.
     """
     own = dict(state_dict)
-    for name, module in model.named_modules():
-        if isinstance(module, InTurn):
-            module.expand_entries(own, f'{name}.')
+    completed = update_entries(model, own)
     mismatch = _compare(own, model)
     if not mismatch:
+        if completed:
+            log_completed(completed)
         return own
     variant = model.pretrained_cfg['architecture']
     try:
