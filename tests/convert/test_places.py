@@ -411,7 +411,7 @@ class Routed(nn.Module):
         super().__init__()
         self.layers = net(nn.ReLU(), nn.MaxPool2d(2), nn.SiLU(), nn.Conv2d(8, 8, 1))
         for i, layer in enumerate(self.layers):
-            layer.source, layer.kind = i - 1, type(layer).__name__
+            layer.source, layer.type = i - 1, type(layer).__name__  # ``type`` hides a method of all modules
 
     def forward(self, x):
         outputs = {-1: x}
@@ -426,14 +426,14 @@ class Routed(nn.Module):
 def test_what_is_noted_on_a_layer_stays(request_):
     model = Routed().eval()
     expected = output(model, probe(24))
-    kinds = [layer.kind for layer in model.layers]
+    kinds = [layer.type for layer in model.layers]
     converted = convert(model, **request_)
     if 'transition' in request_ or request_['act'] == 'bipolar':
         assert converted.conversion.function == 'exact' and torch.equal(output(converted, probe(24)), expected)
     if 'transition' in request_:
         finish_transition(set_transition(converted, 1))
         output(converted, probe(24))
-    assert [layer.kind for layer in converted.layers] == kinds and 'inplace' not in vars(converted.layers[2])
+    assert [layer.type for layer in converted.layers] == kinds and 'inplace' not in vars(converted.layers[2])
     assert all(type(layer) is not nn.MaxPool2d for layer in converted.layers)
 
 

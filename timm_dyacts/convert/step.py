@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Transition
-from .edits import Edits
+from .edits import Edits, has_own
 from .functions import reason_to_keep
 from .report import ConversionError, ConversionReport, Replacement, Skip
 from .trace import Trace
@@ -88,7 +88,8 @@ class Step:
         names = self.trace.names[old]
         for module in (new, new.new) if isinstance(new, Transition) else (new,):
             for name, value in _notes_on(old).items():
-                if hasattr(module, name):
+                in_class = getattr(type(module), name, None) is not getattr(type(old), name, None)
+                if in_class or has_own(module, name):
                     raise ConversionError(
                         f"'{names[0]}' cannot become a {type(module).__name__}, which has a {name!r} of its own: on "
                         f'the {type(old).__name__} that is there, the model has noted {name} = {value!r}.')
