@@ -11,7 +11,16 @@ import torchvision
 from support.trained_like import output, probe, trained_like_
 from torch import nn
 
-from timm_dyacts import BReLU, ConversionError, DyReLU, SoftPool2d, convert
+from timm_dyacts import (
+    BReLU,
+    ConversionError,
+    DyReLU,
+    SoftPool1d,
+    SoftPool2d,
+    convert,
+    finish_transition,
+    set_transition,
+)
 from timm_dyacts.convert.places import Places
 from timm_dyacts.layers.calls import ByWidth, InTurn
 
@@ -180,6 +189,17 @@ def test_a_call_gets_its_own_where_there_are_parameters(act, new):
     converted.train()(probe(24, batch=1))  # the call that the dry run has not seen gets the plain one
 
 
+def test_a_place_of_several_calls_that_is_left_alone():
+    model = net(Block(8), Loop(), Block(8))
+    converted = convert_and_compare(model, act='dyrelu_b', where='3.*')
+    assert count(converted) == 2 and converted[3].relu[0].channels == 16
+    for before, after in zip(model[:3].modules(), converted[:3].modules(), strict=True):
+        assert type(after) is type(before)
+    assert len([s for s in converted.conversion.skipped if s.reason == "not one of where='3.*'"]) == 2
+    assert converted.conversion.notes == [
+        'called several times in one pass of their block, so that each call has got an operator: 1']
+
+
 def test_calls_in_a_loop():
     converted = convert_and_compare(net(nn.ReLU(), Loop()), act='dyrelu_b')
     assert isinstance(converted[2].relu, InTurn) and count(converted[2]) == 4
@@ -245,6 +265,54 @@ def test_max_pools_that_are_functions():
     assert isinstance(converted[2].max_pool2d, SoftPool2d) and converted[2].max_pool2d.padding == (1, 1)
     assert output(converted, probe(24)).shape == output(model, probe(24)).shape
     assert 'F.relu(self.conv1(x), inplace=True)' in inspect.getsource(type(converted[2]).forward)
+
+
+class Signals(nn.Module):
+    """A 1-D residual network, with the max pool as a module or as a function."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.stem, self.bn, self.fc = nn.Conv1d(2, 8, 7, 2, 3), nn.BatchNorm1d(8), nn.Linear(16, 5)
+        self.conv1, self.bn1 = nn.Conv1d(8, 16, 3, 2, 1), nn.BatchNorm1d(16)
+        self.conv2, self.short = nn.Conv1d(16, 16, 3, 1, 1), nn.Conv1d(8, 16, 1, 2)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool, self.kind = nn.MaxPool1d(3, 2, 1), pool
+
+    def forward(self, x):
+        x = self.relu(self.bn(self.stem(x)))
+        if self.kind == 'module':
+            x = self.pool(x)
+        elif self.kind == 'function':
+            x = F.max_pool1d(x, 3, stride=2, padding=1)
+        else:
+            x = torch.max_pool1d(x, 3, 2, 1)
+        y = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.relu(self.conv2(y) + self.short(x)).mean(-1))
+
+
+@pytest.mark.parametrize('kind', ['module', 'function', 'torch'])
+@pytest.mark.parametrize('length', [64, 61])
+def test_signals(kind, length):
+    torch.manual_seed(0)
+    model = Signals(kind)
+    for _ in range(2):
+        model.train()(torch.randn(4, 2, length))
+    x = torch.randn(2, 2, length)
+    expected = output(model, x)
+    for request in (
+            dict(act='dyrelu_b'), dict(act='dyrelu_c'), dict(act='brelu'), dict(act='belu', transition=True),
+            dict(pool='softpool', transition=True), dict(act='dyrelu_a', pool='softpool', transition=True)):
+        converted = convert(copy.deepcopy(model), **request)
+        assert converted.conversion.function == 'exact' and torch.equal(output(converted, x), expected)
+        if 'transition' in request:
+            finish_transition(converted)
+            again = convert(copy.deepcopy(model), **{k: v for k, v in request.items() if k != 'transition'})
+            assert list(converted.state_dict()) == list(again.state_dict())
+            assert torch.equal(output(converted, x), output(again, x))
+        if 'pool' in request:
+            assert count(converted, SoftPool1d) == 1
+            assert kind == 'module' or 'max_pool1d() -> SoftPool1d' in again.conversion.counts
+    assert count(convert(model, act='dyrelu_b')) == 3
 
 
 class Kept(nn.Module):
@@ -314,11 +382,67 @@ def test_compilers(compiled):
         assert torch.allclose(compiled(model)(probe(24)), model(probe(24)), atol=1e-5)
 
 
+def test_distributed_training(rewritten, tmp_path):
+    dist = torch.distributed
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(rewritten).train())
+        torch.manual_seed(0)
+        wrapped(probe(24)).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    torch.manual_seed(0)
+    rewritten.train()(probe(24)).sum().backward()
+    for a, b in zip(wrapped.module.parameters(), rewritten.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
 def test_back_to_plain(rewritten):
     back = convert_and_compare(rewritten, act='relu')
     assert count(back) == 0
     plain = net(nn.ReLU(), Block(8), Loop(), Functions(), Levels())
     assert back.state_dict().keys() == plain.state_dict().keys()
+
+
+class Routed(nn.Module):
+    """As in ultralytics: what each layer reads is noted on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = net(nn.ReLU(), nn.MaxPool2d(2), nn.SiLU(), nn.Conv2d(8, 8, 1))
+        for i, layer in enumerate(self.layers):
+            layer.source, layer.type = i - 1, type(layer).__name__  # ``type`` hides a method of all modules
+
+    def forward(self, x):
+        outputs = {-1: x}
+        for i, layer in enumerate(self.layers):
+            outputs[i] = layer(outputs[layer.source])
+        return x.new_zeros(()) + outputs[i]
+
+
+@pytest.mark.parametrize('request_', [
+    dict(act='dyrelu_b', pool='softpool'), dict(act='dyrelu_b', pool='softpool', transition=True), dict(act='bipolar'),
+], ids=['direct', 'transition', 'bipolar'])
+def test_what_is_noted_on_a_layer_stays(request_):
+    model = Routed().eval()
+    expected = output(model, probe(24))
+    kinds = [layer.type for layer in model.layers]
+    converted = convert(model, **request_)
+    if 'transition' in request_ or request_['act'] == 'bipolar':
+        assert converted.conversion.function == 'exact' and torch.equal(output(converted, probe(24)), expected)
+    if 'transition' in request_:
+        finish_transition(set_transition(converted, 1))
+        output(converted, probe(24))
+    assert [layer.type for layer in converted.layers] == kinds and 'inplace' not in vars(converted.layers[2])
+    assert all(type(layer) is not nn.MaxPool2d for layer in converted.layers)
+
+
+def test_what_is_noted_under_a_name_that_is_taken():
+    model = Routed()
+    model.layers[3].f = -1  # ``Bipolar`` has its function there
+    with pytest.raises(ConversionError, match=r"'layers.3' cannot become a Bipolar, .* noted f = -1"):
+        convert(model, act='bipolar')
+    assert type(model.layers[3]) is nn.SiLU and type(model.layers[1]) is nn.ReLU
 
 
 def snapshot(model):

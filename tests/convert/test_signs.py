@@ -429,3 +429,74 @@ def test_a_segmentation_network_of_torchvision():
     convert(net, act='brelu', input_size=(3, 64, 64))
     assert net.conversion.function == 'exact'
     assert max_diff(output(net, probe(72)), expected) < 1e-5
+
+
+class Distances(nn.Module):
+    """As the detectors of torchvision end: places, and distances from them, which are positive."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.sides, self.scores, self.act = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1), nn.ReLU() if module else None
+
+    def forward(self, x):
+        x = self.body(x)
+        sides = self.sides(x)
+        sides = self.act(sides) if self.act else F.relu(sides)
+        places = torch.arange(sides.shape[-1], dtype=x.dtype)
+        return torch.cat([places - sides[:, :2], places + sides[:, 2:], self.scores(x)], 1)
+
+
+@pytest.mark.parametrize('module', [True, False])
+def test_an_activation_behind_the_last_weights_keeps_its_sign(module):
+    torch.manual_seed(0)
+    model = trained_like_(Distances(module))
+    expected = output(model, probe())
+    converted = convert(copy.deepcopy(model), act='brelu')
+    report = converted.conversion
+    assert report.function == 'exact' and torch.equal(output(converted, probe()), expected)
+    assert [type(m) for m in converted.body] == [nn.Conv2d, nn.BatchNorm2d, BReLU, nn.Conv2d, BReLU]
+    skip, = report.skipped
+    assert (skip.name, skip.kind) == (('act', 'ReLU') if module else ('', 'relu'))
+    assert skip.reason == 'behind the last weights, and what is computed from it needs its sign'
+    assert type(converted) is Distances and converted.state_dict().keys() - model.state_dict().keys() == {'bipolar'}
+    again = convert(converted, act='brelu')
+    assert torch.equal(output(again, probe()), expected) and again.conversion.replaced == []
+    back = convert(again, act='relu')
+    assert torch.equal(output(back, probe()), expected) and back.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_conflict_before_the_last_weights_is_refused_still():
+    class Rectified(Distances):
+        def forward(self, x):
+            return super().forward(x) + self.scores(self.body(x) + torch.arange(8.0).view(8, 1, 1)).sum()
+
+    torch.manual_seed(0)
+    with pytest.raises(ConversionError, match='the summands have different signs'):
+        convert(trained_like_(Rectified(True)), act='brelu')
+
+
+@pytest.mark.parametrize('norm', [nn.GroupNorm(1, 8), nn.GroupNorm(4, 8)], ids=['1', '4'])
+def test_norms_that_mix_channels_behind_an_activation(norm):
+    torch.manual_seed(0)
+    model = trained_like_(Joined(lambda net, x, a, b: net.extra['norm'](a) + x, norm=norm))
+    converted = convert(copy.deepcopy(model), act='brelu')
+    assert converted.conversion.function == 'exact' and isinstance(converted.extra['norm'], Bipolar)
+    assert torch.equal(output(converted, probe()), output(model, probe()))
+
+
+@pytest.mark.parametrize('depends', [False, True])
+def test_a_placeholder_without_channels(depends):
+    def join(net, x, a, b):
+        empty = x[:, :0] * 2 if depends else torch.empty(len(x), 0, *x.shape[2:])
+        return torch.cat([empty, a, x], 1)
+
+    torch.manual_seed(0)
+    model = trained_like_(Joined(join, out=16))
+    if depends:  # it may hold something the next time
+        with pytest.raises(ConversionError, match='needs its input unchanged'):
+            convert(model, act='brelu')
+        return
+    converted = convert(copy.deepcopy(model), act='brelu')
+    assert converted.conversion.function == 'exact'
+    assert torch.equal(output(converted, probe()), output(model, probe()))

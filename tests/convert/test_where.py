@@ -39,6 +39,23 @@ def test_late_is_inner_in_the_second_half(name):
     assert late.conversion.function == 'exact'
 
 
+@pytest.mark.parametrize('name, replaced', [
+    ('Bottleneck', 1), ('Bottle2neck', 1), ('ResNetBottleNeckLayer', 1), ('BasicBlock', 2)])
+def test_what_is_a_bottleneck_block(name, replaced):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.act1 = nn.Conv2d(3, 4, 1), nn.ReLU()
+            self.conv2, self.act2 = nn.Conv2d(4, 3, 1), nn.ReLU()
+
+        def forward(self, x):
+            return self.act2(self.conv2(self.act1(self.conv1(x))) + x)
+
+    block = type(name, (Block,), {})
+    assert len(places(convert(nn.Sequential(block(), nn.Conv2d(3, 2, 1)), act='dyrelu_b'))) == replaced
+    assert len(places(convert(nn.Sequential(block(), nn.Conv2d(3, 2, 1)), act='dyrelu_b', where='all'))) == 2
+
+
 class Backwards(nn.Module):
     """Registers its activations in the opposite order to that in which it calls them, an odd number of them."""
 

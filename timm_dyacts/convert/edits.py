@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Edits', 'Snapshot']
+__all__ = ['Edits', 'Snapshot', 'has_own']
 
 
 class Edits:
@@ -37,7 +37,7 @@ class Edits:
 
         A method of the class that is hidden in this way comes back when the change is taken back.
         """
-        if _has(module, name):
+        if has_own(module, name):
             self._log.append(_setter(module, name, getattr(module, name)))
         else:
             self._log.append(lambda: delattr(module, name))
@@ -120,7 +120,8 @@ class Snapshot:
                 buffer.copy_(before)
 
 
-def _has(module: nn.Module, name: str) -> bool:
+def has_own(module: nn.Module, name: str) -> bool:
+    """Tell whether a module itself, not only its class, has something under a name."""
     return any(name in place for place in (vars(module), module._parameters, module._buffers, module._modules))
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Transition
-from .edits import Edits
+from .edits import Edits, has_own
 from .functions import reason_to_keep
-from .report import ConversionReport, Replacement, Skip
+from .report import ConversionError, ConversionReport, Replacement, Skip
 from .trace import Trace
 
 __all__ = ['Step']
@@ -88,8 +88,12 @@ class Step:
         names = self.trace.names[old]
         for module in (new, new.new) if isinstance(new, Transition) else (new,):
             for name, value in _notes_on(old).items():
-                if not hasattr(module, name):
-                    setattr(module, name, value)
+                in_class = getattr(type(module), name, None) is not getattr(type(old), name, None)
+                if in_class or has_own(module, name):
+                    raise ConversionError(
+                        f"'{names[0]}' cannot become a {type(module).__name__}, which has a {name!r} of its own: on "
+                        f'the {type(old).__name__} that is there, the model has noted {name} = {value!r}.')
+                setattr(module, name, value)
         self.edits.replace(names, new.train(old.training))
         transition = isinstance(new, Transition) and not exact
         exact = exact or transition
@@ -104,15 +108,12 @@ class Step:
 
 
 def _notes_on(module: nn.Module) -> dict[str, Any]:
-    """Give the attributes of a module that its class does not set: what a network has noted on it.
+    """Give the attributes of a module that no method of its class names: what a network has noted on it.
 
     Those of ultralytics note on each layer where its input comes from.
     """
-    own = {name for cls in type(module).__mro__ if '__init__' in vars(cls) for name in _names_in(cls.__init__)}
-    return {
-        name: value for name, value in vars(module).items()
-        if name not in own and not name.startswith('_') and name != 'training'}
-
-
-def _names_in(function: Any) -> tuple[str, ...]:
-    return getattr(getattr(inspect.unwrap(function), '__code__', None), 'co_names', ())
+    own = {'training'}
+    for cls in type(module).__mro__[:type(module).__mro__.index(nn.Module)]:
+        for function in map(inspect.unwrap, filter(inspect.isroutine, vars(cls).values())):
+            own.update(getattr(getattr(function, '__code__', None), 'co_names', ()))
+    return {name: value for name, value in vars(module).items() if name not in own and not name.startswith('_')}
