@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts coverage') 
     for name in args.library:
         library = LIBRARIES[name]
         if not library.is_installed:
-            fail(prog, f'--library {name} needs the package {library.package}: pip install {library.package}')
+            fail(prog, f"--library {name} needs the package {library.package}: pip install 'timm-dyacts[downstream]'")
         found = [arch for arch in library.names() if any(fnmatchcase(arch, pattern) for pattern in args.filter)]
         if not found:
             fail(prog, f'--filter must match an architecture of {name}, got {" ".join(args.filter)}')
