@@ -97,6 +97,7 @@ def test_the_source(model, source, base_model, words):
 @pytest.mark.parametrize('start, words, absent', [
     (dict(warm_start='exact'), 'The warm start was exact', 'approximate'),
     (dict(warm_start='approximate'), 'The warm start was approximate', 'exact'),
+    (dict(warm_start='unchecked'), 'should have been exact, up to rounding, and was not compared', 'approximate'),
     (dict(warm_start=None), 'The training started from the weights', 'warm start'),
     (dict(pretrained=False, source=None, license=None), 'The training started from random weights', 'warm start'),
     (dict(pretrained=False, source='w.pth'), 'The training started from the weights of a file `w.pth`', 'random'),
@@ -128,6 +129,8 @@ def test_the_warm_start_of_what_is_not_in_the_table_is_worked_out(architecture, 
     start = card.resolve_start(config, None, dict(model=architecture, pretrained=True))
     assert start.warm_start == expected and start.source == f'timm/{architecture.partition("_dy")[0]}.r160_in1k'
     assert card.resolve_start(config, None, dict(model=architecture, pretrained=False)).warm_start is None
+    led = card.resolve_start(config, None, dict(model=architecture, pretrained=True, transition_epochs=1.5))
+    assert led.warm_start == 'exact'
 
 
 def test_the_options_of_the_variant_are_shown():

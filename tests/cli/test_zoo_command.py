@@ -15,8 +15,8 @@ def test_the_table(capsys):
     lines = [[cell.strip() for cell in line.strip('|').split(' | ')] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ['name', 'starts', 'replaced', 'base, M', 'variant, M']
     assert [(line[0], line[1]) for line in lines[2:]] == [
-        ('`test_resnet_dyrelu_b`', 'exact'), ('`test_resnet_softpool`', 'approximate'),
-        ('`test_vit_dyrelu_b`', 'approximate'), ('`test_vit_softpool`', 'refused')]
+        ('`test_resnet_dyrelu_b`', 'exact'), ('`test_resnet_softpool`', 'exact by transition'),
+        ('`test_vit_dyrelu_b`', 'exact by transition'), ('`test_vit_softpool`', 'refused')]
     assert lines[2][2].endswith('ReLU -> DyReLUB') and float(lines[2][4]) > float(lines[2][3])
     assert lines[5][2].startswith("Nothing in this model can be replaced for pool='softpool'. It has no max pool")
 
@@ -36,6 +36,9 @@ def test_options_of_the_variants(capsys):
     main(['--find', 'test_resnet', '--operators', 'dyrelu_b_nobn', '--format', 'json', '--model-kwargs', 'where=late',
           "act_kwargs={'max_hidden': 2}"])
     record, = json.loads(capsys.readouterr().out)
+    main(['--find', 'test_resnet_softpool', '--format', 'json', '--model-kwargs', 'transition=False'])
+    plain, = json.loads(capsys.readouterr().out)
+    assert plain['start'] == 'approximate'
     assert record['name'] == 'test_resnet_dyrelu_b_nobn' and record['start'] == 'exact'
     assert 'ReLU -> DyReLUB' in record['replaced']
 

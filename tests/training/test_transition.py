@@ -13,10 +13,12 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from support.photos import write_photos
 from support.small_run import assert_same_end, config_of, train_small, train_with
+from timm.models import save_for_hf
 from timm.task import ClassificationTask
 from torch import nn
 
 from timm_dyacts import finish_transition, get_transition, hub, set_transition
+from timm_dyacts.cli import main as timm_dyacts
 from timm_dyacts.convert import convert
 from timm_dyacts.convert.transition import idle_parameters
 from timm_dyacts.evaluation.curves import plot_curves
@@ -154,6 +156,20 @@ def test_an_unfinished_run_says_so(run, interrupt, tmp_path):
         run('other', 0, '--model', last, '--pretrained')
     plot_curves(folder / 'summary.csv', tmp_path / 'curves.png')
     assert finish_transition(model).conversion.function == 'approximate'
+
+
+def test_it_goes_on_from_what_convert_left(run, tmp_path):
+    save_for_hf(timm.create_model('mobilenetv3_small_050', num_classes=3), tmp_path / 'base', safe_serialization=True)
+    folder = tmp_path / 'converted'
+    timm_dyacts(['convert', f'{tmp_path}/base', '--act', 'dyrelu_b', '--transition', '--output', str(folder)])
+    with pytest.raises(ValueError, match=r'is at the start of a transition .t = 0.: --transition-epochs leads it to'):
+        run('refused', 0, '--model', folder, '--pretrained')
+    result = run('run', 2, '--model', folder, '--pretrained')
+    assert [row['t'] for row in rows_of(tmp_path / 'run')] == [0.5, 1, 1]
+    loaded = timm.create_model(f'local-dir:{tmp_path / "run"}', pretrained=True)
+    assert get_transition(loaded) is None and args_of(tmp_path / 'run')['start'] == 'fit'
+    start = json.loads((tmp_path / 'run' / 'results.json').read_text())['start']
+    assert start['warm_start'] == 'exact' and start['source'] == str(folder) and result is not None
 
 
 def test_only_an_epoch_at_t_1_is_the_best():

@@ -3,7 +3,8 @@ import pytest
 import timm
 from timm.models import get_pretrained_cfg
 
-from timm_dyacts import ConversionError, zoo
+from timm_dyacts import ConversionError, get_transition, zoo
+from timm_dyacts.convert import pools, transition
 from timm_dyacts.zoo import preview, resolve_warm_start, select_names
 
 
@@ -15,13 +16,75 @@ def test_it_is_what_the_model_becomes(base):
     assert {p.base_params for p in found} == {sum(p.numel() for p in timm.create_model(base).parameters())}
     for p in found:
         try:
-            model = timm.create_model(p.name)
+            model, leading = timm.create_model(p.name), timm.create_model(p.name, transition=True)
         except ConversionError as e:
             assert (p.start, p.params, p.replaced) == ('refused', None, {}) and p.reason == ' '.join(str(e).split())
             continue
         report = model.conversion
-        assert (p.start, p.replaced, p.skipped, p.reason) == (report.function, report.counts, len(report.skipped), '')
+        start = report.function if get_transition(leading) is None else 'exact by transition'
+        assert start != 'approximate' and leading.conversion.function == 'exact'
+        assert (p.start, p.replaced, p.skipped, p.reason) == (start, report.counts, len(report.skipped), '')
         assert p.params == sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """The options that variants are built with, in order."""
+    calls, create = [], timm.create_model
+
+    def create_and_note(name, **kwargs):
+        if zoo.find_variant(name) is not None:
+            calls.append(kwargs)
+        return create(name, **kwargs)
+
+    monkeypatch.setattr(timm, 'create_model', create_and_note)
+    return calls
+
+
+@pytest.mark.parametrize('name, start', [
+    ('test_resnet_dyrelu_b', 'exact'), ('test_resnet_softpool', 'exact by transition'),
+    ('test_vit_softpool', 'refused'),
+    ('test_convnext_dyrelu_b', 'exact by transition'), ('resnet18_belu_nobn', 'exact by transition'),
+    ('resnet18_softpool', 'exact by transition')])
+def test_one_conversion_tells(name, start, builds):
+    found, = preview([name])
+    assert found.start == start and builds == [dict(transition=True)]
+    for kind in found.replaced:
+        assert 'transition' not in kind
+
+
+@pytest.mark.parametrize('name, kwargs, replaced', [
+    ('resnet10t_softpool', dict(kernel_size=5), {'MaxPool2d -> SoftPool2d': 1}),  # of another output size
+    ('efficientnet_b0_gn_softpool', {}, {'strided Conv2d -> SoftPool2d': 4}),  # behind a norm over all positions
+])
+def test_where_no_transition_leads_there(name, kwargs, replaced, builds):
+    found, = preview([name], pool_kwargs=kwargs)
+    assert (found.start, found.reason, found.replaced) == ('approximate', '', replaced)
+    assert found.params == found.base_params and len(builds) == 2
+    assert resolve_warm_start(name) == 'approximate'
+
+
+def test_a_transition_for_some_of_the_places_is_not_one_to_the_variant(monkeypatch):
+    """It would end in a model with fewer replacements."""
+    whole, = preview(['mobilenetv3_small_100_softpool'])
+    reason = transition.reason_against_subsampling
+    monkeypatch.setattr(pools, 'reason_against_subsampling', lambda step, convs, call: (
+        f'{transition.REFUSED}: for the test' if convs[0].kernel_size == (5, 5) else reason(step, convs, call)))
+    found, = preview(['mobilenetv3_small_100_softpool'])
+    assert whole.start == 'exact by transition' and found.start == 'approximate'
+    assert found.replaced == whole.replaced and found.skipped == whole.skipped
+
+
+def test_a_transition_can_be_asked_for_or_not(builds):
+    for name, asked, start in (
+            ('test_resnet_belu', False, 'approximate'), ('test_resnet_belu', True, 'exact by transition'),
+            ('test_resnet_belu', None, 'exact by transition'), ('test_resnet_brelu', False, 'exact'),
+            ('test_resnet_brelu', True, 'exact')):
+        found, = preview([name], transition=asked)
+        assert found.start == start, (name, asked)
+    assert len(builds) == 5
+    found, = preview(['resnet10t_softpool'], pool_kwargs=dict(kernel_size=5), transition=True)
+    assert found.start == 'refused' and found.reason.startswith('No transition leads to the new pool in')
 
 
 def test_options_are_those_of_the_variant():

@@ -58,7 +58,8 @@ def create_parser(prog: str) -> ArgumentParser:
     group.add_argument('--layout', choices=['interleaved', 'halves'],
                        help='channels of a bipolar activation that are mirrored (default: interleaved)')
     group.add_argument('--start', choices=['relu', 'fit'],
-                       help='what a Dynamic ReLU starts as where it cannot be what it replaces (default: relu)')
+                       help='what a Dynamic ReLU starts as where it cannot be what it replaces (default: relu, and fit '
+                            'with --transition)')
     group.add_argument('--act-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
                        help='arguments of the new activations, e.g. reduction=16')
     group.add_argument('--pool-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
@@ -107,7 +108,8 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
     target = find_target(source, **asked)
     options = {key: getattr(args, key) for keys in _OPTIONS.values() for key in keys if getattr(args, key)}
     if args.transition:
-        if zoo.find_variant(target.name) is None:
+        variant = zoo.find_variant(target.name)
+        if variant is None:
             raise ValueError(f'--transition must be left out for the way back to {target.name}, which takes none.')
         options['transition'] = True
     Request(**asked, **options)  # what is wrong with them is said before the work
@@ -125,7 +127,7 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
     if args.transition:
         if get_transition(model) is None:
             raise ValueError(f'--transition must be left out for {target.name}, which starts exactly without one.')
-        if args.act and 'start' in OPERATORS[args.act].options:
+        if 'start' in variant.options:
             options.setdefault('start', 'fit')  # the default there, and no entry of the state dict
     # What the source was made with stays, but for the options of what has been replaced.
     stale = [key for kind, keys in _OPTIONS.items() if kind in asked for key in keys]
@@ -227,18 +229,20 @@ def _save(model: nn.Module, label_names: list[str] | None, options: dict[str, An
 def _check_folder(model: nn.Module, folder: Path) -> None:
     """Load a checkpoint back, and compare it with the model."""
     architecture = model.pretrained_cfg['architecture']
+    is_plain = get_transition(model) is None
+    why = '' if is_plain else ' (a transition is made anew from the base, and has to start from a checkpoint of that)'
     try:
         loaded = timm.create_model(f'local-dir:{folder}', pretrained=True)
     except RuntimeError as e:
-        raise ValueError(f'The checkpoint was not written: it does not load as {architecture!r}. {e}') from e
+        raise ValueError(f'The checkpoint was not written: it does not load as {architecture!r}{why}. {e}') from e
     state, expected = loaded.state_dict(), model.state_dict()
     same = state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
     x = probe_batch(model, input_sizes(model)[-1])
     with evaluating(model), evaluating(loaded):
         same = same and torch.equal(loaded(x), model(x))
-        if same and get_transition(model) is not None:  # what takes no part yet, too
+        if same and not is_plain:  # what takes no part yet, too
             same = torch.equal(set_transition(loaded, 0.5)(x), set_transition(model, 0.5)(x))
             set_transition(model, 0)
     if not same:
         raise ValueError(
-            f'The checkpoint was not written: loaded back as {architecture!r} it gives another model')
+            f'The checkpoint was not written: loaded back as {architecture!r} it gives another model{why}')
