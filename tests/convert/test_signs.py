@@ -377,6 +377,30 @@ def test_channels_that_are_chosen_by_what_they_hold_do_not_pass(join):
         convert(net, act='brelu', input_size=(3, 16, 16))
 
 
+class Reshaped(nn.Module):
+    """Tokens viewed as channels without a transposition. Four tokens, at 64 pixels, leave two groups of channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(3, 8, 32, 32), nn.BatchNorm2d(8), nn.ReLU())
+        self.inner = nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stage(x)
+        x = x + self.inner(x).flatten(2).transpose(1, 2).reshape(x.shape)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_signs_that_fit_one_size_only():
+    net = trained_like_(Reshaped(), 96)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(ConversionError, match=r'fits inputs of \(3, 64, 64\) does not fit those of \(3, 96, 96\)'):
+        convert(net, act='brelu')
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert convert(net, act='brelu', input_size=(3, 64, 64)).conversion.function == 'exact'
+
+
 def in_space(dims):
     """A network over signals or volumes, with what torch has for them."""
     conv, norm, pool, mean, transposed = (getattr(nn, f'{kind}{dims}d') for kind in (

@@ -13,15 +13,17 @@ import torch
 from torch import nn
 
 from ..layers.calls import accept_old_entries, places_left_plain
+from ..modes import evaluating
+from ..operators import OPERATORS, is_mirrored
 from ..rng import get_rng_state, set_rng_state
 from .activations import swap_activations
 from .arguments import Request
 from .edits import Edits, Snapshot
-from .inputs import probing
+from .inputs import Inputs, probing
 from .norms import fold_norms
 from .places import Places
 from .pools import swap_pools
-from .probe import Difference, compare_outputs, dry_run
+from .probe import REFUSALS, Difference, compare_outputs, dry_run, probe_batch
 from .report import ConversionError, ConversionReport, OutputsDiffer
 from .step import Step
 from .trace import Trace, trace_forward
@@ -191,18 +193,26 @@ def _take_checked_step(name: str, request: Request, trace: Trace, edits: Edits) 
     model, mark = edits.model, edits.mark()
     device = next((p.device for p in model.parameters()), None)
     random_state = get_rng_state(device)
+    larger, before = _larger_input(model, name, request, trace)
     step = _take_step(name, request, trace, edits)
     after = trace_forward(model, trace.given)
-    if _exceeds_rounding(step, after) is None:
+    if _exceeds_rounding(step, after, before, _output(model, larger)) is None:
         return step, after
 
     # Some networks amplify rounding errors to the size of their outputs. In double precision these stay small.
     edits.undo(mark)
     twin = copy.deepcopy(model).to('cpu', torch.float64)
-    trace_of_twin = trace_forward(twin, trace.given.double())
+    larger = None if larger is None else larger.double()
+    trace_of_twin, before = trace_forward(twin, trace.given.double()), _output(twin, larger)
     step = _take_step(name, request, trace_of_twin, Edits(twin))
-    difference = _exceeds_rounding(step, trace_forward(twin, trace_of_twin.given))
+    after = trace_forward(twin, trace_of_twin.given)
+    difference = _exceeds_rounding(step, after, before, _output(twin, larger))
     if difference is not None:
+        if compare_outputs(trace_of_twin.output, after.output, step.output_signs) != difference:
+            sizes = (tuple(inputs.first.shape[1:]) for inputs in (trace.given, larger))
+            raise ConversionError(
+                'No sign flip keeps the function of this model: one that fits inputs of {} does not fit those of {}, '
+                'as positions are viewed as channels. Nothing was changed.'.format(*sizes))
         raise OutputsDiffer(difference.largest, difference.scale, step.report.counts)
     set_rng_state(random_state, device)
     step = _take_step(name, request, trace, edits)
@@ -210,8 +220,38 @@ def _take_checked_step(name: str, request: Request, trace: Trace, edits: Edits) 
     return step, trace_forward(model, trace.given)
 
 
-def _exceeds_rounding(step: Step, after: Trace) -> Difference | None:
+def _larger_input(model: nn.Module, name: str, request: Request, trace: Trace) -> tuple[Inputs | None, Any]:
+    """Give images of another size, and their output, for a step that flips signs.
+
+    Where a network views positions as channels, as the attention of MA-Net does, the signs that fit one size may not
+    fit another.
+    """
+    operator = OPERATORS.get(request.act)
+    flips = operator is not None and 'layout' in operator.options or any(map(is_mirrored, model.modules()))
+    is_given = request.input_size is not None or request.example_inputs is not None
+    x = trace.given.first
+    if name != 'act' or not flips or is_given or x.ndim != 4 or max(x.shape[2:]) > 128:
+        return None, None
+    larger = Inputs((probe_batch(model, [x.shape[1], *(size * 3 // 2 for size in x.shape[2:])]),), {})
+    try:
+        return larger, _output(model, larger)
+    except REFUSALS:  # it is made for one size
+        return None, None
+
+
+@torch.no_grad()
+def _output(model: nn.Module, inputs: Inputs | None) -> Any:
+    if inputs is None:
+        return None
+    with evaluating(model):
+        return inputs.clone().call(model)
+
+
+def _exceeds_rounding(step: Step, after: Trace, larger_before: Any, larger_after: Any) -> Difference | None:
     """The difference of the outputs, if the step should have kept them and that is more than rounding explains."""
-    difference = compare_outputs(step.trace.output, after.output, step.output_signs)
-    should_be_exact = step.report.function == 'exact'
-    return difference if should_be_exact and difference is not None and not difference.is_rounding else None
+    if step.report.function != 'exact':
+        return None
+    found = [compare_outputs(step.trace.output, after.output, step.output_signs)]
+    if step.output_signs is None:
+        found.append(compare_outputs(larger_before, larger_after))
+    return next((difference for difference in found if difference is not None and not difference.is_rounding), None)
