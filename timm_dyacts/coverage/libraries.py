@@ -14,6 +14,8 @@ __all__ = ['LIBRARIES', 'Library']
 
 # Encoders of segmentation_models_pytorch: ReLU, ReLU6, SiLU, no strided convolution but for the first, one of timm's
 _ENCODERS = ('resnet18', 'mobilenet_v2', 'efficientnet-b0', 'densenet121', 'vgg11_bn', 'tu-regnety_004')
+# Architectures that dilate their encoder, and encoders that cannot be dilated
+_DILATED, _NOT_DILATED = ('deeplabv3', 'deeplabv3plus', 'pan'), ('densenet121', 'vgg11_bn')
 _YOLO = ('yolov5', 'yolov8', 'yolo11')
 _TRANSFORMERS = ('ResNet', 'RegNet', 'MobileNetV1', 'MobileNetV2', 'ConvNext', 'ConvNextV2', 'Segformer')
 _TASKS = ('ForImageClassification', 'ForSemanticSegmentation')
@@ -80,7 +82,9 @@ def _build_of_ultralytics(name: str) -> nn.Module:
 
 def _names_in_smp() -> list[str]:
     from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING as architectures
-    return [f'{name}:{encoder}' for name in sorted(architectures) for encoder in _ENCODERS if name != 'dpt']
+    return [
+        f'{name}:{encoder}' for name in sorted(architectures) for encoder in _ENCODERS
+        if name != 'dpt' and not (name in _DILATED and encoder in _NOT_DILATED)]
 
 
 def _build_of_smp(name: str) -> nn.Module:
