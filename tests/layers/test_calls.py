@@ -41,19 +41,6 @@ class Chain(nn.Module):
         return x
 
 
-class Bottleneck(nn.Module):
-    """One activation for two convolutions, and for the sum, which keeps its plain form."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(4, 4, 1)
-        self.conv2 = nn.Conv2d(4, 4, 1)
-        self.relu = nn.ReLU()
-
-    def forward(self, x):
-        return self.relu(self.conv2(self.relu(self.conv1(x))) + x)
-
-
 class Twice(nn.Module):
     """One activation for two convolutions of the same width."""
 
@@ -65,6 +52,13 @@ class Twice(nn.Module):
 
     def forward(self, x):
         return self.relu(self.conv2(self.relu(self.conv1(x))))
+
+
+class Bottleneck(Twice):
+    """One activation for two convolutions, and for the sum, which keeps its plain form."""
+
+    def forward(self, x):
+        return self.relu(self.conv2(self.relu(self.conv1(x))) + x)
 
 
 def converted(*blocks, **kwargs):

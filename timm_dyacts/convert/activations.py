@@ -51,7 +51,7 @@ def swap_activations(step: Step, request: Request) -> None:
         ConversionError: If no sign flip fits, or ``act_kwargs`` has no effect.
     """
     operator = OPERATORS.get(request.act)
-    has_width = operator is not None and operator.has_width
+    has_width = request.has_width
     types = activation_types()
     candidates = step.find(lambda module: isinstance(module, types) and not is_wrapped(module), _FUNCTIONS)
     head = _find_head(step) if has_width else frozenset()
@@ -174,9 +174,9 @@ def _channel_dim(call: Call) -> int | None:
 
 def _build_for(step: Step, module: nn.Module, calls: list[Call], request: Request) -> tuple[nn.Module, bool]:
     """Make what takes the place of an activation. Give it, and whether it starts as what is there."""
-    operator, like, form = OPERATORS.get(request.act), step.like, static_form(module)
+    like, form = step.like, static_form(module)
     widths = {call.channels: _channel_dim(call) for call in calls}
-    if operator is None or not operator.has_width:
+    if not request.has_width:
         widths = dict([next(iter(widths.items()))])
     places = {width: Place(module, width, dim, like.device, like.dtype) for width, dim in widths.items()}
     built = {width: _build(request, form, place) for width, place in places.items()}

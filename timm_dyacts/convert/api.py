@@ -14,7 +14,7 @@ from torch import nn
 
 from ..layers.calls import accept_old_entries, places_left_plain
 from ..modes import evaluating
-from ..operators import OPERATORS, is_mirrored
+from ..operators import is_mirrored
 from ..rng import get_rng_state, set_rng_state
 from .activations import swap_activations
 from .arguments import Request
@@ -196,7 +196,7 @@ def _take_checked_step(name: str, request: Request, trace: Trace, edits: Edits) 
     larger, before = _larger_input(model, name, request, trace)
     step = _take_step(name, request, trace, edits)
     after = trace_forward(model, trace.given)
-    if _exceeds_rounding(step, after, before, _output(model, larger)) is None:
+    if not any(_find_differences(step, after, before, _output(model, larger))):
         return step, after
 
     # Some networks amplify rounding errors to the size of their outputs. In double precision these stay small.
@@ -206,14 +206,14 @@ def _take_checked_step(name: str, request: Request, trace: Trace, edits: Edits) 
     trace_of_twin, before = trace_forward(twin, trace.given.double()), _output(twin, larger)
     step = _take_step(name, request, trace_of_twin, Edits(twin))
     after = trace_forward(twin, trace_of_twin.given)
-    difference = _exceeds_rounding(step, after, before, _output(twin, larger))
+    difference, with_larger = _find_differences(step, after, before, _output(twin, larger))
     if difference is not None:
-        if compare_outputs(trace_of_twin.output, after.output, step.output_signs) != difference:
-            sizes = (tuple(inputs.first.shape[1:]) for inputs in (trace.given, larger))
-            raise ConversionError(
-                'No sign flip keeps the function of this model: one that fits inputs of {} does not fit those of {}, '
-                'as positions are viewed as channels. Nothing was changed.'.format(*sizes))
         raise OutputsDiffer(difference.largest, difference.scale, step.report.counts)
+    if with_larger is not None:
+        sizes = (tuple(inputs.first.shape[1:]) for inputs in (trace.given, larger))
+        raise ConversionError(
+            'No sign flip keeps the function of this model: one that fits inputs of {} does not fit those of {}, '
+            'as positions are viewed as channels. Nothing was changed.'.format(*sizes))
     set_rng_state(random_state, device)
     step = _take_step(name, request, trace, edits)
     step.report.notes.append('the difference is rounding: a copy of the model in double precision kept its outputs')
@@ -226,8 +226,7 @@ def _larger_input(model: nn.Module, name: str, request: Request, trace: Trace) -
     Where a network views positions as channels, as the attention of MA-Net does, the signs that fit one size may not
     fit another.
     """
-    operator = OPERATORS.get(request.act)
-    flips = operator is not None and 'layout' in operator.options or any(map(is_mirrored, model.modules()))
+    flips = request.has_signs or any(map(is_mirrored, model.modules()))
     is_given = request.input_size is not None or request.example_inputs is not None
     x = trace.given.first
     if name != 'act' or not flips or is_given or x.ndim != 4 or max(x.shape[2:]) > 128:
@@ -247,11 +246,21 @@ def _output(model: nn.Module, inputs: Inputs | None) -> Any:
         return inputs.clone().call(model)
 
 
-def _exceeds_rounding(step: Step, after: Trace, larger_before: Any, larger_after: Any) -> Difference | None:
-    """The difference of the outputs, if the step should have kept them and that is more than rounding explains."""
+def _find_differences(
+        step: Step,
+        after: Trace,
+        larger_before: Any,
+        larger_after: Any,
+) -> tuple[Difference | None, Difference | None]:
+    """Compare the outputs of the probe and those of the larger input, if the step should have kept them.
+
+    Returns:
+        The difference of either, ``None`` where rounding explains it.
+    """
     if step.report.function != 'exact':
-        return None
-    found = [compare_outputs(step.trace.output, after.output, step.output_signs)]
+        return None, None
+    found = [compare_outputs(step.trace.output, after.output, step.output_signs), None]
     if step.output_signs is None:
-        found.append(compare_outputs(larger_before, larger_after))
-    return next((difference for difference in found if difference is not None and not difference.is_rounding), None)
+        found[1] = compare_outputs(larger_before, larger_after)
+    first, second = (None if d is None or d.is_rounding else d for d in found)
+    return first, second

@@ -68,6 +68,16 @@ class Request:
         _check_kwargs('act', self.act, self.act_kwargs, module)
         _check_kwargs('pool', self.pool, self.pool_kwargs, OPERATORS[self.pool].module if self.pool else None)
 
+    @property
+    def has_width(self) -> bool:
+        """Whether the activation asked for is made for a number of channels."""
+        return self.act in OPERATORS and OPERATORS[self.act].has_width
+
+    @property
+    def has_signs(self) -> bool:
+        """Whether the activation asked for has a sign for each channel."""
+        return self.act in OPERATORS and 'layout' in OPERATORS[self.act].options
+
     def option(self, name: str) -> str:
         """Give ``where``, ``layout`` or ``start``, or its default."""
         value = getattr(self, name)

@@ -1,5 +1,5 @@
 """What a model is called with to see what it does: a batch of ours, or example inputs of the user's."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -48,14 +48,17 @@ class Inputs(NamedTuple):
         """Call a model with them."""
         return model(*self.args, **self.kwargs)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> 'Inputs':
+        """Give the arguments with each tensor as a function makes it."""
+        return Inputs(*map_tensors(function, tuple(self)))
+
     def clone(self) -> 'Inputs':
         """Copy the tensors: a model may write to what it is given."""
-        return Inputs(*map_tensors(Tensor.clone, tuple(self)))
+        return self.map(Tensor.clone)
 
     def double(self) -> 'Inputs':
         """Copy to the CPU, and numbers with a fraction to double precision."""
-        return Inputs(*map_tensors(
-            lambda t: t.to('cpu', torch.float64) if t.is_floating_point() else t.cpu(), tuple(self)))
+        return self.map(lambda t: t.to('cpu', torch.float64) if t.is_floating_point() else t.cpu())
 
 
 def as_inputs(example_inputs: Any) -> Inputs:

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..layers import BipolarMaxPool2d
 from ..layers.calls import InTurn
-from ..operators import OPERATORS, activation_types
+from ..operators import activation_types
 from .arguments import Request
 from .edits import Edits
 from .functions import as_module, reason_to_keep
@@ -80,9 +80,7 @@ class Places:
         self._edits = edits
         self._request = request
         self._classes: dict[nn.Module, type[nn.Module]] = {}
-        operator = OPERATORS.get(request.act)
-        has_signs = operator is not None and 'layout' in operator.options
-        with_pools = request.pool is not None or has_signs
+        with_pools = request.pool is not None or request.has_signs
         self._types = (activation_types() if request.act else ()) + (MAX_POOLS if with_pools else ())
         self._functions = {
             name for name in SITED if (with_pools if name.startswith('max_pool') else request.act is not None)}
@@ -175,10 +173,9 @@ class Places:
 
     def _has_parameters(self, module: nn.Module | None) -> bool:
         """Whether what takes the place of an activation has parameters."""
-        operator = OPERATORS.get(self._request.act)
         if self._request.act is None or isinstance(module, MAX_POOLS):
             return False
-        if operator is not None and operator.has_width:
+        if self._request.has_width:
             return True
         if self._request.act == 'bipolar':
             return next(module.parameters(), None) is not None

@@ -86,8 +86,9 @@ class Step:
             old_kind: What the report calls ``old``. Default: its class.
         """
         names = self.trace.names[old]
+        notes = _notes_on(old)
         for module in (new, new.new) if isinstance(new, Transition) else (new,):
-            for name, value in _notes_on(old).items():
+            for name, value in notes.items():
                 in_class = getattr(type(module), name, None) is not getattr(type(old), name, None)
                 if in_class or has_own(module, name):
                     raise ConversionError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..convert import ConversionError, convert
 from ..convert.inputs import Inputs, probing
-from ..convert.leaves import map_tensors, tensors_in
+from ..convert.leaves import tensors_in
 from ..convert.probe import REFUSALS, input_sizes
 from ..operators import OPERATORS
 from .libraries import LIBRARIES
@@ -129,7 +129,7 @@ def _reference(
             with probing(model, resize=True):
                 inputs = arguments(name, x[:2])
                 if is_large:
-                    inputs = Inputs(*map_tensors(lambda t: t.to('meta'), tuple(inputs)))
+                    inputs = inputs.map(lambda t: t.to('meta'))
                 else:
                     # The statistics are those of the batch: with statistics, or with scales above 1, drawn at will a
                     # deep network becomes chaotic. It amplifies the rounding of a single operation to the size of its
@@ -147,7 +147,7 @@ def _reference(
 
 
 def _flipped(inputs: Inputs) -> Inputs:
-    return Inputs(*map_tensors(lambda t: t.flip(-1), tuple(inputs)))
+    return inputs.map(lambda t: t.flip(-1))
 
 
 def _difference(output: list[Tensor], expected: list[Tensor]) -> float:

@@ -153,6 +153,7 @@ class Trainer:
         self.recorder = recorder
         self.stop = stop
         self.frozen = frozen
+        self.t: float | None = None  # of the last update, once there was one
 
     def train(self) -> RunResult:
         """Train to the end."""
@@ -211,8 +212,11 @@ class Trainer:
         """Move the transition, if there is one."""
         setup = self.setup
         if setup.config.transition_epochs:
-            models = [setup.model, *filter(None, [setup.ema_model])]
-            if move_transition(models, t_of_update(setup.config, update, setup.updates_per_epoch)):
+            t = t_of_update(setup.config, update, setup.updates_per_epoch)
+            if t == self.t:  # at its end: nothing is to be done for the rest of the run
+                return
+            self.t = t
+            if move_transition([setup.model, *filter(None, [setup.ema_model])], t):
                 _redistribute(setup)
 
     def _after_update(self, steps: int, read_losses: Callable[[], None]) -> None:
