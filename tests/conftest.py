@@ -10,8 +10,14 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 def pytest_configure():
-    """Triton kernels run on the CPU, step by step, if there is no GPU. Triton has to know before it is imported."""
+    """Triton kernels run on the CPU, step by step, if there is no GPU. Triton has to know before it is imported.
+
+    The first backward pass of a process starts a thread for each device, those that ``torch.compile`` only pretends to
+    have too, and a process with such threads cannot be forked, as tests of several processes do. So it is made here.
+    """
     import torch
+
+    torch.zeros((), requires_grad=True).backward()
 
     if not torch.cuda.is_available():
         os.environ.setdefault('TRITON_INTERPRET', '1')

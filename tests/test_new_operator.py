@@ -156,7 +156,7 @@ def test_and_back(new_operator):
 def test_the_grammar_of_the_zoo(new_operator):
     parsed = zoo.parse(f'resnet50_{NAME}_nobn')
     assert (parsed.base, parsed.operator, parsed.nobn) == ('resnet50', NAME, True)
-    assert parsed.recipe == dict(act=NAME, norm='none') and parsed.options == {'act_kwargs', 'where'}
+    assert parsed.recipe == dict(act=NAME, norm='none') and parsed.options == {'act_kwargs', 'transition', 'where'}
     assert zoo.parse(f'mobilenetv3_small_100_{NAME}').warm_start == 'approximate'
     assert {f'resnet50_{NAME}', f'resnet50_{NAME}_nobn', f'vgg16_bn_{NAME}'} <= set(timm.list_models(module='zoo'))
 
@@ -210,5 +210,5 @@ def test_the_benchmarks(new_operator):
 
 def test_the_coverage_of_timm(new_operator):
     assert operations()[NAME] == dict(act=NAME) and NAME in default_operations()
-    row = measure('test_resnet', NAME, max_params=60, full_size=False)
+    row = measure('timm', 'test_resnet', NAME, max_params=60, full_size=False)
     assert (row['contains'], row['result'], row['difference']) == (1, 'exact', '0')

@@ -22,6 +22,8 @@ REQUIRED = {
     ValidateConfig: dict(model=('net',)),
     PredictConfig: dict(model='net', images=('a.png', 'b.png')),
 }
+# What an option means nothing without
+NEEDED = dict(transition_sched=dict(transition_epochs=1))
 PARSERS = {
     TrainConfig: train_command.create_parser,
     ValidateConfig: validate_command.create_parser,
@@ -35,7 +37,7 @@ CHOICES = [name for name, (_, declared) in TABLE.items() if declared.option.choi
 
 def create(name: str, value: Any) -> Options:
     cls, _ = TABLE[name]
-    return cls(**REQUIRED[cls] | {name: value})
+    return cls(**REQUIRED[cls] | NEEDED.get(name, {}) | {name: value})
 
 
 def with_number(name: str, number: float) -> Any:

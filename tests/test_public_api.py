@@ -139,9 +139,12 @@ def test_supported_versions_are_those_of_the_project(project):
 
 def test_what_is_imported_is_declared(project):
     """Packages that come with another one only as long as that one needs them, too."""
-    names = {'PIL': 'pillow', 'yaml': 'pyyaml', 'sklearn': 'scikit-learn'}
+    names = {
+        'PIL': 'pillow', 'yaml': 'pyyaml', 'sklearn': 'scikit-learn',
+        'segmentation_models_pytorch': 'segmentation-models-pytorch'}
     declared = {Requirement(text).name for text in project['dependencies']}
-    demo = {Requirement(text).name for text in project['optional-dependencies']['demo']}
+    optional = {
+        Requirement(text).name for extra in ('demo', 'downstream') for text in project['optional-dependencies'][extra]}
     imported = set()
     for path in PACKAGE.rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -151,7 +154,7 @@ def test_what_is_imported_is_declared(project):
                 imported |= {alias.name.split('.')[0] for alias in node.names}
     imported -= sys.stdlib_module_names
     imported -= {'timm_dyacts', 'triton'}  # PyTorch comes with the Triton that it works with
-    assert {names.get(name, name) for name in imported} <= declared | demo
+    assert {names.get(name, name) for name in imported} <= declared | optional
     assert {'numpy', 'pillow', 'pyyaml', 'tqdm'} <= declared
 
 

@@ -13,7 +13,7 @@ from support.run_folder import RESULTS, write_run
 from support.trained_like import trained_like
 
 from timm_dyacts import run_folder
-from timm_dyacts.run_folder import CheckpointFolder, Preprocessing, Results, RunFolder, Start
+from timm_dyacts.run_folder import CheckpointFolder, Preprocessing, Results, RunFolder, Start, how_to_finish
 
 # As version 0.1 wrote it, after an epoch of resnet10t_dyrelu_b
 RESULTS_0_1 = """{
@@ -358,3 +358,21 @@ class TestRunFolder:
         message = str(error.value)
         assert message.startswith(f"'{run.options}' {words}") and '\n' not in message
         assert message.endswith('Correct it, or remove it to go on without the options.')
+
+
+@pytest.mark.parametrize('t', [0, 0.25, 1])
+@pytest.mark.parametrize('which', ['.', 'ema', 'last'])
+def test_how_a_transition_is_finished(tmp_path, which, t):
+    folder = tmp_path / which
+    folder.mkdir(exist_ok=True)
+    by_hand = 'Load it, call finish_transition(model), with which it '
+    for model in (str(folder), f'local-dir:{folder}', 'hf-hub:user/name', None):
+        words = how_to_finish(model, t)
+        start = f"Train it: timm-dyacts train --model '{model}' --pretrained --transition-epochs N. Or load it, "
+        assert words.startswith(start if t == 0 and model else by_hand) and '--resume' not in words
+    (tmp_path / 'args.yaml').touch()
+    (tmp_path / 'checkpoint').mkdir()
+    (tmp_path / 'checkpoint' / 'previous.pt').touch()
+    words = how_to_finish(f'local-dir:{folder}', t)
+    assert words.startswith(
+        by_hand + 'computes the same' if t == 1 else f"Train on: timm-dyacts train --resume '{tmp_path}'. Or load it, ")

@@ -8,7 +8,16 @@ Importing this package registers its operators and its model variants with timm:
     model = timm.create_model('resnet50_dyrelu_b', pretrained=True)
 """
 from . import hub, layers, zoo
-from .convert import ConversionError, ConversionReport, Replacement, Skip, convert
+from .convert import (
+    ConversionError,
+    ConversionReport,
+    Replacement,
+    Skip,
+    convert,
+    finish_transition,
+    get_transition,
+    set_transition,
+)
 from .layers import *  # noqa: F403
 from .layers import factory as _factory
 from .lsuv import lsuv_
@@ -24,9 +33,12 @@ __all__ = [
     'Skip',
     '__version__',
     'convert',
+    'finish_transition',
+    'get_transition',
     'hub',
     'lsuv_',
     'register',
+    'set_transition',
 ]
 __all__ += layers.__all__
 

@@ -6,12 +6,12 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, is_model, list_models
+from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .modes import evaluating
-from .suggest import close_names
+from .zoo import suggest
 
 __all__ = ['build_model', 'count_parameters', 'resolve_input', 'resolve_model_name']
 
@@ -34,7 +34,7 @@ def resolve_model_name(name: str, option: str = '--model') -> str:
     if not is_model(architecture):
         raise ValueError(
             f'{option} {name!r} is neither a name from timm.list_models() nor a folder with a config.json.'
-            f'{close_names(architecture, list_models(), count=5)}')
+            f'{suggest(architecture, count=5)}')
     return name
 
 

@@ -41,6 +41,7 @@ __all__ = [
     'Results',
     'RunFolder',
     'Start',
+    'how_to_finish',
     'read_rows',
 ]
 
@@ -107,7 +108,8 @@ class Start(_FromDict):
         pretrained: Whether it started from pretrained weights.
         source: Where they came from: a repo of the Hub, a URL or a file.
         license: Their licence.
-        warm_start: ``'exact'`` or ``'approximate'``, ``None`` where nothing was converted.
+        warm_start: ``'exact'`` (by a transition, too), ``'approximate'`` or, where it could not be compared,
+            ``'unchecked'``; ``None`` where nothing was converted.
         kd_model: The teacher of a distillation.
     """
     model: str
@@ -405,6 +407,28 @@ class RunFolder(_Folder):
     def write_options(self, options: Mapping[str, Any]) -> None:
         """Write the options, all or nothing."""
         replace_text(self.options, yaml.safe_dump(dict(options)))
+
+
+def how_to_finish(model: str | None, t: float) -> str:
+    """Say how the unfinished transition of a checkpoint gets to its end, in sentences for a message.
+
+    Args:
+        model: What was loaded: ``'local-dir:<folder>'``, ``'hf-hub:<id>'``, a folder or a name; ``None`` for a mere
+            file of weights.
+        t: Where the transition is, from 0 to 1.
+    """
+    if t == 1:
+        return 'Load it, call finish_transition(model), with which it computes the same, and save that.'
+    run = None if model is None else RunFolder.containing(model.removeprefix('local-dir:'))
+    if run is not None and run.find_state() is not None:
+        way = f"Train on: timm-dyacts train --resume '{run}'. Or load"
+    elif model is not None and t == 0:
+        way = f"Train it: timm-dyacts train --model '{model}' --pretrained --transition-epochs N. Or load"
+    else:
+        way = 'Load'
+    return (
+        f'{way} it, call finish_transition(model), with which it jumps to operators that its '
+        f'weights are not trained for, see how good it is then, and save that.')
 
 
 def _one_line(error: Exception) -> str:

@@ -97,6 +97,7 @@ def test_the_source(model, source, base_model, words):
 @pytest.mark.parametrize('start, words, absent', [
     (dict(warm_start='exact'), 'The warm start was exact', 'approximate'),
     (dict(warm_start='approximate'), 'The warm start was approximate', 'exact'),
+    (dict(warm_start='unchecked'), 'should have been exact, up to rounding, and was not compared', 'approximate'),
     (dict(warm_start=None), 'The training started from the weights', 'warm start'),
     (dict(pretrained=False, source=None, license=None), 'The training started from random weights', 'warm start'),
     (dict(pretrained=False, source='w.pth'), 'The training started from the weights of a file `w.pth`', 'random'),
@@ -118,6 +119,29 @@ def test_without_results_the_options_tell_the_start_and_nothing_is_claimed(model
     assert 'base_model' not in metadata(text) and 'a file `w.pth`' in text and 'license' not in metadata(text)
     assert 'started from random weights' in render(model, results=None, options=dict(ARGS, pretrained=False))
     assert 'Nothing is on record' in render(model, results=None, options=None)
+
+
+@pytest.mark.parametrize('architecture, expected', [
+    ('test_resnet_dyrelu_b', 'exact'), ('test_vit_dyrelu_b', 'approximate'), ('test_resnet', None),
+])
+def test_the_warm_start_of_what_is_not_in_the_table_is_worked_out(architecture, expected):
+    config = dict(architecture=architecture, pretrained_cfg=dict(tag='r160_in1k'))
+    start = card.resolve_start(config, None, dict(model=architecture, pretrained=True))
+    assert start.warm_start == expected and start.source == f'timm/{architecture.partition("_dy")[0]}.r160_in1k'
+    assert card.resolve_start(config, None, dict(model=architecture, pretrained=False)).warm_start is None
+    led = card.resolve_start(config, None, dict(model=architecture, pretrained=True, transition_epochs=1.5))
+    assert led.warm_start == 'exact'
+
+
+def test_the_options_of_the_variant_are_shown():
+    model = timm.create_model('test_resnet_dyrelu_b', where='late', act_kwargs=dict(max_hidden=4))
+    config = dict(architecture='test_resnet_dyrelu_b', model_args=dict(
+        where='late', act_kwargs=dict(max_hidden=4), drop_rate=0.1))
+    text = card.render_model_card('user/x', model, config, sha256=SHA, requires={})
+    assert "| Options | `where='late'`, `act_kwargs={'max_hidden': 4}` |\n| Classes | " in text
+    config['model_args'] = dict(drop_rate=0.1)
+    plain = card.render_model_card('user/x', model, config, sha256=SHA, requires={})
+    assert '| Options |' not in plain and 'image of 3 x 160 x 160 |\n| Classes | ' in plain
 
 
 @pytest.mark.parametrize('weights, options, expected', [

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from support.trained_like import max_diff, output, probe, trained_like
 from timm.models import save_for_hf
 
-from timm_dyacts import BReLU, DyReLUB, SoftPool2d, zoo
+from timm_dyacts import BReLU, DyReLUB, SoftPool2d, finish_transition, get_transition, hub, set_transition, zoo
 from timm_dyacts.cli import main as timm_dyacts
 from timm_dyacts.cli.convert import find_target
+from timm_dyacts.hub.errors import HubError
 
 PROG = 'timm-dyacts convert'
 
@@ -130,6 +131,122 @@ def test_a_fresh_process_loads_it(source, tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == f'Written: {tmp_path / "new"}'
     assert torch.equal(output(load(tmp_path / 'new'), probe()), output(source[1], probe()))
+
+
+# Transitions
+
+
+@pytest.fixture(scope='module')
+def hard_swish(tmp_path_factory):
+    """A trained checkpoint of a network that no operator starts exactly in: (its folder, the model)."""
+    folder = tmp_path_factory.mktemp('source') / 'checkpoint'
+    model = trained_like('mobilenetv3_small_050', num_classes=3)
+    save_for_hf(model, folder, safe_serialization=True)
+    return folder, model
+
+
+@pytest.fixture(scope='module')
+def unfinished(hard_swish, tmp_path_factory):
+    """The folder of an unfinished transition."""
+    folder = tmp_path_factory.mktemp('unfinished') / 'belu'
+    run(hard_swish[0], '--act', 'belu', '--transition', '--output', folder)
+    return folder
+
+
+@pytest.mark.parametrize('options, saved', [
+    (['--act', 'dyrelu_b', '--where', 'late'], dict(where='late', start='fit')),
+    (['--act', 'dyrelu_b', '--start', 'relu', '--act-kwargs', 'reduction=4'],
+     dict(start='relu', act_kwargs=dict(reduction=4))),
+    (['--act', 'belu', '--layout', 'halves', '--norm', 'none'], dict(layout='halves')),
+    (['--pool', 'softpool', '--pool-kwargs', 'beta=2.0'], dict(pool_kwargs=dict(beta=2.0))),
+], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+def test_a_transition_is_written_at_its_start(hard_swish, tmp_path, capsys, options, saved):
+    folder, model = hard_swish
+    run(folder, *options, '--transition', '--output', tmp_path / 'new')
+    out = capsys.readouterr().out
+    assert 'exact by transition: ' in out
+    assert out.endswith(f"timm-dyacts train --model '{tmp_path}/new' --pretrained --transition-epochs N\n")
+    report = json.loads((tmp_path / 'new' / 'conversion.json').read_text())
+    assert report['function'] == 'exact' and any(r['transition'] for r in report['replaced'])
+    new = config(tmp_path / 'new')
+    assert new['transition'] == dict(t=0, finished=False)
+    args = new['model_args']
+    names = ('where', 'layout', 'start', 'act_kwargs', 'pool_kwargs', 'transition')
+    assert {key: args[key] for key in args if key in names} == saved | dict(transition=True)
+
+    loaded = load(tmp_path / 'new')
+    assert get_transition(loaded) == 0
+    difference = max_diff(output(loaded, probe(79)), output(model, probe(79)))
+    assert difference == 0 if '--norm' not in options else difference < 1e-4
+    if 'late' in options:
+        options = [*options, '--start', 'fit']
+    run(folder, *options, '--output', tmp_path / 'plain')
+    plain = load(tmp_path / 'plain')
+    assert torch.equal(output(finish_transition(loaded), probe()), output(plain, probe()))
+    assert loaded.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_from_one_member_to_another(hard_swish, tmp_path):
+    """A bipolar form is what a transition from the base has before it, too."""
+    model = trained_like('resnet10t', num_classes=3)
+    save_for_hf(model, tmp_path / 'base', safe_serialization=True)
+    run(tmp_path / 'base', '--act', 'brelu', '--output', tmp_path / 'brelu')
+    run(tmp_path / 'brelu', '--act', 'belu', '--transition', '--output', tmp_path / 'belu')
+    assert get_transition(load(tmp_path / 'belu')) == 0
+    assert torch.equal(output(load(tmp_path / 'belu'), probe()), output(model, probe()))
+
+
+@pytest.mark.parametrize('t', [0, 0.25, 1])
+def test_what_is_unfinished_is_neither_converted_nor_published(unfinished, tmp_path, fails, t):
+    folder = unfinished
+    if t:
+        folder = tmp_path / 'folder'
+        save_for_hf(set_transition(load(unfinished), t), folder, safe_serialization=True)
+    ways = {
+        0: rf"Train it: timm-dyacts train --model '\S*{folder.name}' --pretrained --transition-epochs N\. Or load it, ",
+        0.25: r'Load it, call finish_transition\(model\), with which it jumps',
+        1: r'Load it, call finish_transition\(model\), with which it computes the same, and save that\.$',
+    }
+    for options in (['--norm', 'none'], ['--act', 'relu'], ['--act', 'brelu', '--transition']):
+        message = fails(folder, *options, '--output', tmp_path / 'new')
+        assert re.match(rf'MODEL must have no unfinished transition, got \S+ at t = {t}\. {ways[t]}', message)
+    with pytest.raises(HubError, match=rf'is not finished \(t = {t}\), .* its name says\. {ways[t]}'):
+        hub.publish(folder, 'user/name', dry_run=True)
+    assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--norm', 'none'], "The zoo must know .* got 'mobilenetv3_small_050_nobn'"),
+    (['--act', 'relu'], "The zoo must know .* got 'mobilenetv3_small_050'"),
+    (['--act', 'gelu', '--pool', 'softpool'], 'The checkpoint was not written: '),
+])
+def test_transitions_that_lead_nowhere(hard_swish, source, tmp_path, fails, options, message):
+    assert re.match(message, fails(hard_swish[0], *options, '--transition', '--output', tmp_path / 'new'))
+
+
+def test_transitions_that_cannot_be_made_again(source, hard_swish, tmp_path, fails):
+    new = ('--transition', '--output', tmp_path / 'new')
+    exact = fails(source[0], '--act', 'brelu', *new)
+    assert exact == '--transition must be left out for resnet18_brelu, which starts exactly without one.'
+    run(source[0], '--act', 'dyrelu_b', '--output', tmp_path / 'dyrelu')
+    back = fails(tmp_path / 'dyrelu', '--act', 'relu', *new)
+    assert back == '--transition must be left out for the way back to resnet18, which takes none.'
+    assert fails(tmp_path / 'dyrelu', '--norm', 'none', *new).startswith('transition must be left out without act and')
+    model = load(tmp_path / 'dyrelu')
+    with torch.no_grad():
+        model.act1.fc2_bias.fill_(0.5)
+    save_for_hf(model, tmp_path / 'moved', safe_serialization=True)
+    message = fails(tmp_path / 'moved', '--act', 'belu', *new)
+    assert message.startswith(
+        "The checkpoint was not written: it does not load as 'resnet18_belu' (a transition is made anew from the base,")
+    run(hard_swish[0], '--act', 'dyrelu_b', '--output', tmp_path / 'relu')
+    message = fails(tmp_path / 'relu', '--act', 'belu', *new)
+    assert message.startswith("The checkpoint was not written: loaded back as 'mobilenetv3_small_050_belu' it gives")
+    assert message.endswith('(a transition is made anew from the base, and has to start from a checkpoint of that)')
+    assert not (tmp_path / 'new').exists()
+
+
+# Mistakes
 
 
 @pytest.mark.parametrize('options, message', [

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from timm_dyacts.convert.trace import tensors_in, trace_forward
+from timm_dyacts.convert.leaves import tensors_in
+from timm_dyacts.convert.trace import trace_forward
 
 
 class Net(nn.Module):
@@ -184,3 +185,53 @@ def test_squeeze_excite_of_timm_is_a_gate():
     trace = trace_forward(model, torch.randn(1, 3, 64, 64))
     assert not trace.is_on_main_path(model.layer1[0].se.fc1)
     assert trace.is_on_main_path(model.layer1[0].conv1)
+
+
+class Written(nn.Module):
+    """Writes to parts of a tensor, uses a gate, computes what nobody reads, and takes distances from places."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.final = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.parts, self.gate, self.unread, self.last = nn.ReLU(), nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        x = self.conv(x)
+        self.unread(x)
+        kept = torch.zeros_like(x)
+        kept[:, 1:] = self.parts(x)[:, 1:]
+        kept[:, :1] *= torch.sigmoid(self.gate(x))[:, :1]
+        kept += self.final(x)
+        places = torch.arange(4.0).view(4, 1, 1)
+        sides = kept.clone()
+        sides[0].copy_(places - self.last(kept[0]))
+        return sides
+
+
+def test_what_is_written_to_a_part_reaches_those_who_read_the_whole():
+    model = Written()
+    trace = trace_forward(model, torch.randn(2, 3, 4, 4))
+    found = {name: module for name, module in model.named_children() if type(module) is nn.ReLU}
+    assert {n for n, m in found.items() if trace.is_on_main_path(m)} == {'parts', 'last'}
+    assert {n for n, m in found.items() if trace.reaches_output(m)} == {'parts', 'gate', 'last'}
+
+
+def test_what_is_behind_the_last_weights():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.ReLU())
+    trace = trace_forward(net, torch.randn(2, 3, 4, 4))
+    assert [trace.is_behind_weights(module) for module in net] == [False, False, True, True, True, True]
+
+
+def test_weights_that_are_read_as_views():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.weight = nn.ReLU(), nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x):
+            out = x.new_zeros(2, 2, 3)
+            out[:, 0] = self.act(x) @ self.weight.t()[:, :]
+            return out
+
+    model = Product()
+    assert not trace_forward(model, torch.randn(2, 4)).is_behind_weights(model.act)

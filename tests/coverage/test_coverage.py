@@ -126,8 +126,10 @@ def test_the_death_of_a_worker_costs_one_case(tmp_path):
     assert lost['reason'] == 'the process died (exit code -9)'
 
 
-def row(architecture, contains, relu_cnn, result, operation='brelu', difference='', reason=''):
+def row(
+        architecture, contains, relu_cnn, result, operation='brelu', difference='', reason='', library='timm'):
     return dict.fromkeys(COLUMNS, '') | dict(
+        library=library,
         architecture=architecture,
         operation=operation,
         contains=contains,
@@ -158,20 +160,20 @@ def test_summary_adds_up():
     ])
     header, _, brelu, nobn, _, *notes = text.splitlines()
     assert header.count('|') == brelu.count('|') == nobn.count('|')
-    assert brelu == '| `brelu` | 8 | 4 (50.0%) | 2 (25.0%) | 1 of 2 (50.0%) | 1 | 2 |'
-    assert nobn == '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) | 0 | 0 |'
+    assert brelu == '| timm | `brelu` | 8 | 4 (50.0%) | 2 (25.0%) | 1 of 2 (50.0%) | 1 | 2 |'
+    assert nobn == '| timm | `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) | 0 | 0 |'
     assert notes == [
-        '- `brelu`, where not exact: median difference 0.25 of the largest output',
-        '- `brelu`, errors: 1 (i)',
+        '- timm, `brelu`, where not exact: median difference 0.25 of the largest output',
+        '- timm, `brelu`, errors: 1 (i)',
     ]
 
 
 def test_the_summary_is_the_table_of_the_readme():
     """Rows that are made up from the numbers in the README's table give that table."""
-    table = re.search(r'^\| operation \| architectures .*?(?=\n\n)', README, re.MULTILINE | re.DOTALL)[0]
+    table = re.search(r'^\| library \| operation \| architectures .*?(?=\n\n)', README, re.MULTILINE | re.DOTALL)[0]
     rows = []
     for line in table.splitlines()[2:]:
-        operation, contain, convert, exact, relu, refused, ran_out = line.strip('| ').split(' | ')
+        library, operation, contain, convert, exact, relu, refused, ran_out = line.strip('| ').split(' | ')
         converted, exactly, refused, ran_out = (int(re.match(r'\d+', cell)[0]) for cell in (
             convert, exact, refused, ran_out))
         exact_relus, relus = map(int, re.match(r'(\d+) of (\d+)', relu).groups())
@@ -180,7 +182,7 @@ def test_the_summary_is_the_table_of_the_readme():
         assert len(results) == int(contain), 'no case is lost'
         is_relu = [i < exact_relus or exactly <= i < exactly + relus - exact_relus for i in range(len(results))]
         rows += [
-            row(str(i), '1', str(int(cnn)), result, operation.strip('`'))
+            row(str(i), '1', str(int(cnn)), result, operation.strip('`'), library=library)
             for i, (result, cnn) in enumerate(zip(results, is_relu, strict=True))
         ]
     assert summarise(rows) == table
@@ -192,20 +194,24 @@ def test_summary_of_a_table(table, call_script, capsys):
     moved = {operation: float(rows['test_vit', operation]['difference']) for operation in ('dyrelu_b', 'brelu')}
     moved['softpool'] = float(rows['test_resnet', 'softpool']['difference'])
     assert capsys.readouterr().out.splitlines()[2:] == [
-        '| `dyrelu_b` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | 0 | 0 |',
-        '| `brelu` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | 0 | 0 |',
-        '| `softpool` | 1 | 1 (100.0%) | 0 (0.0%) | 0 of 1 (0.0%) | 0 | 0 |',
-        '| `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) | 0 | 0 |',
+        '| timm | `dyrelu_b` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | 0 | 0 |',
+        '| timm | `brelu` | 2 | 2 (100.0%) | 1 (50.0%) | 1 of 1 (100.0%) | 0 | 0 |',
+        '| timm | `softpool` | 1 | 1 (100.0%) | 0 (0.0%) | 0 of 1 (0.0%) | 0 | 0 |',
+        '| timm | `nobn` | 1 | 1 (100.0%) | 1 (100.0%) | 1 of 1 (100.0%) | 0 | 0 |',
         '',
-        *(f'- `{operation}`, where not exact: median difference {value} of the largest output'
+        *(f'- timm, `{operation}`, where not exact: median difference {value} of the largest output'
           for operation, value in moved.items()),
     ]
 
 
 def test_the_operations_come_from_the_table_of_operators():
     assert default_operations() == ['dyrelu_b', 'brelu', 'softpool', 'nobn']
-    assert set(operations()) == {*OPERATORS, 'nobn', 'dyrelu_b_fit', 'dyrelu_b_fit_k3'}
+    transitions = {f'{name}_transition' for name in ('dyrelu_b', 'brelu', 'softpool')}
+    assert set(operations()) == {
+        *OPERATORS, 'nobn', 'dyrelu_b_fit', 'dyrelu_b_fit_k3', 'dyrelu_b_late', *transitions}
+    assert operations()['softpool_transition'] == dict(pool='softpool', transition=True)
     assert operations()['dyrelu_b_fit_k3'] == dict(act='dyrelu_b', start='fit', act_kwargs=dict(k=3))
+    assert operations()['dyrelu_b_late'] == dict(act='dyrelu_b', where='late')
     assert operations()['softpool'] == dict(pool='softpool')
 
 
@@ -220,6 +226,8 @@ def test_a_fitted_start_moves_the_outputs_less(tmp_path):
 
 @pytest.mark.parametrize('options, message', [
     (['--filter', 'no_such_net'], '--filter must match an architecture of timm, got no_such_net'),
+    (['--library', 'timm', 'torchvision', '--filter', 'test_resnet'],
+     '--filter must match an architecture of torchvision, got test_resnet'),
     (['--workers', '0'], '--workers must be at least 1, got 0'),
     (['--summary', '--output', 'no_such.csv'], "--output must be an existing table, got 'no_such.csv'"),
 ])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import timm_dyacts  # noqa: F401
+import timm_dyacts
 from timm_dyacts.cli import main
 from timm_dyacts.data import lite0
 from timm_dyacts.data.lite0 import ARCHITECTURE, load_lite0
@@ -26,9 +26,9 @@ def weights(tmp_path_factory):
     return path
 
 
-def create(name, weights):
+def create(name, weights, **options):
     overlay = dict(file=str(weights))
-    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
 
 
 @pytest.fixture(scope='module')
@@ -63,6 +63,20 @@ def test_approximate_variants_say_so(operator, base, weights, photos):
     variant = create(f'{ARCHITECTURE}_{operator}', weights)
     assert variant.conversion.function == 'approximate'
     assert not torch.allclose(variant(photos), base(photos), atol=0.1)
+
+
+@pytest.mark.parametrize('operator', ['dyrelu_a', 'dyrelu_b', 'dyrelu_c', 'softpool', 'brelu', 'belu', 'belu_nobn'])
+@torch.no_grad()
+def test_all_variants_start_as_the_base_with_a_transition(operator, base, weights, photos):
+    """At the size of the pictures and at an odd one; at the end the variant is as if made without."""
+    variant, plain = (create(f'{ARCHITECTURE}_{operator}', weights, transition=t) for t in (True, False))
+    for pictures in (photos, photos[..., 2:-3, :-1]):
+        expected = base(pictures)
+        torch.testing.assert_close(variant(pictures), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    if plain.conversion.function == 'approximate':
+        timm_dyacts.finish_transition(variant)
+    assert variant.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(variant(photos), plain(photos))
 
 
 def test_the_command_writes_the_weights(weights, tmp_path, capsys):

@@ -2,6 +2,7 @@
 import csv
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from support.photos import COLORS, write_photos
 from timm.data import create_transform, resolve_data_config
 
-import timm_dyacts  # noqa: F401
+import timm_dyacts
 from timm_dyacts.evaluation.predict import find_images
 from timm_dyacts.training import save_checkpoint, set_pretrained_cfg
 
@@ -146,3 +147,63 @@ def test_near_miss_of_an_option(call, capsys):
     with pytest.raises(SystemExit):
         call('train.py', '--bach-size', '4')
     assert 'unrecognized arguments: --bach-size 4. Close names: --batch-size' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def unfinished(tmp_path_factory):
+    """The folders of a model at t = 0 and at 0.25."""
+    folders = {}
+    for t in (0, 0.25):
+        torch.manual_seed(0)
+        net = timm_dyacts.set_transition(timm.create_model('test_resnet_belu', num_classes=3, transition=True), t)
+        set_pretrained_cfg(net, dict(resolve_data_config({}, model=net), input_size=(3, 32, 32)), from_pretrained=False)
+        folders[t] = tmp_path_factory.mktemp('unfinished')
+        save_checkpoint(net, folders[t], label_names=list(COLORS))
+    return folders
+
+
+@pytest.mark.parametrize('t', [0, 0.25])
+@pytest.mark.parametrize('script', ['predict.py', 'validate.py'])
+def test_an_unfinished_transition_gets_one_remark(script, t, model, unfinished, photos, call, tmp_path, caplog):
+    folder = unfinished[t]
+    images = {'predict.py': [photos], 'validate.py': ['--data-dir', photos]}[script]
+    call(script, '-m', folder, *images)
+    remark, = [record.getMessage() for record in caplog.records]
+    way = f"Train it: timm-dyacts train --model '{folder}' --pretrained --transition-epochs N. Or load" if t == 0 \
+        else 'Load'
+    assert remark.startswith(
+        f"'{folder}' has an unfinished transition (t = {t}), so it is not yet the model that its name says. {way} it, "
+        'call finish_transition(model), with which it jumps') and '\n' not in remark
+    caplog.clear()
+    weights = tmp_path / 'weights.safetensors'
+    weights.symlink_to(folder / 'model.safetensors')
+    call(script, '-m', 'test_resnet_belu', '--model-kwargs', 'transition=True', '--num-classes', '3', '--checkpoint',
+         weights, *images)
+    remark, = [record.getMessage() for record in caplog.records]
+    assert remark.startswith(f"'{weights}' has an unfinished transition (t = {t})") and 'says. Load it, ' in remark
+    caplog.clear()
+    call(script, '-m', model, *images)
+    assert not caplog.records
+
+
+def test_the_remark_names_the_run_that_can_go_on(unfinished, photos, call, tmp_path, caplog):
+    last = shutil.copytree(unfinished[0.25], tmp_path / 'run' / 'last')
+    (tmp_path / 'run' / 'args.yaml').write_text('dataset: digits\n')
+    (tmp_path / 'run' / 'checkpoint').mkdir()
+    call('predict.py', '-m', last, photos)
+    (tmp_path / 'run' / 'checkpoint' / 'state.pt').touch()
+    call('predict.py', '-m', last, photos)
+    call('predict.py', '-m', 'test_resnet_belu', '--model-kwargs', 'transition=True', '--num-classes', '3',
+         '--checkpoint', last / 'model.safetensors', photos)
+    without, of_folder, of_file = [record.getMessage() for record in caplog.records]
+    assert '--resume' not in without
+    for remark in (of_folder, of_file):
+        assert f"Train on: timm-dyacts train --resume '{tmp_path / 'run'}'. Or load it, call" in remark
+
+
+def test_a_finished_model_gets_no_remark(unfinished, photos, call, tmp_path, caplog):
+    net = timm.create_model(f'local-dir:{unfinished[0.25]}', pretrained=True)
+    save_checkpoint(timm_dyacts.finish_transition(net), tmp_path, label_names=list(COLORS))
+    call('predict.py', '-m', tmp_path, photos)
+    call('validate.py', '-m', tmp_path, '--data-dir', photos)
+    assert not caplog.records

@@ -399,6 +399,76 @@ class TestTransforms:
         assert repr(DyReLUC()).startswith('LazyDyReLU(None')
 
 
+class TestStatic:
+    """``static=True``: mode "b" with a hyper function that is a bias and nothing else."""
+
+    @staticmethod
+    def pair(**kwargs):
+        static = trained(DyReLUB(6, static=True, **kwargs))
+        dynamic = DyReLUB(6, **kwargs)  # fresh: the weights of fc2 are zero
+        dynamic.load_state_dict(static.state_dict(), strict=False)
+        return static, dynamic
+
+    @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+    @pytest.mark.parametrize('dtype', DTYPES, ids=str)
+    @pytest.mark.parametrize('k', [1, 2, 3])
+    def test_is_mode_b_with_weights_of_zero(self, k, dtype, memory_format):
+        static, dynamic = self.pair(k=k, max_value=1.5, dtype=dtype)
+        x = values(3, 6, 5, 4, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+        y, expected = static(x), dynamic(x)
+        assert y.dtype == dtype and y.is_contiguous(memory_format=memory_format)
+        torch.testing.assert_close(y, expected)
+        weight = values(3, 6, 5, 4, dtype=dtype, seed=1)
+        grads = torch.autograd.grad((y * weight).sum(), [x, static.fc2_bias])
+        expected_grads = torch.autograd.grad((expected * weight).sum(), [x, dynamic.fc2_bias])
+        for grad, expected_grad in zip(grads, expected_grads, strict=True):
+            tolerance = {} if dtype.itemsize > 2 else dict(rtol=0.02, atol=0.05)
+            torch.testing.assert_close(grad, expected_grad, **tolerance)
+
+    @pytest.mark.parametrize('static', STATIC)
+    def test_starts_as_the_activation(self, static):
+        kwargs, function = STATIC[static]
+        x = values(2, 6, 4, 4, dtype=torch.float32)
+        assert torch.equal(DyReLUB(6, static=True, **kwargs)(x), function(x))
+
+    def test_samples_do_not_see_each_other(self):
+        static, _ = self.pair()
+        x = values(3, 6, 4, 4, dtype=torch.float32)
+        assert torch.equal(static(x)[1:2, :, 1:3], static(x[1:2, :, 1:3]))
+        assert static(x[:0]).shape == (0, 6, 4, 4)
+
+    @pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
+    def test_transforms(self):
+        static, _ = self.pair(max_value=6)
+        x = values(2, 6, 5, 4, dtype=torch.float32)
+        expected = static(x)
+        dims = {0: torch.export.Dim('n'), 2: torch.export.Dim('h')}
+        exported = torch.export.export(static, (torch.zeros(3, 6, 7, 4),), dynamic_shapes=(dims,)).module()
+        compiled = torch.compile(static, fullgraph=True, backend='aot_eager')
+        for transformed in (exported, compiled, torch.jit.script(static), torch.fx.symbolic_trace(static)):
+            torch.testing.assert_close(transformed(x), expected)
+
+    def test_lazy_copies_and_state_dict(self):
+        static, _ = self.pair()
+        assert list(static.state_dict()) == ['fc2_bias'] and static.fc2_bias.shape == (24,)
+        lazy = DyReLUB(static=True)
+        lazy.load_state_dict(static.state_dict())
+        first_input = DyReLUB(static=True)
+        x = values(2, 6, 5, dtype=torch.float32)
+        first_input(x)
+        assert lazy.channels == first_input.channels == 6
+        for module in (lazy, copy.deepcopy(static), pickle.loads(pickle.dumps(static))):
+            assert torch.equal(module(x), static(x))
+        assert not static.is_fresh()
+        static.reset_parameters()
+        assert static.is_fresh() and 'static=True' in repr(static)
+
+    @pytest.mark.parametrize('mode', ['a', 'c'])
+    def test_mode_b_alone(self, mode):
+        with pytest.raises(ValueError, match=f"static must be False in mode '{mode}'"):
+            DyReLU(6, mode, static=True)
+
+
 class TestBadInput:
     @pytest.mark.parametrize('kwargs, error, match', [
         ({'channels': 0}, ValueError, 'channels must be at least 1, got 0'),

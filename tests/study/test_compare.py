@@ -84,6 +84,7 @@ def test_finished_runs_are_not_repeated(finished, photos, tmp_path, monkeypatch)
     shutil.copytree(finished.folder, tmp_path / 'compare')
     shutil.rmtree(tmp_path / 'compare' / 'runs' / 'other' / 'seed-1')
     (tmp_path / 'compare' / 'runs' / 'other' / 'seed-1.json').unlink()
+    (tmp_path / 'compare' / 'compare.csv').unlink()
     started = []
 
     class Popen(subprocess.Popen):
@@ -95,6 +96,46 @@ def test_finished_runs_are_not_repeated(finished, photos, tmp_path, monkeypatch)
     run_compare(photos, tmp_path)
     assert len(started) == 1 and 'seed-1' in started[0]
     assert numbers(tmp_path / 'compare') == numbers(finished.folder)
+
+
+def test_the_csv_files_alone_are_enough_to_go_on(finished, photos, tmp_path, monkeypatch):
+    (tmp_path / 'compare').mkdir()
+    for name in ('compare.csv', 'epochs.csv'):
+        shutil.copy(finished.folder / name, tmp_path / 'compare')
+    monkeypatch.setattr(subprocess, 'Popen', None)
+    result = run_compare(photos, tmp_path)
+    assert result.sentences == finished.sentences
+    assert numbers(tmp_path / 'compare') == numbers(finished.folder)
+    assert (tmp_path / 'compare' / 'epochs.csv').read_text() == (finished.folder / 'epochs.csv').read_text()
+
+    # Fewer models and seeds leave the rows of the others where they are.
+    config = CompareConfig(models=MODELS[::2], seeds=1, repeats=1, output=str(tmp_path), against='other')
+    fewer = compare(config, **options(photos))
+    assert [summary.model for summary in fewer.summaries] == ['other', 'test_resnet']
+    assert sorted(map(str, numbers(tmp_path / 'compare'))) == sorted(map(str, numbers(finished.folder)))
+
+    (tmp_path / 'compare' / 'compare.csv').write_text('model,seed\ntest_resnet,0\n')
+    with pytest.raises(ValueError, match='must be as compare writes them'):
+        run_compare(photos, tmp_path)
+
+
+def test_no_state_is_left_of_a_finished_run(finished):
+    assert not list(finished.folder.rglob('*.pt')) and list(finished.folder.rglob('model.safetensors'))
+
+
+def test_frozen_coefficients(photos, tmp_path):
+    """A control of the control: fresh coefficients do not depend on the image, so freezing them changes nothing."""
+    fixed = 'mobilenetv2_050_dyrelu_b:lr_ops=0'
+    models = ('mobilenetv2_050', f'fixed={fixed}', f'slow={fixed},lr=0.0005')
+    config = CompareConfig(
+        models=models, seeds=1, repeats=1, freeze_coefficients=True, output=str(tmp_path), at='best')
+    result = compare(config, **options(photos) | dict(epochs=1, val_fraction=0.3))
+    table = rows(result.folder)
+    assert [row['frozen_at'] for row in table] == ['', 'best', 'best']
+    for row in table[1:]:
+        assert float(row['frozen_loss']) == pytest.approx(float(row['best_loss']), rel=1e-4)
+    text = (result.folder / 'compare.md').read_text()
+    assert '`slow` with frozen coefficients: exactly the top1 of `as trained` with its only seed.' in text
 
 
 def test_other_options_are_another_comparison(finished, photos):
@@ -130,6 +171,7 @@ def test_a_run_that_fails_is_named(photos, tmp_path):
     (('test_resnet',), {}, ValueError, 'must be at least two'),
     (('test_resnet', 'b=test_resnet:lr=-1'), {}, ValueError, 'lr .--lr. must be'),
     (('test_resnet', 'b=test_resnet'), dict(seeds=0), ValueError, 'seeds .--seeds. must be an integer of at least 1'),
+    (('test_resnet', 'b=test_resnet'), dict(against='c'), ValueError, 'label of a model, one of test_resnet, b, got'),
     (('test_resnet', 'b=test_resnet'), dict(metric='top3'), ValueError, 'one of top1, top5, loss'),
 ])
 def test_bad_input(models, kwargs, error, words, photos, tmp_path):

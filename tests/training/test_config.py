@@ -117,7 +117,9 @@ def test_options_of_version_0_1_are_read(tmp_path):
     saved = yaml.safe_load(VERSION_0_1)
     (tmp_path / 'args.yaml').write_text(VERSION_0_1)
     config = TrainConfig(**read_yaml(tmp_path / 'args.yaml', TrainConfig))
-    assert to_dict(config) == saved | dict(resume=None)
+    newer = dict(
+        images_per_class=None, val_fraction=0.0, transition_epochs=0.0, transition_sched='linear')
+    assert to_dict(config) == newer | saved | dict(resume=None)
 
 
 # From Python

@@ -1,10 +1,13 @@
 """What checkpoints, configs and scripts out there rely on: the names of the zoo and of what its models hold."""
 import hashlib
 import json
+import re
 
 import pytest
 import timm
 import torch
+
+from timm_dyacts.layers.calls import InTurn, places_left_plain
 
 # Digests of the sorted names and shapes in the state dict, as version 0.1 had them.
 STATE_DICTS = {
@@ -20,10 +23,14 @@ STATE_DICTS = {
     'densenet121_belu': '4f441fdd51587231857a734208ac4f27192b2a9c17754b77a26f065b3f1bfa39',
     'regnety_002_brelu': '326b675c7a460cf99f023118b4b35d813e01df8ae28ca4e95b016b51b8611860',
     'dla34_dyrelu_b': '9dfae68e5e9a368ae62c4c1995aaf9e089e2568159c8174f171d634baa4d387a',
+    'dla60_dyrelu_b': 'c0ff21ed4a83817f609cd562c84f431c808ac82d722db93891fd898af6f002c6',
+    'hrnet_w18_small_dyrelu_b': 'e30f383fc013473463ae35a851c39681b5ee8ca815ebe395ca3218cc56685afa',
     'convmixer_768_32_dyrelu_b': '328fbf390bd74d39c05be84d482ebb299842e1fd2cb99df9a23e97d8accf8254',
     'inception_v3_softpool': '981156f603a76f3d9da10200da57f3dc5cddf57efc1ff9cc1100bccf5b515963',
     'vgg11_bn_brelu': 'ad531ad3fe93a868da8cc6525863ed3c46522a0e94897b0b0a20c284fbe32242',
 }
+NEWER = {f'{base}_dyrelu_b' for base in (
+    'res2net50_26w_4s', 'res2net50d', 'res2net101_26w_4s', 'res2next50')}
 
 
 def digest(content):
@@ -33,12 +40,22 @@ def digest(content):
 @pytest.mark.parametrize('name', STATE_DICTS)
 def test_the_state_dict_has_the_names_and_shapes_of_version_0_1(name):
     with torch.device('meta'):
-        state = timm.create_model(name).state_dict()
+        model = timm.create_model(name)
+    state = model.state_dict()
+    # Where there was none since the calls differ in width, `accept_old_entries` makes up for it.
+    left_plain = tuple(f'{place}.' for place in places_left_plain(model))
+    assert bool(left_plain) == name.startswith(('dla60', 'hrnet'))
+    state = {key: value for key, value in state.items() if not key.startswith(left_plain)}
+    # Where one operator served several calls, each has got its own; `InTurn` reads checkpoints of the one.
+    for place, module in model.named_modules():
+        if isinstance(module, InTurn):
+            state = {key.replace(f'{place}.0.', f'{place}.'): value for key, value in state.items()
+                     if not re.match(rf'{re.escape(place)}\.[1-9]', key)}
     assert digest(sorted((key, list(value.shape)) for key, value in state.items())) == STATE_DICTS[name]
 
 
 def test_the_zoo_has_the_names_of_version_0_1():
-    names = sorted(timm.list_models(module='zoo'))
+    names = sorted(set(timm.list_models(module='zoo')) - NEWER)
     assert len(names) == 542
     assert digest(names) == '1685196ec811aa07dab0786121bab9fe9373f8ce117084f6a0385c3ee0a9a4eb'
 
@@ -47,5 +64,5 @@ def test_the_zoo_has_the_pretrained_tags_of_version_0_1():
     """With timm 1.0.31; a later one may have more of them."""
     if timm.__version__ != '1.0.31':
         pytest.skip('the tags are those of the installed timm')
-    names = sorted(timm.list_pretrained([f'{name}.*' for name in timm.list_models(module='zoo')]))
+    names = sorted(timm.list_pretrained([f'{name}.*' for name in timm.list_models(module='zoo') if name not in NEWER]))
     assert digest(names) == '465eb43e1579238354fd34dfd0070a7091830aeb1b37aa03363b63c141f2d7f0'

@@ -25,7 +25,7 @@ def test_an_architecture_outside_the_table_follows_the_grammar():
     assert (variant.base, variant.operator, variant.nobn) == ('resnet50_gn', 'dyrelu_c', True)
     assert variant.recipe == dict(act='dyrelu_c', norm='none')
     assert variant.family is None and variant.warm_start is None
-    assert not timm.is_model(variant.name)
+    assert timm.is_model(variant.name) and variant.name not in timm.list_models()
 
 
 @pytest.mark.parametrize('name', [
@@ -82,9 +82,9 @@ def test_an_option_that_cannot_apply_is_refused(name, options):
 
 
 def test_the_options_that_apply():
-    assert zoo.parse('resnet18_dyrelu_b').options == {'act_kwargs', 'start', 'where'}
-    assert zoo.parse('resnet18_softpool').options == {'pool_kwargs'}
-    assert zoo.parse('resnet18_brelu').options == {'act_kwargs', 'layout'}
+    assert zoo.parse('resnet18_dyrelu_b').options == {'act_kwargs', 'start', 'transition', 'where'}
+    assert zoo.parse('resnet18_softpool').options == {'pool_kwargs', 'transition'}
+    assert zoo.parse('resnet18_brelu').options == {'act_kwargs', 'layout', 'transition'}
     with torch.device('meta'):
         model = timm.create_model('resnet18_dyrelu_b', act_kwargs=dict(reduction=16), where='all', start='fit')
         assert {m.reduction for m in model.modules() if isinstance(m, DyReLUB)} == {16}

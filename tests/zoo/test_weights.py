@@ -175,3 +175,22 @@ def test_nothing_of_the_watching_stays(tmp_path):
     with pytest.raises(RuntimeError):
         load('resnet18_dyrelu_b', {'nothing': torch.zeros(1)}, tmp_path / 'file.pth')
     assert not torch_module._global_module_registration_hooks
+
+
+@pytest.mark.parametrize('operator', OPERATORS)
+def test_a_file_of_the_base_whose_classifier_is_not_taken_over(operator, tmp_path):
+    """As ``--pretrained-path`` asks for it: the classes of the file may be any."""
+    base = trained_like('resnet10t', num_classes=9)
+    torch.save(base.state_dict(), tmp_path / 'base.pth')
+    overlay = dict(file=str(tmp_path / 'base.pth'), num_classes=-1)
+    variant = timm.create_model(
+        f'resnet10t_{operator}', pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay)
+    assert variant.num_classes == 5 and variant.fc.weight.shape[0] == 5
+    weights = variant.state_dict()
+    for name, value in base.state_dict().items():
+        if name.startswith('layer'):
+            assert torch.equal(weights[name].abs(), value.abs()), name  # those of bipolar variants are flipped
+    del (incomplete := base.state_dict())['layer2.0.conv1.weight']
+    torch.save(incomplete, tmp_path / 'base.pth')
+    with pytest.raises(RuntimeError, match='Missing key.*layer2.0.conv1.weight'):
+        timm.create_model(f'resnet10t_{operator}', pretrained=True, pretrained_cfg_overlay=overlay)

@@ -67,15 +67,19 @@ def resolve_start(
     pretrained = bool(options.get('pretrained') or file)
     name = f'{architecture}.{cfg["tag"]}' if cfg.get('tag') else architecture
     registered = get_pretrained_cfg(name, allow_unregistered=True) if is_model(architecture) else None
-    variant = {v.name: v for v in zoo.variants()}.get(architecture)
     return Start.from_dict(dict(
         model=options.get('model', architecture),
         pretrained=pretrained,
         source=file or (registered.hf_hub_id if registered and pretrained else None),
         license=cfg.get('license') if pretrained and not file else None,
-        warm_start=variant.warm_start if variant and pretrained else None,
+        warm_start=_warm_start(architecture, options) if pretrained else None,
         kd_model=options.get('kd_model'),
     ))
+
+
+def _warm_start(architecture: str, options: Mapping[str, Any]) -> str | None:
+    """Tell how a pretrained run started. One with a transition did so exactly, whatever its operator."""
+    return 'exact' if options.get('transition_epochs') else zoo.resolve_warm_start(architecture)
 
 
 def render_model_card(
@@ -127,6 +131,7 @@ def render_model_card(
         metadata=_metadata(repo_id, model, results, source, license, operators).to_yaml(),
         repo_id=repo_id,
         architecture=config['architecture'],
+        model_args={k: v for k, v in config.get('model_args', {}).items() if k in zoo.all_options()},
         size=size,
         num_classes=model.num_classes,
         label_names=list(cfg.get('label_names') or ()),

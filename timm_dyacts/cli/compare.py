@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
     except (ImportError, OSError, RunError, TypeError, ValueError) as e:
         fail(prog, e)
     print((result.folder / 'compare.md').read_text(encoding='utf-8'))
-    print(f'{result.folder}: compare.csv, compare.md, compare.png, curves.png')
+    print(f'{result.folder}: compare.csv, epochs.csv, compare.md, compare.png, curves.png')
 
 
 def _end(signum: int, frame: FrameType | None) -> None:

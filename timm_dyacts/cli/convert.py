@@ -2,7 +2,8 @@
 
 The new folder holds ``model.safetensors``, ``config.json`` and the report as ``conversion.json``. It is loaded back and
 compared before it is put in place, so that ``timm.create_model('local-dir:FOLDER', pretrained=True)``, after ``import
-timm_dyacts``, gives the converted model with the same logits.
+timm_dyacts``, gives the converted model with the same logits. With ``--transition`` it is a model that computes what
+the old one does, and that ``timm-dyacts train --transition-epochs`` leads to the new operators.
 """
 import json
 import os
@@ -16,20 +17,18 @@ from typing import Any
 import timm
 import torch
 from timm.models import load_model_config_from_hf, parse_model_name
-from timm.utils import ParseKwargs
 from torch import nn
 
 from .. import zoo
-from ..convert import ConversionReport, convert
+from ..convert import ConversionReport, convert, get_transition, set_transition
 from ..convert.arguments import Request
 from ..convert.probe import input_sizes, probe_batch
 from ..files import replace_text
 from ..loading import resolve_model_name
 from ..modes import evaluating
 from ..operators import OPERATORS
-from ..run_folder import CheckpointFolder
-from ..suggest import close_names
-from .parser import ArgumentParser, fail
+from ..run_folder import CheckpointFolder, how_to_finish
+from .parser import ArgumentParser, KeyValues, fail
 
 __all__ = ['create_parser', 'main']
 
@@ -38,16 +37,6 @@ _REPORT = 'conversion.json'
 _OPTIONS = dict(act=('where', 'layout', 'start', 'act_kwargs'), pool=('pool_kwargs',))
 # What a configuration says of the weights that timm has for a name, and that does not hold for others
 _ORIGIN = ('tag', 'license', 'origin_url', 'paper_ids', 'paper_name', 'notes')
-
-
-class _ParseKwargs(ParseKwargs):
-    """timm's, with an error of the parser where an equals sign is missing."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        wrong = [value for value in values if '=' not in value]
-        if wrong:
-            parser.error(f'argument {option_string}: must be KEY=VALUE, got {wrong[0]!r}')
-        super().__call__(parser, namespace, values, option_string)
 
 
 def create_parser(prog: str) -> ArgumentParser:
@@ -63,16 +52,21 @@ def create_parser(prog: str) -> ArgumentParser:
     group.add_argument('--act', metavar='NAME', help=f"activation: {', '.join(acts)}, or 'relu' for the way back")
     group.add_argument('--pool', choices=pools, help='what max pools become, of %(choices)s')
     group.add_argument('--norm', choices=['none'], help="'none' folds BatchNorm into the layer before it")
-    group.add_argument('--where', choices=['inner', 'all'],
-                       help="'all': Dynamic ReLU behind the additions of bottlenecks too (default: inner)")
+    group.add_argument('--where', metavar='WHERE',
+                       help="places of Dynamic ReLU: 'inner', 'all' (behind the additions of bottlenecks too), 'late' "
+                            "(in the second half of the network), or a wildcard such as 'layer4.*' (default: inner)")
     group.add_argument('--layout', choices=['interleaved', 'halves'],
                        help='channels of a bipolar activation that are mirrored (default: interleaved)')
     group.add_argument('--start', choices=['relu', 'fit'],
-                       help='what a Dynamic ReLU starts as where it cannot be what it replaces (default: relu)')
-    group.add_argument('--act-kwargs', nargs='*', action=_ParseKwargs, metavar='KEY=VALUE',
+                       help='what a Dynamic ReLU starts as where it cannot be what it replaces (default: relu, and fit '
+                            'with --transition)')
+    group.add_argument('--act-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
                        help='arguments of the new activations, e.g. reduction=16')
-    group.add_argument('--pool-kwargs', nargs='*', action=_ParseKwargs, metavar='KEY=VALUE',
+    group.add_argument('--pool-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
                        help='arguments of the new pools, e.g. beta=2.0')
+    group.add_argument('--transition', action='store_true',
+                       help='start exactly where a new operator does not compute what was there, at the beginning of '
+                            'the transition that train --transition-epochs makes')
 
     group = parser.add_argument_group('model')
     group.add_argument('--pretrained', action='store_true',
@@ -91,6 +85,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts convert') -
         fail(prog, ' '.join(str(e).split()) or type(e).__name__)
     print(report)
     print(f'Written: {args.output}')
+    if args.transition:
+        print(f"Train it: timm-dyacts train --model '{args.output}' --pretrained --transition-epochs N")
 
 
 def convert_checkpoint(args: Namespace) -> ConversionReport:
@@ -111,6 +107,11 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
         raise ValueError('One of --act, --pool and --norm must be given.')
     target = find_target(source, **asked)
     options = {key: getattr(args, key) for keys in _OPTIONS.values() for key in keys if getattr(args, key)}
+    if args.transition:
+        variant = zoo.find_variant(target.name)
+        if variant is None:
+            raise ValueError(f'--transition must be left out for the way back to {target.name}, which takes none.')
+        options['transition'] = True
     Request(**asked, **options)  # what is wrong with them is said before the work
 
     pretrained = args.pretrained or ':' in name
@@ -120,8 +121,14 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
         num_classes=args.num_classes,
         checkpoint_path=args.checkpoint or '',
     ).eval()
+    _check_finished(model, args.model)
     pool_kwargs = {**(target.pool_kwargs if args.pool else {}), **options.get('pool_kwargs', {})}
     convert(model, **asked, **dict(options, pool_kwargs=pool_kwargs))
+    if args.transition:
+        if get_transition(model) is None:
+            raise ValueError(f'--transition must be left out for {target.name}, which starts exactly without one.')
+        if 'start' in variant.options:
+            options.setdefault('start', 'fit')  # the default there, and no entry of the state dict
     # What the source was made with stays, but for the options of what has been replaced.
     stale = [key for kind, keys in _OPTIONS.items() if kind in asked for key in keys]
     model._model_args = {key: value for key, value in model._model_args.items() if key not in stale}
@@ -162,23 +169,23 @@ def find_target(source: str, act: str | None = None, pool: str | None = None, no
     Raises:
         ValueError: If there is none in the zoo.
     """
-    variants = {variant.name: variant for variant in zoo.variants()}
     base, nobn, operators = source, norm is not None, {}
-    if source in variants:
-        variant = variants[source]
+    variant = zoo.find_variant(source)
+    if variant is not None:
         base, nobn = variant.base, nobn or variant.nobn
         operators[OPERATORS[variant.operator].replaces] = variant.operator
     operators |= {kind: name for kind, name in dict(act=act, pool=pool).items() if name is not None}
     if act is not None and act not in OPERATORS:
         del operators['act']
     name = '_'.join([base, *operators.values(), *['nobn'] * nobn])
-    if name in variants:
-        return Target(name, variants[name].recipe.get('pool_kwargs', {}))
+    target = zoo.find_variant(name)
+    if target is not None:
+        return Target(name, target.recipe.get('pool_kwargs', {}))
     if name == base and source != base:
         return Target(name, {})
     raise ValueError(
         f'The zoo must know the architecture that the converted model has, for config.json to name it, got {name!r}.'
-        + close_names(name, variants))
+        + zoo.suggest(name))
 
 
 def _architecture_of(name: str) -> str:
@@ -193,6 +200,13 @@ def _architecture_of(name: str) -> str:
     if source == 'hf-hub':
         return load_model_config_from_hf(place)[1]
     return name.split('.')[0]
+
+
+def _check_finished(model: nn.Module, name: str) -> None:
+    t = get_transition(model)
+    if t is not None:
+        raise ValueError(
+            f'MODEL must have no unfinished transition, got {name!r} at t = {t:.4g}. {how_to_finish(name, t)}')
 
 
 def _save(model: nn.Module, label_names: list[str] | None, options: dict[str, Any], folder: Path) -> None:
@@ -214,13 +228,21 @@ def _save(model: nn.Module, label_names: list[str] | None, options: dict[str, An
 @torch.no_grad()
 def _check_folder(model: nn.Module, folder: Path) -> None:
     """Load a checkpoint back, and compare it with the model."""
-    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    architecture = model.pretrained_cfg['architecture']
+    is_plain = get_transition(model) is None
+    why = '' if is_plain else ' (a transition is made anew from the base, and has to start from a checkpoint of that)'
+    try:
+        loaded = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    except RuntimeError as e:
+        raise ValueError(f'The checkpoint was not written: it does not load as {architecture!r}{why}. {e}') from e
     state, expected = loaded.state_dict(), model.state_dict()
+    same = state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
     x = probe_batch(model, input_sizes(model)[-1])
     with evaluating(model), evaluating(loaded):
-        same = state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state) \
-            and torch.equal(loaded(x), model(x))
+        same = same and torch.equal(loaded(x), model(x))
+        if same and not is_plain:  # what takes no part yet, too
+            same = torch.equal(set_transition(loaded, 0.5)(x), set_transition(model, 0.5)(x))
+            set_transition(model, 0)
     if not same:
         raise ValueError(
-            f'The checkpoint was not written: loaded back as {model.pretrained_cfg["architecture"]!r} it gives '
-            'another model')
+            f'The checkpoint was not written: loaded back as {architecture!r} it gives another model{why}')

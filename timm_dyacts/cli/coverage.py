@@ -1,19 +1,29 @@
-"""``timm-dyacts coverage``: what ``convert`` makes of timm's architectures."""
+"""``timm-dyacts coverage``: what ``convert`` makes of the networks of timm and other libraries."""
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-import timm
 from tqdm import tqdm
 
-from ..coverage import COLUMNS, RESULTS, default_operations, operations, read_rows, run, summarise, write_rows
+from ..coverage import (
+    COLUMNS,
+    LIBRARIES,
+    RESULTS,
+    default_operations,
+    operations,
+    read_rows,
+    run,
+    summarise,
+    write_rows,
+)
 from .parser import ArgumentParser, fail
 
 __all__ = ['create_parser', 'main']
 
 DESCRIPTION = """\
-Convert every timm architecture with every operation and write down what came of it, one CSV row per case.
+Convert every architecture of a library with every operation and write down what came of it, one CSV row per case.
 
 Models up to --max-params million parameters are built, given a state such as training leaves (a fresh one hides errors:
 its biases are 0 and its BatchNorm statistics 0 and 1) and compared with an unconverted copy on a probe batch. Larger
@@ -27,6 +37,8 @@ def create_parser(prog: str = 'timm-dyacts coverage') -> ArgumentParser:
     parser = ArgumentParser(prog=prog, description=DESCRIPTION)
     parser.add_argument('--output', type=Path, default=Path('coverage.csv'), metavar='FILE',
                         help='the table, continued if it exists (default: %(default)s)')
+    parser.add_argument('--library', nargs='+', choices=LIBRARIES, default=['timm'], metavar='NAME',
+                        help='of %(choices)s (default: timm)')
     parser.add_argument('--filter', nargs='+', default=['*'], metavar='PATTERN',
                         help='architectures, by name or wildcard (default: all)')
     parser.add_argument('--operations', nargs='+', choices=operations(), default=default_operations(), metavar='NAME',
@@ -55,15 +67,19 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts coverage') 
         print(summarise(read_rows(args.output)))
         return
 
-    ours = set(timm.list_models(module='zoo'))
-    names = [name for name in timm.list_models(args.filter) if name not in ours]
-    if not names:
-        fail(prog, f'--filter must match an architecture of timm, got {" ".join(args.filter)}')
-    cases = [(name, operation) for name in names for operation in args.operations]
-    rows = read_rows(args.output)
-    kept = [row for row in rows
-            if row['result'] not in args.retry or (row['architecture'], row['operation']) not in set(cases)]
-    done = {(row['architecture'], row['operation']) for row in kept}
+    networks = []
+    for name in args.library:
+        library = LIBRARIES[name]
+        if not library.is_installed:
+            fail(prog, f"--library {name} needs the package {library.package}: pip install 'timm-dyacts[downstream]'")
+        found = [arch for arch in library.names() if any(fnmatchcase(arch, pattern) for pattern in args.filter)]
+        if not found:
+            fail(prog, f'--filter must match an architecture of {name}, got {" ".join(args.filter)}')
+        networks += [(name, arch) for arch in found]
+    cases = [(*network, operation) for network in networks for operation in args.operations]
+    rows, wanted = read_rows(args.output), set(cases)
+    kept = [row for row in rows if row['result'] not in args.retry or _case_of(row) not in wanted]
+    done = {_case_of(row) for row in kept}
     write_rows(args.output, kept)
 
     todo = [case for case in cases if case not in done]
@@ -78,3 +94,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts coverage') 
             f.flush()
             bar.set_postfix_str(row['architecture'])
             bar.update()
+
+
+def _case_of(row: Mapping[str, str]) -> tuple[str, str, str]:
+    return row['library'], row['architecture'], row['operation']

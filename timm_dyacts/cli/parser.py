@@ -5,10 +5,12 @@ import re
 import sys
 from typing import Any, NoReturn
 
+from timm.utils import ParseKwargs
+
 from ..suggest import close_names
 from ..version import __version__
 
-__all__ = ['ArgumentParser', 'VersionAction', 'describe_versions', 'fail']
+__all__ = ['ArgumentParser', 'KeyValues', 'VersionAction', 'describe_versions', 'fail']
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -23,6 +25,16 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:
             message += f'.{close_names(unknown[1], self._option_string_actions)}'.removesuffix('.')
         super().error(message)
+
+
+class KeyValues(ParseKwargs):
+    """timm's ``ParseKwargs``, with an error of the parser where an equals sign is missing."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            parser.error(f'argument {option_string}: must be KEY=VALUE, got {wrong[0]!r}')
+        super().__call__(parser, namespace, values, option_string)
 
 
 class VersionAction(argparse.Action):

@@ -1,20 +1,26 @@
 """Activations: which of a network's are replaced, and by what."""
+import re
+from collections.abc import Container, Iterable
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
 from timm.layers import create_act_layer
 from torch import nn
 
+from ..layers.calls import ByWidth, InTurn
 from ..layers.forms import Form, Place, static_form
 from ..modes import evaluating
 from ..operators import OPERATORS, activation_types, is_mirrored, module_types
 from ..piecewise_fit import fit_pieces
-from .arguments import Request
+from .arguments import PLACES, Request
 from .flip import flip_signs, is_wrapped, update_mark
 from .groups import update_group_matcher
+from .probe import REFUSALS
 from .report import ConversionError
 from .step import Step
 from .trace import Call
+from .transition import as_transition
 
 __all__ = ['swap_activations']
 
@@ -45,24 +51,26 @@ def swap_activations(step: Step, request: Request) -> None:
         ConversionError: If no sign flip fits, or ``act_kwargs`` has no effect.
     """
     operator = OPERATORS.get(request.act)
-    has_width = operator is not None and operator.has_width
+    has_width = request.has_width
     types = activation_types()
     candidates = step.find(lambda module: isinstance(module, types) and not is_wrapped(module), _FUNCTIONS)
     head = _find_head(step) if has_width else frozenset()
+    early = _find_early(step, candidates, head) if has_width and request.where == 'late' else frozenset()
     swaps = []
+    by_width = 0
     for module in candidates:
         calls = step.trace.calls_of(module)
         reason = _reason_to_skip(step, module)
         if not reason and has_width:
-            reason = 'in the classifier head' if module in head else _reason_of_width(step, module, request)
+            reason = 'in the classifier head' if module in head else _reason_of_width(step, module, request, early)
         if reason:
             step.skip(module, reason)
         elif has_width and operator.is_one(module):
             step.already = True
         else:
-            like = step.like
-            place = Place(module, calls[0].channels, _channel_dim(calls[0]), like.device, like.dtype)
-            new, exact = _build(request, static_form(module), place)
+            new, exact = _build_for(step, module, calls, request)
+            if isinstance(new, ByWidth):
+                by_width += 1
             if exact and _is_same(module, new):
                 step.already = True
             else:
@@ -72,9 +80,13 @@ def swap_activations(step: Step, request: Request) -> None:
         raise ConversionError(
             f'act_kwargs={dict(request.act_kwargs)!r} has no effect: all activations are {request.act!r} already.')
     if any(static_form(old).layout != static_form(new).layout for old, new, _ in swaps):
-        flip_signs(step, [(old, new) for old, new, _ in swaps])
+        swaps = flip_signs(step, swaps)
     for old, new, exact in swaps:
         step.replace(old, new, exact)
+    if by_width:
+        step.report.notes.append(
+            'called with several numbers of channels from one place, so that each number has got an operator: '
+            f'{by_width}')
     update_group_matcher(step.edits)
     if swaps:
         update_mark(step, [swap.new for swap in swaps])
@@ -89,19 +101,39 @@ def _is_same(old: nn.Module, new: nn.Module) -> bool:
 
 def _reason_to_skip(step: Step, module: nn.Module) -> str | None:
     if not step.trace.is_on_main_path(module):
-        return 'inside a gate'
+        return 'inside a gate' if step.trace.reaches_output(module) else 'what it gives does not reach the output'
     dims = {_channel_dim(call) for call in step.trace.calls_of(module)}
     if len(dims) > 1 or None in dims:
         return 'in which dimension its channels are cannot be told'
     return None
 
 
-def _reason_of_width(step: Step, module: nn.Module, request: Request) -> str | None:
-    if len({call.channels for call in step.trace.calls_of(module)}) > 1:
-        return 'shared by tensors with different numbers of channels'
-    if request.option('where') == 'inner' and _is_after_addition(step, module):
-        return "after the addition of a bottleneck block (where='inner')"
+def _reason_of_width(
+        step: Step,
+        module: nn.Module,
+        request: Request,
+        early: Container[nn.Module],
+) -> str | None:
+    where = request.option('where')
+    if where not in PLACES and not any(fnmatchcase(name, where) for name in step.trace.names[module]):
+        return f'not one of where={where!r}'
+    if module in early:
+        return f'in the first half of the activations (where={where!r})'
+    if where in ('inner', 'late') and _is_after_addition(step, module):
+        return f'after the addition of a bottleneck block (where={where!r})'
     return None
+
+
+def _find_early(step: Step, candidates: Iterable[nn.Module], head: Container[nn.Module]) -> set[nn.Module]:
+    """The first half of the backbone's activations, in the order in which a forward pass gets to them.
+
+    That order does not depend on the size of the input. All activations count, whether or not one of them can be
+    replaced; of an odd number, the one in the middle is in the second half.
+    """
+    trace = step.trace
+    backbone = [module for module in candidates if module not in head and trace.is_on_main_path(module)]
+    backbone.sort(key=lambda module: trace.calls_of(module)[0].start)
+    return set(backbone[:len(backbone) // 2])
 
 
 def _find_head(step: Step) -> set[nn.Module]:
@@ -112,7 +144,9 @@ def _find_head(step: Step) -> set[nn.Module]:
     handles = [m.register_forward_pre_hook(lambda m, args: reached.add(m)) for m in step.model.modules()]
     try:
         with evaluating(step.model), torch.no_grad():
-            step.model.forward_features(step.trace.input)
+            step.model.forward_features(step.trace.given.clone().first)
+    except REFUSALS:  # a method of this name that is not timm's
+        return set()
     finally:
         for handle in handles:
             handle.remove()
@@ -121,7 +155,9 @@ def _find_head(step: Step) -> set[nn.Module]:
 
 def _is_after_addition(step: Step, module: nn.Module) -> bool:
     parent = step.model.get_submodule(step.trace.name(module).rpartition('.')[0])
-    in_bottleneck = any('Bottleneck' in cls.__name__ for cls in type(parent).__mro__)
+    if isinstance(parent, InTurn):
+        parent = step.model.get_submodule(step.trace.name(module).rpartition('.')[0].rpartition('.')[0])
+    in_bottleneck = any(re.search(r'Bottle\d?neck', cls.__name__, re.IGNORECASE) for cls in type(parent).__mro__)
     return in_bottleneck and any(
         call.producer is not None and call.producer.name == 'add' and len(call.producer.inputs) == 2
         for call in step.trace.calls_of(module))
@@ -136,6 +172,25 @@ def _channel_dim(call: Call) -> int | None:
 # By what
 
 
+def _build_for(step: Step, module: nn.Module, calls: list[Call], request: Request) -> tuple[nn.Module, bool]:
+    """Make what takes the place of an activation. Give it, and whether it starts as what is there."""
+    like, form = step.like, static_form(module)
+    widths = {call.channels: _channel_dim(call) for call in calls}
+    if not request.has_width:
+        widths = dict([next(iter(widths.items()))])
+    places = {width: Place(module, width, dim, like.device, like.dtype) for width, dim in widths.items()}
+    built = {width: _build(request, form, place) for width, place in places.items()}
+    if request.transition:
+        for width, (new, exact) in built.items():
+            if not exact:
+                old = _with_layout(places[width], static_form(new).layout)
+                built[width] = as_transition(step, old, new), exact
+    if len(built) == 1:
+        return next(iter(built.values()))
+    operators = {width: new.train(module.training) for width, (new, _) in built.items()}
+    return ByWidth(operators, widths.popitem()[1]), all(exact for _, exact in built.values())
+
+
 def _build(request: Request, form: Form, place: Place) -> tuple[nn.Module, bool]:
     """Make the activation for a place. Give it, and whether it starts as what is there."""
     operator = OPERATORS.get(request.act)
@@ -145,7 +200,7 @@ def _build(request: Request, form: Form, place: Place) -> tuple[nn.Module, bool]
     else:
         if 'layout' in operator.options:
             kwargs['layout'] = request.option('layout')
-        if request.option('start') == 'fit' and _can_be_fitted(form, place.module):
+        if 'start' in operator.options and request.option('start') == 'fit' and _can_be_fitted(form, place.module):
             alpha, beta = fit_pieces(_plain_function(form, place.module), kwargs.get('k', 2))
             kwargs = dict(alpha=alpha, beta=beta) | kwargs
         new = operator.build_activation(form, place, **kwargs)
@@ -170,6 +225,16 @@ def _build_plain(act: str, form: Form, place: Place, kwargs: dict[str, Any]) -> 
             new.weight.copy_(weight)
     inner = getattr(place.module, 'f', None)
     return inner if is_mirrored(place.module) and type(inner) is type(new) else new  # with its own options
+
+
+def _with_layout(place: Place, layout: str | None) -> nn.Module:
+    """The activation that is there, in the form for a channel layout: the same function, once the signs are flipped."""
+    form = static_form(place.module)
+    if form.layout == layout:
+        return place.module
+    if layout is not None:
+        return OPERATORS['bipolar'].build_activation(form, place, layout=layout)
+    return place.module.f if hasattr(place.module, 'f') else _build_plain(form.kind, form, place, {})
 
 
 def _can_be_fitted(form: Form, module: nn.Module) -> bool:

@@ -3,12 +3,14 @@
 See ``signs`` for how the signs are found.
 """
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from timm.layers import AdaptiveAvgMaxPool2d
 from torch import Tensor, nn
 
 from ..layers import Bipolar, BipolarMaxPool2d, channel_signs
+from ..layers.forms import static_form
 from ..layers.pooling import window_arguments
 from ..operators import activation_types, is_mirrored
 from .report import ConversionError
@@ -26,36 +28,40 @@ _MAX_POOLS = (
 # them apart, so that neither can be loaded into the other by mistake.
 _MARK = 'bipolar'
 
+_Swap = TypeVar('_Swap', bound=tuple)
 
-def flip_signs(step: Step, swaps: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+
+def flip_signs(step: Step, swaps: Sequence[_Swap]) -> list[_Swap]:
     """Flip the signs of a model for activations that are about to be replaced.
 
     Args:
         step: The step to take.
-        swaps: The activations that are there, each with the one that is put in its place.
+        swaps: Tuples that begin with the activation that is there and the one that is to take its place.
+
+    Returns:
+        The swaps that the signs are flipped for: all, but for activations behind the last weights where the rest of the
+        model needs the sign of what they give, as a detector does that takes distances from it.
 
     Raises:
         ConversionError: If no sign flip keeps the function. Names the module where the signs contradict each other.
     """
-    anchors = [
-        (call, _layout_signs(old, call.channels) * _layout_signs(new, call.channels))
-        for old, new in swaps for call in step.trace.calls_of(old)
-    ]
-    pools = [
-        call for call in step.trace.calls
-        if is_wrapped(call.module) or isinstance(call.module, _MAX_POOLS) and isinstance(call.output, Tensor)
-    ]
-    tensors = {id(t): t for t in (*step.model.parameters(), *step.model.buffers())}
+    swaps = list(swaps)
     try:
-        try:
-            flip = solve_signs(step.trace, anchors, pools, tensors)
-            new_pools = _new_pools(step, flip)
-        except SignConflict:
-            # Gates that mix channels and computed weights do not commute with signs, but can be wrapped.
-            flip = solve_signs(step.trace, anchors, [*pools, *_wrappable(step, anchors)], tensors)
-            new_pools = _new_pools(step, flip)
+        flip, new_pools = _find_flip(step, swaps)
     except SignConflict as e:
-        raise ConversionError(f'No sign flip keeps the function of this model: {e}. Nothing was changed.') from None
+        flips = [swap for swap in swaps if static_form(swap[0]).layout != static_form(swap[1]).layout]
+        final = [swap for swap in flips if step.trace.is_behind_weights(swap[0])]
+        rest = [swap for swap in swaps if swap not in final]
+        try:
+            if not final:
+                raise
+            flip, new_pools = _find_flip(step, rest)
+        except SignConflict:
+            raise ConversionError(
+                f'No sign flip keeps the function of this model: {e}. Nothing was changed.') from None
+        for old, *_ in final:
+            step.skip(old, 'behind the last weights, and what is computed from it needs its sign')
+        swaps = rest
     step.edits.multiply(flip.factors)
     for old, new in new_pools:
         step.replace(old, new, True)
@@ -67,6 +73,31 @@ def flip_signs(step: Step, swaps: Sequence[tuple[nn.Module, nn.Module]]) -> None
         step.output_signs = flip.outputs
         step.report.flipped_output = True
         step.report.notes.append('the sign of the odd output channels is flipped: the model ends in an activation')
+    return swaps
+
+
+def _find_flip(step: Step, swaps: Sequence[_Swap]) -> tuple[SignFlip, list[tuple[nn.Module, nn.Module]]]:
+    """Find the signs, and the pools that get another form.
+
+    Raises:
+        SignConflict: If there are none.
+    """
+    anchors = [
+        (call, _layout_signs(old, call.channels) * _layout_signs(new, call.channels))
+        for old, new, *_ in swaps for call in step.trace.calls_of(old)
+    ]
+    pools = [
+        call for call in step.trace.calls
+        if is_wrapped(call.module) or isinstance(call.module, _MAX_POOLS) and isinstance(call.output, Tensor)
+    ]
+    tensors = {id(t): t for t in (*step.model.parameters(), *step.model.buffers())}
+    try:
+        flip = solve_signs(step.trace, anchors, pools, tensors)
+        return flip, _new_pools(step, flip)
+    except SignConflict:
+        # Gates and norms that mix channels and computed weights do not commute with signs, but can be wrapped.
+        flip = solve_signs(step.trace, anchors, [*pools, *_wrappable(step, anchors)], tensors)
+        return flip, _new_pools(step, flip)
 
 
 def is_wrapped(module: nn.Module) -> bool:
@@ -106,7 +137,7 @@ def _new_pools(step: Step, flip: SignFlip) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def _wrappable(step: Step, anchors: Sequence[tuple[Call, Tensor]]) -> Iterator[Call]:
-    """Calls of gates, ``x * g(x)``, of scales and shifts, and of convolutions that compute their weight."""
+    """Calls of gates, ``x * g(x)``, of norms, scales and shifts, and of convolutions that compute their weight."""
     starts = [call.start for call, _ in anchors]
     for module in step.model.modules():
         calls = step.trace.calls_of(module)
@@ -123,7 +154,7 @@ def _wrappable(step: Step, anchors: Sequence[tuple[Call, Tensor]]) -> Iterator[C
         is_affine = last.name in ('add', 'mul') and any(id(t) in own for t in last.inputs)
         computes_weight = isinstance(module, nn.Conv2d) and last.name == 'convolution' \
             and last.args[1] is not module.weight
-        if is_gate or is_affine or computes_weight:
+        if is_gate or is_affine or computes_weight or isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             yield call
 
 

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .inputs import Inputs, as_inputs
+from .leaves import numbers_in, tensors_in
 from .report import ConversionError
-from .trace import Trace, tensors_in, trace_forward
+from .trace import Trace, trace_forward
 
-__all__ = ['Difference', 'compare_outputs', 'dry_run', 'input_sizes', 'probe_batch']
+__all__ = ['REFUSALS', 'Difference', 'compare_outputs', 'dry_run', 'input_sizes', 'probe_batch']
 
 # What a model raises that was given an input of another kind
-_REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def input_sizes(model: nn.Module, at_least: int = 64) -> list[tuple[int, ...]]:
@@ -31,7 +33,9 @@ def input_sizes(model: nn.Module, at_least: int = 64) -> list[tuple[int, ...]]:
     if 'input_size' not in cfg and not all(isinstance(conv, nn.Conv2d) for conv in convs[:1]):
         if isinstance(convs[0], nn.Conv1d):
             return [(convs[0].in_channels, at_least * factor) for factor in (1, 16, 256)]
-        return [(convs[0].in_channels, *[side] * 3) for side in (max(at_least // 2, 1), at_least)]
+        # Volumes first, then clips of 16 frames, as networks for videos may need them
+        sides = [[side] * 3 for side in (max(at_least // 2, 1), at_least)] + [[16, 112, 112], [16, 224, 224]]
+        return [(convs[0].in_channels, *size) for size in sides]
     linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
     if 'input_size' not in cfg and not convs and linear is not None:
         return [(linear.in_features,)]
@@ -53,18 +57,29 @@ def probe_batch(model: nn.Module, size: Sequence[int]) -> Tensor:
     return x.to(device=like.device, dtype=like.dtype)
 
 
-def dry_run(model: nn.Module, input_size: Sequence[int] | None = None) -> Trace:
+def dry_run(
+        model: nn.Module,
+        input_size: Sequence[int] | None = None,
+        example_inputs: Any = None,
+) -> Trace:
     """Record a forward pass of the probe batch.
 
     Args:
         model: The model.
         input_size: Size of its input without the batch dimension, of any rank. Default: the first of ``input_sizes``
             that it takes.
+        example_inputs: What to call the model with instead, as ``convert`` takes it.
 
     Raises:
-        ValueError: If ``input_size`` is none.
+        ValueError: If ``input_size`` or ``example_inputs`` is none.
         ConversionError: If the model does not take the input.
     """
+    if example_inputs is not None:
+        try:
+            return trace_forward(model, as_inputs(example_inputs))
+        except REFUSALS as e:
+            raise ConversionError(
+                f'example_inputs must be what the model takes in eval mode ({type(e).__name__}: {e})') from e
     if input_size is not None:
         sizes = [tuple(input_size)]
         if not sizes[0] or any(not isinstance(n, int) or n < 1 for n in sizes[0]):
@@ -73,8 +88,8 @@ def dry_run(model: nn.Module, input_size: Sequence[int] | None = None) -> Trace:
         sizes = input_sizes(model)
     for size in sizes:
         try:
-            return trace_forward(model, probe_batch(model, size))
-        except _REFUSALS as e:
+            return trace_forward(model, Inputs((probe_batch(model, size),), {}))
+        except REFUSALS as e:
             refusal = e
     reason = f'{type(refusal).__name__}: {refusal}'
     if input_size is not None:
@@ -84,7 +99,8 @@ def dry_run(model: nn.Module, input_size: Sequence[int] | None = None) -> Trace:
     tried = ' or '.join(map(str, sizes))
     raise ConversionError(
         f'The model takes no probe batch of size {tried}: pass input_size, the size of its input without the batch '
-        f'dimension, e.g. (C, H, W), (C, L) or (C, D, H, W) ({reason})') from refusal
+        f'dimension, e.g. (C, H, W), (C, L) or (C, D, H, W), or example_inputs, what it is called with ({reason})'
+    ) from refusal
 
 
 class Difference(NamedTuple):
@@ -110,21 +126,29 @@ def compare_outputs(
         after: Any,
         signs: Sequence[Tensor | None] | None = None,
 ) -> Difference | None:
-    """Compare each tensor of an output with the one that was there before.
+    """Compare each tensor and each number of an output with the one that was there before.
 
     Args:
-        before: The output before, tensors in any nesting.
+        before: The output before, tensors and numbers in any nesting.
         after: The output after.
         signs: The +-1 tensor that each tensor is now multiplied by, ``None`` for no change.
 
     Returns:
-        The difference of the tensor that moved most for its size, ``None`` if no tensor could be compared.
+        The difference of the tensor that moved most for its size, infinite if shapes or the number of tensors differ,
+        ``None`` if nothing could be compared.
     """
     old, new = tensors_in(before), tensors_in(after)
-    if len(old) != len(new):
+    old_numbers, new_numbers = numbers_in(before), numbers_in(after)
+    if len(old) != len(new) or len(old_numbers) != len(new_numbers):
         return Difference(float('inf'), 0.0, 0.0)
-    pairs = zip(old, new, signs or [None] * len(old), strict=True)
-    found = [_difference(*pair) for pair in pairs if pair[0].numel() and not pair[0].is_meta]
+    pairs = [
+        *zip(old, new, signs or [None] * len(old), strict=True),
+        # A number with a fraction was computed in single precision, for all that can be known.
+        *((torch.tensor(a), torch.tensor(b), None) for a, b in zip(old_numbers, new_numbers, strict=True)),
+    ]
+    found = [
+        _difference(*pair) for pair in pairs
+        if not pair[0].is_meta and (pair[0].numel() or pair[0].shape != pair[1].shape)]
     # What is not a number is the worst of all.
     return max(found, key=lambda d: (d.largest != d.largest, d.largest / max(d.scale, 1e-6)), default=None)
 
@@ -135,13 +159,14 @@ def _difference(before: Tensor, after: Tensor, signs: Tensor | None) -> Differen
     if before.is_floating_point() or before.is_complex():
         eps = torch.finfo(before.dtype).eps
         tolerance = 1e-9 if eps < 1e-12 else 1e3 * eps
+    if before.shape != after.shape:
+        scale = before.double().abs().max().item() if before.numel() and not before.is_complex() else 0.0
+        return Difference(float('inf'), scale, 0.0)
     if signs is not None:
         before = before * signs.to(before)
     if before.is_complex():
         before, after = torch.view_as_real(before), torch.view_as_real(after)
     before, after = before.double(), after.double()
     scale = before.abs().max().item()
-    if before.shape != after.shape:
-        return Difference(float('inf'), scale, 0.0)
     largest = torch.where(before == after, 0.0, (before - after).abs()).max().item()
     return Difference(largest, scale, tolerance * max(scale, 1e-6))

@@ -19,11 +19,18 @@ class Replacement:
         old: Class name before.
         new: Class name now.
         exact: Whether the new module, as it starts, computes what the old one did.
+        transition: Whether that is because a ``Transition`` leads from the old module to the new one.
     """
     name: str
     old: str
     new: str
     exact: bool
+    transition: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What became what, e.g. ``'ReLU -> BReLU'`` or ``'SiLU -> DyReLUB (transition)'``."""
+        return f'{self.old} -> {self.new}' + ' (transition)' * self.transition
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ class ConversionReport:
     Attributes:
         replaced: The modules that were replaced.
         skipped: The candidates that were left alone, with the reason.
-        function: ``'exact'`` if the network computes what it did before, up to rounding, else ``'approximate'``.
+        function: ``'exact'`` if the network computes what it did before, up to rounding; ``'approximate'`` if not;
+            ``'unchecked'`` if it should, but the output holds nothing that could be compared. (No error: each step is
+            exact by construction, and whether that suffices is for the caller to say.)
         max_diff: Largest absolute difference of an output element on the probe batch, of several output tensors in the
             one that moved most for its size. ``None`` if nothing was compared.
         scale: Largest absolute element of that tensor, to judge ``max_diff`` by.
@@ -68,7 +77,17 @@ class ConversionReport:
     @property
     def counts(self) -> dict[str, int]:
         """How many modules of each kind were replaced, e.g. ``{'ReLU -> BReLU': 17}``."""
-        return dict(Counter(f'{r.old} -> {r.new}' for r in self.replaced))
+        return dict(Counter(r.kind for r in self.replaced))
+
+    @property
+    def transition_note(self) -> str:
+        """The remark on what was asked for with ``transition=True``: how much of it starts in one."""
+        count = sum(r.transition for r in self.replaced)
+        if not count:
+            return 'transition=True changes nothing: the start is exact without one'
+        return (
+            f'exact by transition: {count} of {len(self.replaced)}, at t = 0; set_transition(model, t) leads on to the '
+            f'new operators, finish_transition(model) leaves them alone')
 
     def add(self, other: 'ConversionReport') -> None:
         """Take in the report of a step that followed; the comparison of outputs is left to the caller."""

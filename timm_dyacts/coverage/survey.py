@@ -20,7 +20,7 @@ ATTENTION = frozenset({'__matmul__', 'bmm', 'einsum', 'matmul', 'scaled_dot_prod
 # What has to be called for there to be something to replace, by the argument of ``convert``.
 REPLACED = dict(
     act=ACTIVATIONS,
-    pool=frozenset({'max_pool2d', 'max_pool2d_with_indices'}),
+    pool=frozenset(f'max_pool{d}d{form}' for d in (1, 2, 3) for form in ('', '_with_indices')),
     norm=frozenset({'batch_norm'}),
 )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..files import format_csv, replace_text
 from .cases import COLUMNS, RESULTS, Row, operations
+from .libraries import LIBRARIES
 from .workers import DIED
 
 __all__ = ['read_rows', 'summarise', 'write_rows']
@@ -18,7 +19,8 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     text = path.read_text()
-    return list(csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1])))
+    rows = csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1]))
+    return [dict(library='timm') | row for row in rows]  # version 0.1 knew no other library
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -32,16 +34,18 @@ def summarise(rows: Collection[Row]) -> str:
     Below the table stands how far outputs moved where the function was not kept and, if there are any, errors.
     """
     lines = [
-        '| operation | architectures that contain it | convert | exactly | of the ReLU/ReLU6 CNNs exactly | refused '
-        '| out of time or memory |',
-        '| --- | ---: | ---: | ---: | ---: | ---: | ---: |',
+        '| library | operation | architectures that contain it | convert | exactly | of the ReLU/ReLU6 CNNs exactly '
+        '| refused | out of time or memory |',
+        '| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |',
     ]
     notes = []
-    for operation in operations():
-        if any(row['operation'] == operation for row in rows):
-            contain = [row for row in rows if row['operation'] == operation and row['contains'] != '0']
-            lines.append(_summarise_operation(operation, contain))
-            notes += _describe_others(operation, contain)
+    for library in LIBRARIES:
+        for operation in operations():
+            cases = [row for row in rows if (row['library'], row['operation']) == (library, operation)]
+            if cases:
+                contain = [row for row in cases if row['contains'] != '0']
+                lines.append(f'| {library} ' + _summarise_operation(operation, contain))
+                notes += [f'- {library}, {note}' for note in _describe_others(operation, contain)]
     return '\n'.join([*lines, *([''] if notes else []), *notes])
 
 
@@ -52,7 +56,7 @@ def _summarise_operation(operation: str, contain: list[Row]) -> str:
     return '| ' + ' | '.join((
         f'`{operation}`',
         str(len(contain)),
-        _share(len(exact) + len(having['approximate']), len(contain), '{}'),
+        _share(sum(map(len, (exact, having['approximate'], having['unchecked']))), len(contain), '{}'),
         _share(len(exact), len(contain), '{}'),
         _share(len([row for row in exact if row['relu_cnn'] == '1']), len(relu), '{} of {}'),
         str(len(having['refused'])),
@@ -75,8 +79,8 @@ def _describe_others(operation: str, contain: list[Row]) -> list[str]:
     errors = [row['architecture'] for row in contain if row['result'] == 'error' and not _ran_out(row)]
     notes = []
     if moved:
-        notes.append(f'- `{operation}`, where not exact: median difference {statistics.median(moved):.2g} of the '
+        notes.append(f'`{operation}`, where not exact: median difference {statistics.median(moved):.2g} of the '
                      f'largest output')
     if errors:
-        notes.append(f'- `{operation}`, errors: {len(errors)} ({", ".join(errors[:5])}{", ..." * (len(errors) > 5)})')
+        notes.append(f'`{operation}`, errors: {len(errors)} ({", ".join(errors[:5])}{", ..." * (len(errors) > 5)})')
     return notes

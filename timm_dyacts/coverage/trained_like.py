@@ -8,13 +8,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..convert.inputs import Inputs
+
 __all__ = ['trained_like_']
 
 
 @torch.no_grad()
 def trained_like_(
         model: nn.Module,
-        batches: Iterable[Tensor],
+        batches: Iterable[Tensor | Inputs],
         generator: torch.Generator,
         *,
         scales: tuple[float, float],
@@ -26,8 +28,8 @@ def trained_like_(
 
     Args:
         model: The model.
-        batches: Inputs that settle the statistics. They are asked for after the parameters have been drawn, so they may
-            come from the same generator.
+        batches: Inputs, or arguments, that settle the statistics. They are asked for after the parameters have been
+            drawn, so they may come from the same generator.
         generator: The source of the random numbers.
         scales: The smallest scale, and how much larger the largest one is. A tenth of the scales becomes negative.
         exact_statistics: Leave the statistics at the plain average over the batches. Otherwise they are the running
@@ -55,7 +57,7 @@ def trained_like_(
     return model.eval()
 
 
-def _average_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def _average_statistics(model: nn.Module, batches: Iterable[Tensor | Inputs]) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -63,9 +65,11 @@ def _average_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average
-    model.train()
+    model.eval()  # in training detectors ask for boxes
+    for norm in norms:
+        norm.train()
     for batch in batches:
-        model(batch)
+        batch.call(model) if isinstance(batch, Inputs) else model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

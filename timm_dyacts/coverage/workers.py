@@ -17,7 +17,7 @@ __all__ = ['DIED', 'run']
 
 DIED = 'the process died'
 
-Case = tuple[str, str]
+Case = tuple[str, str, str]
 
 
 def run(
@@ -31,16 +31,16 @@ def run(
     """Give the rows of cases as they are done.
 
     Args:
-        cases: Pairs of architecture and operation.
+        cases: Libraries, their architectures, and operations, those of one architecture together.
         workers: Number of processes.
         timeout: Seconds for one case.
         max_params: As for ``measure``.
         full_size: As for ``measure``.
         threads: Threads of each process, torch's default for ``None``.
     """
-    architectures: dict[str, list[Case]] = {}
+    architectures: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
-        architectures.setdefault(case[0], []).append(case)
+        architectures.setdefault(case[:2], []).append(case)
     todo = deque(architectures.values())
     team = [_Worker(timeout, max_params, full_size, threads) for _ in range(min(workers, len(todo)))]
     try:
@@ -128,9 +128,9 @@ class _Worker:
 
     def failure(self, result: str, reason: str) -> Row:
         self.stop()
-        name, operation = self.cases[0]
+        library, name, operation = self.cases[0]
         return dict.fromkeys(COLUMNS, '') | dict(
-            architecture=name, operation=operation, result=result, reason=reason)
+            library=library, architecture=name, operation=operation, result=result, reason=reason)
 
     def stop(self) -> None:
         self.process.kill()

@@ -21,6 +21,7 @@ from .resumable import (
     StreamLoader,
     TrainBatches,
 )
+from .subsets import Subset
 
 __all__ = [
     'build_eval_loader',
@@ -186,7 +187,7 @@ def _create_loader(
     for attribute in ('loader', 'random_erasing'):
         if not hasattr(loader, attribute):
             raise unsupported('timm', timm.__version__, f'the attribute {attribute!r} of the loader of create_loader')
-    if isinstance(dataset, VisionDataset):
+    if isinstance(dataset.dataset if isinstance(dataset, Subset) else dataset, VisionDataset):
         # torchvision hands out images in the mode of their files, where timm's readers convert them.
         convert = methodcaller('convert', image_mode(data_config['input_size'][0]))
         dataset.transform = Compose([convert, dataset.transform])

@@ -8,7 +8,7 @@ __all__ = ['plot_curves']
 
 
 def plot_curves(summary: str | os.PathLike, path: str | os.PathLike, title: str = '') -> None:
-    """Draw loss and accuracy over the epochs.
+    """Draw loss and accuracy over the epochs, and ``t`` where there was a transition.
 
     Args:
         summary: The ``summary.csv`` of a run.
@@ -19,7 +19,9 @@ def plot_curves(summary: str | os.PathLike, path: str | os.PathLike, title: str 
 
     rows = read_rows(summary)
     epochs = [row['epoch'] for row in rows]
-    best = max(rows, key=lambda row: row['eval_top1'])
+    # Within a transition the model is not yet the one that is trained for.
+    finished = [row for row in rows if row.get('t', 1) == 1]
+    best = max(finished, key=lambda row: row['eval_top1'], default=None)
 
     figure = create_figure(9, 3.8, title, dpi=150)
     loss_ax, accuracy_ax = figure.subplots(1, 2)
@@ -32,8 +34,14 @@ def plot_curves(summary: str | os.PathLike, path: str | os.PathLike, title: str 
     loss_ax.legend(frameon=False)
 
     accuracy_ax.plot(epochs, [row['eval_top1'] for row in rows], color=BLUE, **style)
-    accuracy_ax.axhline(best['eval_top1'], color=BLUE, linewidth=0.8, linestyle=':')
-    accuracy_ax.set_title(f'highest {best["eval_top1"]:.2f} % at epoch {best["epoch"]:.0f}', fontsize=9)
+    if best is not None:
+        accuracy_ax.axhline(best['eval_top1'], color=BLUE, linewidth=0.8, linestyle=':')
+        accuracy_ax.set_title(f'highest {best["eval_top1"]:.2f} % at epoch {best["epoch"]:.0f}', fontsize=9)
+    if 't' in rows[0]:
+        t_ax = accuracy_ax.twinx()
+        t_ax.plot(epochs, [row['t'] for row in rows], color=GREY, linewidth=1.0, linestyle='--')
+        t_ax.set_ylim(-0.02, 1.02)
+        t_ax.set_ylabel('Transition, t')
     accuracy_ax.set_ylabel('Validation top-1 accuracy (%)')
 
     for ax in (loss_ax, accuracy_ax):

@@ -19,6 +19,7 @@ from ..files import replace_text
 from ..loading import build_model, resolve_input
 from ..world import World
 from .config import PredictConfig
+from .transition import remark_on_transition
 
 __all__ = ['find_images', 'predict', 'write_predictions']
 
@@ -91,6 +92,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         num_classes=config.num_classes,
         checkpoint_path=config.checkpoint,
     )
+    remark_on_transition(model, config.model, config.checkpoint)
     data_config = resolve_input(model, config.preprocessing, use_test_size=True)
     files = _Files(paths, image_mode(data_config['input_size'][0]))
     loader = build_eval_loader(

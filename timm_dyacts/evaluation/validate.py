@@ -17,6 +17,7 @@ from ..run_folder import RunFolder
 from ..world import World
 from .config import ValidateConfig
 from .loop import evaluate
+from .transition import remark_on_transition
 
 __all__ = ['validate', 'validate_models', 'write_results']
 
@@ -54,6 +55,7 @@ def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict:
         num_classes=config.num_classes,
         checkpoint_path=config.checkpoint,
     )
+    remark_on_transition(model, name, config.checkpoint)
     data_config = resolve_input(model, config.preprocessing, use_test_size=not config.use_train_size)
     dataset = create_dataset(
         config.dataset,

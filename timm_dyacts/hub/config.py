@@ -8,8 +8,8 @@ import timm
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from ..run_folder import CONFIG
-from ..suggest import close_names
 from ..version import __version__
+from ..zoo import suggest
 from .errors import HubError, summarize
 
 __all__ = ['RECORD', 'check_config', 'read_config', 'recorded', 'requirements']
@@ -79,7 +79,7 @@ def _check_architecture(config: Mapping[str, Any], name: str) -> None:
     if not timm.is_model(architecture):
         raise HubError(
             f"Could not load '{name}': its architecture {architecture!r} is known neither to timm {timm.__version__} "
-            f"nor to timm_dyacts {__version__}.{close_names(architecture, timm.list_models())} A newer version may "
+            f"nor to timm_dyacts {__version__}.{suggest(architecture)} A newer version may "
             f"know it: pip install --upgrade timm timm_dyacts")
 
 

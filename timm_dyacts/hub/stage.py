@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..card import render_model_card, resolve_start
+from ..convert import get_transition
 from ..run_folder import (
     CARD,
     CONFIG,
@@ -21,6 +22,7 @@ from ..run_folder import (
     WEIGHTS,
     CheckpointFolder,
     RunFolder,
+    how_to_finish,
 )
 from ..version import unsupported
 from .config import RECORD, read_config, requirements
@@ -85,6 +87,7 @@ def stage(
             shutil.copyfile(run.path / name, folder / name)
 
     model = _load(checkpoint)
+    _check_finished(model, checkpoint)
     config = read_config(checkpoint.config, str(checkpoint))
     config['pretrained_cfg'] = filter_pretrained_cfg(
         config.get('pretrained_cfg', {}), remove_source=True, remove_null=False)
@@ -133,6 +136,14 @@ def _check_complete(run: RunFolder, weights: str) -> None:
         there = f'The folder has the weights {", ".join(complete)} (--weights).' if complete else \
             'Give the folder of a run of `timm-dyacts train`. Pickled weights are not published.'
         raise HubError(f"Could not publish the {weights} weights of '{run}': {missing[0]} is missing. {there}")
+
+
+def _check_finished(model: nn.Module, checkpoint: CheckpointFolder) -> None:
+    t = get_transition(model)
+    if t is not None:
+        raise HubError(
+            f"Could not publish '{checkpoint}': its transition is not finished (t = {t:.4g}), so it is not yet the "
+            f'model that its name says. {how_to_finish(str(checkpoint), t)}')
 
 
 def _load(folder: CheckpointFolder) -> nn.Module:

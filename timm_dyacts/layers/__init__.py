@@ -3,6 +3,7 @@ from .affine import ChannelAffine
 from .bipolar import BELU, BSELU, Bipolar, BipolarMaxPool2d, BLeakyReLU, BPReLU, BReLU
 from .dyrelu import DyReLU, DyReLUA, DyReLUB, DyReLUC, LazyDyReLU, dyrelu
 from .softpool import GlobalSoftPool2d, SoftPool1d, SoftPool2d, SoftPool2dSame, SoftPool3d
+from .transition import Subsample, Transition
 
 # isort: split
 # After the modules of this folder: the function `bipolar` takes the name of one of them.
@@ -35,6 +36,7 @@ __all__ = [
     'SoftPool2d',
     'SoftPool2dSame',
     'SoftPool3d',
+    'Transition',
     'belu',
     'bipolar',
     'bipolar_max_pool2d',

@@ -55,16 +55,23 @@ class DyReLU(nn.Module):
         tau: Temperature of the spatial softmax, mode "c" only.
         paper_scale: Scale the spatial weight as in the paper, to ``pi / 3``. A fresh module is then a third of
             the static activation. Mode "c" only.
+        static: Learn the coefficients themselves, as PReLU learns its slopes, instead of computing them from the input:
+            all that is left of the hyper function is the bias of ``fc2``. The same functions as in mode "b", which it
+            needs, without what is dynamic about them: a control, to see what that is worth.
         channel_dim: 1, or -1 for inputs of shape (N, *spatial, C), as the MLPs of transformers have.
         inplace: Accepted for timm's activation factory, without effect: the input is needed for the backward pass.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
+        max_hidden: Upper bound of the hidden width, which is ``min(max(C // reduction, 1), max_hidden)``. It caps what
+            the widest layers cost. Default: none.
 
     Raises:
         ValueError: If an argument is out of range; on forward, if the rank or the number of channels of the input
             differs from the above, or a dimension other than the batch is empty.
         TypeError: If an argument has the wrong type; on forward, if the input has no floating-point dtype.
     """
+
+    static: torch.jit.Final[bool]  # TorchScript compiles one of the two ways only
 
     def __init__(
             self,
@@ -79,16 +86,20 @@ class DyReLU(nn.Module):
             max_value: float | None = None,
             tau: float = 10.0,
             paper_scale: bool = False,
+            static: bool = False,
             channel_dim: int = 1,
             inplace: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            max_hidden: int | None = None,
     ) -> None:
         super().__init__()
         if channels is not None:
             check_int('channels', channels, 1)
         check_choice('mode', mode, ('a', 'b', 'c'))
         check_int('reduction', reduction, 1)
+        if max_hidden is not None:
+            check_int('max_hidden', max_hidden, 1)
         check_int('k', k, 1)
         alpha = [1.0] + [0.0] * (k - 1) if alpha is None else alpha
         beta = [0.0] * k if beta is None else beta
@@ -98,6 +109,7 @@ class DyReLU(nn.Module):
         self.channels = channels
         self.mode = mode
         self.reduction = reduction
+        self.max_hidden = max_hidden
         self.k = k
         self.lambda_a = check_finite('lambda_a', lambda_a)
         self.lambda_b = check_finite('lambda_b', lambda_b)
@@ -106,13 +118,16 @@ class DyReLU(nn.Module):
         self.max_value = None if max_value is None else check_finite('max_value', max_value)
         self.tau = check_positive('tau', tau)
         self.paper_scale = paper_scale
+        if static and mode != 'b':
+            raise ValueError(f'static must be False in mode {mode!r}: it is for mode "b" alone.')
+        self.static = static
         check_choice('channel_dim', channel_dim, (1, -1))
         self.channel_dim = channel_dim
 
         # Parameters, not nn.Linear children: the weight initialisers of models walk over modules by type and
         # would take the zero start away.
         for name in DyReLUParams._fields:
-            unused = name.startswith('spatial') and mode != 'c'
+            unused = name != 'fc2_bias' if static else name.startswith('spatial') and mode != 'c'
             self.register_parameter(name, None if unused else UninitializedParameter(device=device, dtype=dtype))
         if channels is not None:
             self._materialize(channels)
@@ -122,6 +137,8 @@ class DyReLU(nn.Module):
     def _materialize(self, channels: int, device: torch.device | None = None) -> None:
         self.channels = channels
         hidden = max(channels // self.reduction, 1)
+        if self.max_hidden is not None:
+            hidden = min(hidden, self.max_hidden)
         out = 2 * self.k * (1 if self.mode == 'a' else channels)
         shapes = {
             'fc1_weight': (hidden, channels),
@@ -139,6 +156,8 @@ class DyReLU(nn.Module):
         """Draw ``fc1`` as ``nn.Linear`` does and zero the rest, which makes the module the static activation again."""
         for param in self.parameters():
             nn.init.zeros_(param)
+        if self.static:
+            return
         nn.init.kaiming_uniform_(self.fc1_weight, a=math.sqrt(5))
         bound = 1 / math.sqrt(self.channels)
         nn.init.uniform_(self.fc1_bias, -bound, bound)
@@ -186,6 +205,8 @@ class DyReLU(nn.Module):
         Returns:
             Shape (N, C, 2K), or (N, 1, 2K) in mode "a": K slopes, then K intercepts. At least fp32.
         """
+        if self.static:
+            return functional.static_coefficients(self.fc2_bias, x, self._settings())
         return functional.coefficients(x, self._params(), self._settings())
 
     def attention(self, x: Tensor) -> Tensor | None:
@@ -210,17 +231,25 @@ class DyReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_dim != 1:
             x = x.movedim(-1, 1)
-        y = functional.dynamic_relu(x, self._params(), self._settings())
+        if self.static:
+            theta = functional.static_coefficients(self.fc2_bias, x, self._settings())
+            y = functional.dyrelu(x, theta, None, self.max_value)
+        else:
+            y = functional.dynamic_relu(x, self._params(), self._settings())
         return y if self.channel_dim == 1 else y.movedim(1, -1)
 
     def extra_repr(self) -> str:
         text = f'{self.channels}, mode={self.mode!r}, reduction={self.reduction}, k={self.k}, alpha={self.alpha}'
+        if self.max_hidden is not None:
+            text += f', max_hidden={self.max_hidden}'
         if any(self.beta):
             text += f', beta={self.beta}'
         if self.max_value is not None:
             text += f', max_value={self.max_value:g}'
         if self.paper_scale:
             text += ', paper_scale=True'
+        if self.static:
+            text += ', static=True'
         if self.channel_dim != 1:
             text += f', channel_dim={self.channel_dim}'
         return text
@@ -273,10 +302,11 @@ class LazyDyReLU(LazyModuleMixin, DyReLU):
         del module.cls_to_become
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        weight = state_dict.get(prefix + 'fc1_weight')
-        if weight is not None and not is_lazy(weight):
+        tensor = state_dict.get(prefix + ('fc2_bias' if self.static else 'fc1_weight'))
+        if tensor is not None and not is_lazy(tensor):
             # An empty batch with the channels of the checkpoint stands in for the first input.
-            self._infer_parameters(self, (torch.empty(0, weight.shape[1], device=self.fc1_weight.device),))
+            channels = len(tensor) // (2 * self.k) if self.static else tensor.shape[1]
+            self._infer_parameters(self, (torch.empty(0, channels, device=self.fc2_bias.device),))
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
     def reset_parameters(self) -> None:

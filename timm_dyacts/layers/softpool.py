@@ -81,14 +81,16 @@ class SoftPool2d(_SoftPool):
     rank = 2
 
     @classmethod
-    def in_place_of(cls, pool: nn.Module, **kwargs: Any) -> 'SoftPool2d':
+    def in_place_of(cls, pool: nn.Module, **kwargs: Any) -> WindowPool:
         """Make the SoftPool with the window, and so with the output shape, of a max pool.
 
         Args:
-            pool: The max pool. timm's ``MaxPool2dSame`` gets a ``SoftPool2dSame``, any other a ``SoftPool2d``.
+            pool: The max pool. timm's ``MaxPool2dSame`` gets a ``SoftPool2dSame``, one of signals or volumes a
+                ``SoftPool1d`` or ``SoftPool3d``, any other a ``SoftPool2d``.
             **kwargs: Further arguments of the class; they win over those of ``pool``.
         """
-        chosen = SoftPool2dSame if isinstance(pool, MaxPool2dSame) else SoftPool2d
+        others = {MaxPool2dSame: SoftPool2dSame, nn.MaxPool1d: SoftPool1d, nn.MaxPool3d: SoftPool3d}
+        chosen = next((new for old, new in others.items() if isinstance(pool, old)), SoftPool2d)
         return chosen(**window_arguments(pool) | kwargs)
 
 

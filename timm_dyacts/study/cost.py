@@ -44,8 +44,9 @@ def measure_costs(
             if turn >= _WARM_UP:
                 times[label].append(seconds)
     return {
-        label: Cost(
-            step.size.params, step.size.macs, statistics.median(times[label]), step.batch_size, peaks.get(label))
+        label: Cost(  # the time to microseconds, as the files have it
+            step.size.params, step.size.macs, round(statistics.median(times[label]), 6), step.batch_size,
+            peaks.get(label))
         for label, step in steps.items()
     }
 

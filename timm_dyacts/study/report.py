@@ -9,7 +9,7 @@ from ..files import replace_text
 from ..plotting import BLUE, COLORS, GREY, create_figure, style_axes
 from .statistics import CONFIDENCE, MIN_SEEDS, Comparison, Summary
 
-__all__ = ['Cost', 'describe', 'draw_comparison', 'draw_curves', 'render_table', 'write_table']
+__all__ = ['Cost', 'describe', 'describe_frozen', 'draw_comparison', 'draw_curves', 'render_table', 'write_table']
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def _points(metric: str) -> str:
 
 
 def _signed(value: float, metric: str) -> str:
-    return f'{value:+.3f}' if metric == 'loss' else f'{value:+.2f}'
+    digits = 3 if metric == 'loss' else 2
+    return f'{round(value, digits) + 0.0:+.{digits}f}'  # the sum makes 0 of -0
 
 
 def _interval(comparison: Comparison, metric: str) -> str:
@@ -82,6 +83,17 @@ def describe(summary: Summary, first: str, metric: str) -> str:
             f'{model}: not settled: {mean}, {interval}, but p = {_p(comparison)}{corrected}; more than {seeds} could '
             f'tell.')
     return f'{model}: no difference that {seeds} could show: {mean}, {interval}.'
+
+
+def describe_frozen(summary: Summary, metric: str) -> str:
+    """Give one sentence on what freezing the coefficients of a model does.
+
+    Args:
+        summary: The model with frozen coefficients, compared with itself.
+        metric: What was measured.
+    """
+    sentence = describe(summary, 'as trained', metric)
+    return sentence.replace(f'`{summary.model}`:', f'`{summary.model}` with frozen coefficients:', 1)
 
 
 def render_table(
@@ -132,17 +144,31 @@ def write_table(
         metric: str,
         at: str,
         costs: Mapping[str, Cost],
-        remarks: Sequence[str] = (),
+        frozen: Sequence[Summary] = (),
 ) -> None:
-    """Write ``compare.md``: the table, a sentence for each model, and what has to be known to read them."""
+    """Write ``compare.md``: the table, a sentence for each model, and what has to be known to read them.
+
+    Args:
+        path: Where to write.
+        title: Heading.
+        summaries: The models, the one that the others are compared with first.
+        metric: What was measured.
+        at: At which epoch, ``'last'`` or ``'best'``.
+        costs: By label.
+        frozen: Models with frozen coefficients, each compared with itself as it was trained.
+    """
     first = summaries[0].model
     sentences = [f'- {describe(summary, first, metric)}' for summary in summaries[1:]]
     notes = [
         f'Differences are to `{first}`, seed by seed: each seed gives all models the same order of images and the same '
         f"augmentation. The interval is that of Student's t for the mean difference; p is of the paired t test, times "
         f'the number of comparisons.',
-        *remarks,
     ]
+    if frozen:
+        notes.append(
+            'With the coefficients of Dynamic ReLU frozen, after training, at their mean over the training images, '
+            'compared with the same runs as trained:')
+        notes.append('\n'.join(f'- {describe_frozen(summary, metric)}' for summary in frozen))
     parts = [f'# {title}\n', render_table(summaries, metric, at, costs), '\n'.join(sentences) + '\n', *(
         f'{note}\n' for note in notes)]
     replace_text(path, '\n'.join(parts))
@@ -169,17 +195,19 @@ def draw_comparison(
     left.set_yticks(range(len(others)), [summary.model for summary in others])
     left.set_ylim(len(others) - 0.5, -0.5)
     left.set_xlabel(
-        f'{metric}{_points(metric)} beyond {summaries[0].model}\n'
+        f'{metric}: difference to {summaries[0].model}{" in points" if _points(metric) else ""}\n'
         f'dots: seeds; diamond and bar: mean and {CONFIDENCE:.0%} interval')
     style_axes(left, 'x')
-    for i, summary in enumerate(summaries):
-        if summary.model not in costs:
-            continue
-        x, y = 1000 * costs[summary.model].step_seconds, summary.mean
+    measured = [summary for summary in summaries if summary.model in costs]
+    times = [1000 * costs[summary.model].step_seconds for summary in measured]
+    for i, (summary, x) in enumerate(zip(measured, times, strict=True)):
         error = summary.std if len(summary.values) > 1 else None
         color = COLORS[i % len(COLORS)]
-        right.errorbar(x, y, yerr=error, fmt='o', color=color, markersize=6, capsize=2, linewidth=1)
-        right.annotate(summary.model, (x, y), xytext=(6, 4), textcoords='offset points', fontsize=7, color=color)
+        right.errorbar(x, summary.mean, yerr=error, fmt='o', color=color, markersize=6, capsize=2, linewidth=1)
+        side = -1 if x > (min(times) + max(times)) / 2 else 1  # the name lies towards the middle
+        right.annotate(
+            summary.model, (x, summary.mean), xytext=(6 * side, 4), textcoords='offset points', fontsize=7,
+            color=color, ha='left' if side > 0 else 'right')
     right.set_xlabel('time of a training step (ms)')
     right.set_ylabel(f'{metric}: mean and standard deviation')
     right.margins(x=0.25, y=0.15)

@@ -1,12 +1,10 @@
 """The runs of a comparison: trained in processes of their own, each resumable, some at the same time."""
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,45 +15,17 @@ from ..files import replace_text
 from ..options import plain
 from ..run_folder import RunFolder
 from ..training import TrainConfig
-from ..training.log import best_row
 from ..training.resume import FREE_OPTIONS, differing_options
 from .plan import Run
+from .records import Outcome, Record, recipe_of
 
-__all__ = ['Outcome', 'RunError', 'config_of', 'execute']
+__all__ = ['RunError', 'config_of', 'execute']
 
 _POLL_SECONDS = 0.2
 
 
 class RunError(RuntimeError):
     """A run failed. The message says which and why; those that are finished are kept."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished run came to.
-
-    Attributes:
-        run: The run.
-        rows: The rows of its ``summary.csv``, one per epoch.
-        seconds: Time by the clock that its processes took.
-        peak_mib: The most memory that its process had (resident), of the last process if it was resumed; None if
-            unknown.
-    """
-    run: Run
-    rows: Sequence[Mapping[str, float]]
-    seconds: float
-    peak_mib: float | None
-
-    def value(self, metric: str, at: str, chosen_by: str) -> tuple[int, float]:
-        """Give an epoch and the metric there.
-
-        Args:
-            metric: ``'top1'``, ``'top5'`` or ``'loss'``.
-            at: ``'last'`` or ``'best'``.
-            chosen_by: The metric that makes an epoch the best.
-        """
-        row = self.rows[-1] if at == 'last' else best_row(list(self.rows), f'eval_{chosen_by}')
-        return int(row['epoch']), row[f'eval_{metric}']
 
 
 def config_of(run: Run, options: Mapping[str, Any]) -> TrainConfig:
@@ -80,12 +50,20 @@ def config_of(run: Run, options: Mapping[str, Any]) -> TrainConfig:
     ))
 
 
-def execute(runs: Sequence[Run], options: Mapping[str, Any], jobs: int = 1) -> Iterator[Outcome | int]:
+def execute(
+        runs: Sequence[Run],
+        options: Mapping[str, Any],
+        kept: Mapping[tuple[str, int], Record],
+        jobs: int = 1,
+) -> Iterator[Outcome | int]:
     """Train what is not finished yet, ``jobs`` runs at a time.
+
+    The state from which a finished run could be resumed, which takes most of the space, is removed.
 
     Args:
         runs: In the order in which they are started.
         options: The options of ``train`` that all share.
+        kept: Runs that are known to be finished, by label and seed.
         jobs: Most processes at a time. With several GPUs they take turns on them; on CPUs they share the cores.
 
     Yields:
@@ -97,11 +75,11 @@ def execute(runs: Sequence[Run], options: Mapping[str, Any], jobs: int = 1) -> I
     """
     waiting = []
     for run in runs:
-        outcome = _finished(run, options)
-        if outcome is None:
+        record = _finished(run, options, kept.get((run.contender.label, run.seed)))
+        if record is None:
             waiting.append(run)
         else:
-            yield outcome
+            yield Outcome(run, record)
     active: list[_Process] = []
     try:
         while waiting or active:
@@ -119,29 +97,25 @@ def execute(runs: Sequence[Run], options: Mapping[str, Any], jobs: int = 1) -> I
             process.stop()
 
 
-def _record_path(run: Run) -> Path:
-    """What is kept about the processes of a run, beside its folder."""
-    return run.folder.with_name(f'{run.folder.name}.json')
-
-
-def _finished(run: Run, options: Mapping[str, Any]) -> Outcome | None:
-    """The outcome of a run that is done, None for one that is not.
+def _finished(run: Run, options: Mapping[str, Any], kept: Record | None) -> Record | None:
+    """The record of a run that is done, None for one that is not.
 
     Raises:
-        RunError: The folder holds a run with other options.
+        RunError: It was done with other options.
     """
-    if not _record_path(run).is_file():
+    record = Record.read(run)
+    if record is None or not record.finished:
+        record = kept
+    if record is None:
         return None
-    record = json.loads(_record_path(run).read_text(encoding='utf-8'))
-    saved = RunFolder(run.folder).read_options()
-    if not record.get('finished') or saved is None:
-        return None
-    different = differing_options(config_of(run, options), saved, FREE_OPTIONS - {'on_bad_image'})
-    if different:
+    config = config_of(run, options)
+    if record.recipe != recipe_of(config):
+        saved = RunFolder(run.folder).read_options()
+        different = differing_options(config, saved, FREE_OPTIONS - {'on_bad_image'}) if saved is not None else []
         raise RunError(
-            f'{run.folder} holds a finished run with other options: {", ".join(different)}. Choose another '
-            f'--experiment for another comparison.')
-    return Outcome(run, RunFolder(run.folder).read_summary(), record['seconds'], record['peak_mib'])
+            f'{run.folder} is a finished run with other options{": " if different else ""}{", ".join(different)}. '
+            f'Choose another --experiment for another comparison.')
+    return record
 
 
 class _Process:
@@ -159,6 +133,7 @@ class _Process:
         self.slot = slot
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         config = config_of(run, options)
+        self.recipe = recipe_of(config)
         given = {name: plain(getattr(config, name)) for name in (*options, *run.contender.options, 'model_kwargs')}
         path = run.folder.with_name(f'{run.folder.name}.yaml')
         replace_text(path, yaml.safe_dump(given | dict(model=config.model, seed=config.seed)))
@@ -193,13 +168,16 @@ class _Process:
             RunError: It failed.
         """
         self.log.close()
-        seconds = self._add_to_record(finished=self.process.returncode == 0)
+        record = self._write_record(finished=self.process.returncode == 0)
         if self.process.returncode:
             lines = Path(self.log.name).read_text(encoding='utf-8', errors='replace').strip().splitlines()
             raise RunError(
                 f'{self.run.contender.label} with seed {self.run.seed} ended with exit status '
                 f'{self.process.returncode}: {lines[-1] if lines else "no message"} ({self.log.name})')
-        return Outcome(self.run, RunFolder(self.run.folder).read_summary(), seconds, self.peak_mib)
+        folder = RunFolder(self.run.folder)
+        for state in (folder.state, folder.previous_state):
+            state.unlink(missing_ok=True)
+        return Outcome(self.run, record)
 
     def stop(self) -> None:
         """Ask the process to save its state, and wait until it has."""
@@ -209,15 +187,15 @@ class _Process:
             while not self.has_ended():
                 time.sleep(_POLL_SECONDS)
         self.log.close()
-        self._add_to_record(finished=False)
+        self._write_record(finished=False)
 
-    def _add_to_record(self, finished: bool) -> float:
-        path = _record_path(self.run)
-        before = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.is_file() else 0.0
-        seconds = before + time.monotonic() - self.began
-        record = dict(finished=finished, seconds=seconds, peak_mib=self.peak_mib)
-        replace_text(path, json.dumps(record, indent=2) + '\n')
-        return seconds
+    def _write_record(self, finished: bool) -> Record:
+        before = Record.read(self.run)
+        seconds = time.monotonic() - self.began + (before.seconds if before is not None else 0.0)
+        rows = RunFolder(self.run.folder).read_summary() if finished else []
+        record = Record(finished, seconds, self.peak_mib, self.recipe, rows)
+        record.write(self.run)
+        return record
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:

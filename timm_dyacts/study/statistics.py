@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ['CONFIDENCE', 'MIN_SEEDS', 'Comparison', 'Summary', 'compare_to_first']
+__all__ = ['CONFIDENCE', 'MIN_SEEDS', 'Comparison', 'Summary', 'compare_frozen', 'compare_to_first']
 
 CONFIDENCE = 0.95
 # With fewer, the spread of the differences is hardly known.
@@ -90,6 +90,25 @@ def compare_to_first(runs: Mapping[str, Mapping[int, float]]) -> list[Summary]:
             comparison = _compare([values[seed] - first[seed] for seed in common], others)
         summaries.append(Summary(model, values, comparison))
     return summaries
+
+
+def compare_frozen(
+        runs: Mapping[str, Mapping[int, float]],
+        frozen: Mapping[str, Mapping[int, float]],
+) -> list[Summary]:
+    """Compare models with themselves before something in them was frozen.
+
+    Args:
+        runs: For each model, the metric by seed.
+        frozen: The same for those that were frozen.
+
+    Returns:
+        A summary for each of the latter.
+    """
+    return [
+        Summary(model, values, _compare([values[seed] - runs[model][seed] for seed in sorted(values)], len(frozen)))
+        for model, values in frozen.items()
+    ]
 
 
 def _compare(differences: Sequence[float], comparisons: int) -> Comparison:

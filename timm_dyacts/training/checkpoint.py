@@ -14,6 +14,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from ..convert import get_transition
 from ..run_folder import RESULTS, Preprocessing, Results, Start
 from ..version import __version__
 from .config import TrainConfig
@@ -77,6 +78,10 @@ def save_checkpoint(
     """
     # The copy is contiguous (safetensors refuses channels_last) and on the CPU.
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
+    config: dict[str, Any] = dict(label_names=list(label_names)) if label_names else {}
+    t = get_transition(model)
+    if t is not None:
+        config['transition'] = dict(t=t, finished=False)  # for who reads the file; the weights hold it, too
     beside = Path(folder, '.saving')
     shutil.rmtree(beside, ignore_errors=True)  # a killed process may have left it
     beside.mkdir(parents=True)
@@ -84,7 +89,7 @@ def save_checkpoint(
         save_for_hf(
             model,
             beside,
-            model_config=dict(label_names=list(label_names)) if label_names else None,
+            model_config=config or None,
             model_args=model_args,
             safe_serialization=True,
         )

@@ -78,6 +78,12 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     """
     train_split: str = _data('train', metavar='NAME', help='split to train on')
     val_split: str = _data('validation', metavar='NAME', help='split to evaluate on')
+    val_fraction: float = _data(
+        0.0, minimum=0, below=1, metavar='F',
+        help='hold out this share of the training images, drawn with the seed, and let them tell which epoch is the '
+             'best; what it is worth is still measured on the split to evaluate on')
+    images_per_class: int | None = _data(
+        None, minimum=1, metavar='N', help='train on as many images of each class, drawn with the seed', unset='all')
 
     model: str = _model('resnet18_dyrelu_b', metavar='NAME', help="name, 'hf-hub:<id>', or folder of a checkpoint")
     pretrained: bool = _model(False, help='start from the pretrained weights')
@@ -103,6 +109,11 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         None, flags=('--kd-model-name',), metavar='NAME',
         help='teacher to distil from: name, Hub id or folder of a model with the same classes, such as the base of a '
              'variant')
+    transition_epochs: float = _finetuning(
+        0.0, minimum=0, metavar='N',
+        help='lead a variant that does not start exactly as its base from the one to the other over so many epochs, '
+             'which may be a fraction; only an epoch that ends after them can be the best')
+    transition_sched: str = _finetuning('linear', choices=('linear', 'cosine'), help='how, from update to update')
     kd_temperature: float = _finetuning(4.0, above=0, metavar='T')
     distill_loss_weight: float | None = _finetuning(None, minimum=0, metavar='W', unset='1, or 1 - --task-loss-weight')
     task_loss_weight: float | None = _finetuning(None, minimum=0, metavar='W', unset='1')
@@ -194,8 +205,18 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     def check(self) -> None:
         super().check()
         CheckpointInterval.parse(self.checkpoint_interval)
+        if self.images_per_class is not None and self.val_fraction and self.images_per_class < 2:
+            raise ValueError(
+                f'--images-per-class must be 2 or more with --val-fraction, which holds one of them out, got '
+                f'{self.images_per_class}.')
         if self.mixes and self.batch_size % 2:
             raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {self.batch_size}.')
+        if self.transition_epochs > self.epochs:
+            raise ValueError(
+                f'--transition-epochs must be at most --epochs, {self.epochs}, got {self.transition_epochs:g}.')
+        if self.transition_sched != 'linear' and not self.transition_epochs:
+            raise ValueError(
+                f'--transition-sched must be left out without --transition-epochs, got {self.transition_sched}.')
         if self.init != 'default' and (self.pretrained or self.pretrained_path or self.initial_checkpoint):
             raise ValueError(f'--init {self.init} would overwrite the weights that the run is to start from.')
         if self.distill_loss_weight is None and self.kd_model and (self.task_loss_weight or 0) > 1:
@@ -207,6 +228,14 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     def mixes(self) -> bool:
         """Whether images are mixed, and their labels with them."""
         return self.mixup > 0 or self.cutmix > 0
+
+    def best_column(self, kind: str = 'eval') -> str:
+        """Give the column of the log that tells which epoch is the best.
+
+        Args:
+            kind: ``'eval'`` for the model, ``'ema'`` for its moving average.
+        """
+        return f'{kind}_holdout_{self.eval_metric}' if self.val_fraction else f'{kind}_{self.eval_metric}'
 
     @property
     def interval(self) -> CheckpointInterval:

@@ -35,10 +35,15 @@ def write_summary(rows: Sequence[dict[str, float]], path: str | os.PathLike) -> 
     replace_text(path, format_csv(rows, list(rows[0])))
 
 
-def best_row(rows: Sequence[dict[str, float]], metric: str) -> dict[str, float]:
-    """Give the row with the best value in a column, the first of equals. Losses are best when small, NaN is worst."""
+def best_row(rows: Sequence[dict[str, float]], metric: str) -> dict[str, float] | None:
+    """Give the row with the best value in a column, the first of equals. Losses are best when small, NaN is worst.
+
+    Of an epoch that ended within a transition the model is not yet the one that is trained for: it is passed over.
+    ``None`` if there is no other.
+    """
     sign = -1 if metric.endswith('loss') else 1
-    return max(rows, key=lambda row: -math.inf if math.isnan(row[metric]) else sign * row[metric])
+    finished = (row for row in rows if row.get('t', 1) == 1)
+    return max(finished, key=lambda row: -math.inf if math.isnan(row[metric]) else sign * row[metric], default=None)
 
 
 class RunLog:

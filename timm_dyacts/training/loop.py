@@ -38,6 +38,7 @@ def train_one_epoch(
         meter: EpochMeter | None = None,
         first_step: int = 0,
         in_eval_mode: Iterable[nn.Module] = (),
+        before_update: Callable[[int], None] | None = None,
         after_update: Callable[[int, Callable[[], None]], None] | None = None,
 ) -> OrderedDict:
     """Train for one epoch, or what is left of it, in place.
@@ -61,6 +62,8 @@ def train_one_epoch(
         meter: Sums over the part of the epoch that is done, added to in place.
         first_step: Number of the first batch that the loader will give.
         in_eval_mode: Modules of the model that stay in eval mode.
+        before_update: Called before the first batch of each update with the number of the update in the run, counted
+            from 1.
         after_update: Called after each update with the number of batches done in the epoch, and a function that
             brings ``meter`` up to date.
 
@@ -83,6 +86,9 @@ def train_one_epoch(
         first = step // grad_accum_steps * grad_accum_steps
         group = range(max(first, first_step), min(first + grad_accum_steps, num_steps))
         is_update = step + 1 == group.stop
+        num_updates = epoch * updates_per_epoch + step // grad_accum_steps + 1
+        if step == group.start and before_update is not None:
+            before_update(num_updates)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
 
@@ -113,7 +119,6 @@ def train_one_epoch(
             progress.update(len(images) * world.size)
         if not is_update:
             continue
-        num_updates = epoch * updates_per_epoch + step // grad_accum_steps + 1
         task.update_ema(step=num_updates)
         if scheduler is not None:
             scheduler.step_update(num_updates=num_updates)

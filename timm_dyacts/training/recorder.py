@@ -9,6 +9,7 @@ from timm.utils import get_outdir
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..convert import finish_transition
 from ..evaluation.curves import plot_curves
 from ..evaluation.report import write_report
 from ..loading import count_parameters
@@ -19,6 +20,7 @@ from .checkpoint import dataset_title, describe_results, save_checkpoint
 from .log import RunLog, best_row
 from .setup import Setup, build_validation_loader
 from .state import Progress, StateFile
+from .transition import to_save
 
 __all__ = ['Recorder', 'open_folder']
 
@@ -54,9 +56,10 @@ class Recorder:
         """Say what is trained on what."""
         setup = self.setup
         processes = f' in {setup.world.size} processes' if setup.world.size > 1 else ''
+        held_out = '' if setup.datasets.held_out is None else f', {len(setup.datasets.held_out)} held-out'
         print(
             f'{setup.architecture} ({count_parameters(setup.model):.2f} M parameters) on '
-            f'{dataset_title(setup.config)}: {len(setup.datasets.train)} training and '
+            f'{dataset_title(setup.config)}: {len(setup.datasets.train)} training{held_out} and '
             f'{len(setup.datasets.validation)} validation images of {setup.config.num_classes} classes at '
             f'{setup.data_config["input_size"][-1]} pixels, on {setup.world.device.type}{processes}')
         if resumed:
@@ -73,7 +76,7 @@ class Recorder:
 
         Args:
             rows: The rows of all epochs, the new one last.
-            unreadable: For ``'training'`` and ``'validation'``, a mask of the images that could not be read so far.
+            unreadable: For each kind of images, a mask of those that could not be read so far.
         """
         config, row = self.setup.config, rows[-1]
         num_images = len(self.setup.datasets.validation)
@@ -81,14 +84,16 @@ class Recorder:
             num_images -= int(unreadable['validation'].sum())
         self.log.write(rows)
         self._save(self.setup.model, 'last')
-        if best_row(rows, f'eval_{config.eval_metric}') is row:
+        if best_row(rows, config.best_column()) is row:
             self._save(self.setup.model, 'best', self._results(row, 'eval', num_images))
-        if config.model_ema and best_row(rows, f'ema_{config.eval_metric}') is row:
+        if config.model_ema and best_row(rows, config.best_column('ema')) is row:
             self._save(self.setup.ema_model, 'ema', self._results(row, 'ema', num_images))
+        holdout = f'  held out {row["eval_holdout_top1"]:6.2f}' if config.val_fraction else ''
         ema = f'  ema top1 {row["ema_top1"]:6.2f}' if config.model_ema else ''
+        t = f'  t {row["t"]:.3f}' if 't' in row else ''
         tqdm.write(
             f'epoch {row["epoch"]:>3}  train loss {row["train_loss"]:.4f}  eval loss {row["eval_loss"]:.4f}  '
-            f'top1 {row["eval_top1"]:6.2f}  top5 {row["eval_top5"]:6.2f}{ema}  lr {row["lr"]:.2e}')
+            f'top1 {row["eval_top1"]:6.2f}  top5 {row["eval_top5"]:6.2f}{holdout}{ema}  lr {row["lr"]:.2e}{t}')
         sys.stdout.flush()  # whoever pipes the output wants to see an epoch when it is done
         if row['epoch'] == 0:
             self._print_unreadable(unreadable)
@@ -96,7 +101,7 @@ class Recorder:
     def _save(self, model: nn.Module, which: str, results: Results | None = None) -> None:
         config = self.setup.config
         save_checkpoint(
-            model,
+            to_save(model),
             self.run.checkpoint(which).path,
             label_names=self.setup.label_names,
             model_args=dict(config.model_kwargs, in_chans=config.in_chans),
@@ -110,7 +115,7 @@ class Recorder:
         return describe_results(metrics, int(row['epoch']), setup.config, setup.data_config, num_images, setup.start)
 
     def _print_unreadable(self, unreadable: Mapping[str, Tensor]) -> None:
-        loaders = dict(training=self.setup.loader.loader, validation=self.setup.validation_loader)
+        loaders = self.setup.loaders
         for kind, mask in unreadable.items():
             indices = mask.nonzero().flatten().tolist()
             if indices:
@@ -127,6 +132,8 @@ class Recorder:
     def write_report(self) -> None:
         """Draw what the best checkpoint does on the validation set."""
         setup = self.setup
+        if setup.config.transition_epochs:
+            finish_transition(setup.model)
         setup.model.load_state_dict(load_file(self.run.checkpoint('best').weights))
         loader = build_validation_loader(  # of all images, in this process
             setup.config, setup.datasets.validation, setup.data_config, World(setup.world.device))

@@ -27,6 +27,7 @@ from ..data.loaders import (
     image_mode,
 )
 from ..data.resumable import StreamLoader
+from ..data.subsets import hold_out, pick_per_class
 from ..device import build_amp
 from ..loading import build_model, resolve_input
 from ..lsuv import lsuv_
@@ -36,8 +37,9 @@ from .checkpoint import dataset_title, describe_start, set_pretrained_cfg
 from .config import TrainConfig
 from .finetune import build_optimizer
 from .task import build_task
+from .transition import check_transition, create_arguments
 
-__all__ = ['Datasets', 'Setup', 'build_setup', 'build_validation_loader']
+__all__ = ['Datasets', 'Setup', 'build_datasets', 'build_setup', 'build_validation_loader']
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class Datasets:
     Attributes:
         train: The training split.
         validation: The validation split.
+        held_out: Training images that are not trained on and tell which epoch is the best, ``None`` if there are none.
         class_names: Class names in the order of the labels, ``None`` if the data set does not say.
     """
     train: Dataset
     validation: Dataset
+    held_out: Dataset | None
     class_names: list[str] | None
 
     @property
@@ -70,6 +74,7 @@ class Setup:
         data_config: Preprocessing, as ``loading.resolve_input`` gives it.
         loader: The training batches.
         validation_loader: The validation batches of this process.
+        held_out_loader: The batches of held-out training images of this process, if there are any.
         model: The model, on its device.
         start: Where its weights come from.
         task: Model and loss, and the moving average.
@@ -85,6 +90,7 @@ class Setup:
     data_config: dict[str, Any]
     loader: ResumableLoader | StreamLoader
     validation_loader: Any
+    held_out_loader: Any
     model: nn.Module
     start: Start
     task: TrainingTask
@@ -93,6 +99,14 @@ class Setup:
     num_epochs: int
     autocast: Callable[[], AbstractContextManager]
     loss_scaler: NativeScaler | None
+
+    @property
+    def loaders(self) -> dict[str, Any]:
+        """timm's loaders, by the kind of images that they load."""
+        loaders = {'training': self.loader.loader}
+        if self.held_out_loader is not None:
+            loaders['held-out training'] = self.held_out_loader
+        return loaders | {'validation': self.validation_loader}
 
     @property
     def updates_per_epoch(self) -> int:
@@ -144,7 +158,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
         ValueError: Options that do not fit the data, the model or the machine.
     """
     random_seed(config.seed)  # the same in all processes, for the same initial weights
-    datasets, config = _build_datasets(config, world)
+    datasets, config = build_datasets(config, world)
     model = _create_model(config)
     start = describe_start(config, model)
     data_config = resolve_input(model, config.preprocessing)
@@ -152,6 +166,9 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
     model = _prepare_model(model, config, world)
     loader = _build_train_loader(config, datasets.train, data_config, world)
     validation_loader = build_validation_loader(config, datasets.validation, data_config, world)
+    held_out_loader = None
+    if datasets.held_out is not None:
+        held_out_loader = build_validation_loader(config, datasets.held_out, data_config, world)
     if config.init == 'lsuv' and initialize:
         loader.set_position(0)
         lsuv_(model, next(iter(loader))[0])
@@ -176,6 +193,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
         data_config=data_config,
         loader=loader,
         validation_loader=validation_loader,
+        held_out_loader=held_out_loader,
         model=model,
         start=start,
         task=task,
@@ -200,8 +218,17 @@ def build_validation_loader(config: TrainConfig, dataset: Dataset, data_config: 
     )
 
 
-def _build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainConfig]:
-    """Create both splits, and fill in the options that depend on them and on the machine."""
+def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainConfig]:
+    """Create the splits of a run, and fill in the options that depend on them and on the machine.
+
+    Args:
+        config: The options.
+        world: The processes that train together.
+
+    Raises:
+        OSError: The data could not be read.
+        ValueError: Options that do not fit the data.
+    """
     in_chans = config.in_chans or 3
 
     def create(split: str, **kwargs: Any) -> Dataset:
@@ -229,7 +256,12 @@ def _build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainC
     check_num_classes(num_classes, names)
     config = dataclasses.replace(
         config, num_classes=num_classes, in_chans=in_chans, device=world.device.type)
-    return Datasets(train, validation, names), config
+    held_out = None
+    if config.images_per_class is not None:
+        train = pick_per_class(train, config.images_per_class, config.seed)
+    if config.val_fraction:
+        train, held_out = hold_out(train, config.val_fraction, config.seed)
+    return Datasets(train, validation, held_out, names), config
 
 
 def _create_model(config: TrainConfig) -> nn.Module:
@@ -240,18 +272,25 @@ def _create_model(config: TrainConfig) -> nn.Module:
     overlay = None
     if config.pretrained_path is not None:
         overlay = dict(file=config.pretrained_path, num_classes=-1)  # -1: the file's classifier is never taken over
-    model = build_model(
-        config.model,
-        config.preprocessing,
-        pretrained=config.pretrained or overlay is not None,
-        model_kwargs=config.model_kwargs,
-        num_classes=config.num_classes,
-        pretrained_cfg_overlay=overlay,
-        drop_rate=config.drop,
-        drop_path_rate=config.drop_path,
-    )
+    try:
+        model = build_model(
+            config.model,
+            config.preprocessing,
+            pretrained=config.pretrained or overlay is not None,
+            model_kwargs=create_arguments(config),
+            num_classes=config.num_classes,
+            pretrained_cfg_overlay=overlay,
+            drop_rate=config.drop,
+            drop_path_rate=config.drop_path,
+        )
+    except TypeError as e:
+        if "'transition'" not in str(e):
+            raise
+        raise ValueError(
+            f'--transition-epochs needs a variant, such as resnet50_softpool, got --model {config.model!r}.') from e
     if config.initial_checkpoint is not None:
         load_checkpoint(model, config.initial_checkpoint)
+    check_transition(config, model)
     return model
 
 

@@ -11,6 +11,8 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..convert import get_transition
+from ..convert.transition import idle_parameters
 from ..data.resumable import BatchDataset
 from ..device import resolve_device, set_numerics
 from ..evaluation.loop import evaluate
@@ -27,6 +29,7 @@ from .recorder import Recorder, open_folder
 from .resume import check_resumable, find_state
 from .setup import Setup, build_setup
 from .state import Progress, capture_state, load_state, restore_state
+from .transition import move_transition, t_of_update
 
 __all__ = ['RunResult', 'Trainer', 'train']
 
@@ -111,7 +114,16 @@ def _distribute(setup: Setup) -> None:
     """Wrap the model for more than one process."""
     if setup.world.size > 1:
         device_ids = [setup.world.device] if setup.world.device.type == 'cuda' else None
-        setup.task.prepare_distributed(device_ids=device_ids)
+        # DDP waits for the gradients of all parameters, unless it is told that some may have none.
+        unused = dict(find_unused_parameters=True) if idle_parameters(setup.model) else {}
+        setup.task.prepare_distributed(device_ids=device_ids, **unused)
+
+
+def _redistribute(setup: Setup) -> None:
+    """Wrap the model again: DDP looks at what is to be trained when it is made."""
+    if setup.world.size > 1:
+        setup.task.trainable_module = setup.task.get_trainable_module().module
+        _distribute(setup)
 
 
 class Trainer:
@@ -141,6 +153,7 @@ class Trainer:
         self.recorder = recorder
         self.stop = stop
         self.frozen = frozen
+        self.t: float | None = None  # of the last update, once there was one
 
     def train(self) -> RunResult:
         """Train to the end."""
@@ -163,7 +176,7 @@ class Trainer:
                 self.recorder.close(progress)
         if self.recorder is not None:
             self.recorder.write_report()
-        best = best_row(progress.rows, f'eval_{setup.config.eval_metric}')
+        best = best_row(progress.rows, setup.config.best_column())
         metrics = OrderedDict((name, best[f'eval_{name}']) for name in ('loss', 'top1', 'top5'))
         return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary)
 
@@ -172,12 +185,15 @@ class Trainer:
         if self.frozen is not None and _is_unfrozen(setup.config, progress):
             _unfreeze(setup)
             self.frozen = None
-        train_metrics = _train_epoch(setup, progress, self.bar, self.frozen or (), self._after_update)
+        train_metrics = _train_epoch(
+            setup, progress, self.bar, self.frozen or (), self._before_update, self._after_update)
         check_finite(setup.model, progress.epoch, progress.samples)
         row = dict(epoch=progress.epoch)
         for kind, metrics in dict(train=train_metrics, **_evaluate(setup, self._stop_in_evaluation)).items():
             row.update({f'{kind}_{name}': value for name, value in metrics.items()})
         row['lr'] = sum(group['lr'] for group in setup.optimizer.param_groups) / len(setup.optimizer.param_groups)
+        if setup.config.transition_epochs:
+            row['t'] = get_transition(setup.model)
         self._finish_epoch(row)
 
     def _finish_epoch(self, row: dict[str, float]) -> None:
@@ -191,6 +207,17 @@ class Trainer:
         is_due = setup.config.interval.is_due_after_epoch(progress.epoch) or not setup.loader.resumes_within_epoch
         if is_due or progress.epoch == setup.num_epochs:
             self._save_state()
+
+    def _before_update(self, update: int) -> None:
+        """Move the transition, if there is one."""
+        setup = self.setup
+        if setup.config.transition_epochs:
+            t = t_of_update(setup.config, update, setup.updates_per_epoch)
+            if t == self.t:  # at its end: nothing is to be done for the rest of the run
+                return
+            self.t = t
+            if move_transition([setup.model, *filter(None, [setup.ema_model])], t):
+                _redistribute(setup)
 
     def _after_update(self, steps: int, read_losses: Callable[[], None]) -> None:
         """Save the state where it is due or a signal asks for it."""
@@ -225,6 +252,7 @@ def _train_epoch(
         progress: Progress,
         bar: tqdm,
         in_eval_mode: Iterable[nn.Module],
+        before_update: Callable[[int], None],
         after_update: Callable[[int, Callable[[], None]], None],
 ) -> OrderedDict:
     """Train what is left of an epoch, and give its metrics."""
@@ -248,6 +276,7 @@ def _train_epoch(
         meter=progress.meter,
         first_step=first_step,
         in_eval_mode=in_eval_mode,
+        before_update=before_update,
         after_update=after_update,
     )
     progress.samples = len(setup.loader) * setup.loader.samples_per_step
@@ -284,14 +313,13 @@ def _interruption(
 def _unfreeze(setup: Setup) -> None:
     """Train all of the model from now on."""
     unfreeze(setup.model)
-    if setup.world.size > 1:
-        # DDP looks at what is to be trained when it is made.
-        setup.task.trainable_module = setup.task.get_trainable_module().module
-        _distribute(setup)
+    _redistribute(setup)
 
 
 def _evaluate(setup: Setup, after_batch: Callable[[], None]) -> dict[str, OrderedDict]:
     """Evaluate the model as ``'eval'``, and its moving average as ``'ema'`` if there is one.
+
+    What they do on held-out training images, if there are any, is ``'eval_holdout'`` and ``'ema_holdout'``.
 
     Args:
         setup: The objects of the run.
@@ -307,14 +335,18 @@ def _evaluate(setup: Setup, after_batch: Callable[[], None]) -> dict[str, Ordere
     for kind, module in modules.items():
         if world.size > 1 and config.dist_bn != 'none':
             distribute_bn(module, world.size, config.dist_bn == 'reduce')
-        metrics[kind] = evaluate(
-            module,
-            setup.validation_loader,
-            setup.autocast,
-            channels_last=config.channels_last,
-            world=world,
-            after_batch=after_batch if world.size == 1 else None,
-        )
+        loaders = {kind: setup.validation_loader}
+        if setup.held_out_loader is not None:
+            loaders[f'{kind}_holdout'] = setup.held_out_loader
+        for name, loader in loaders.items():
+            metrics[name] = evaluate(
+                module,
+                loader,
+                setup.autocast,
+                channels_last=config.channels_last,
+                world=world,
+                after_batch=after_batch if world.size == 1 else None,
+            )
     return metrics
 
 
@@ -322,10 +354,10 @@ def _gather_unreadable(setup: Setup) -> dict[str, Tensor]:
     """Give the primary process which images could not be read so far. Of data sets that are streams nothing is known.
 
     Returns:
-        For ``'training'`` and ``'validation'``, a mask of the images.
+        For ``'training'``, ``'held-out training'`` and ``'validation'``, a mask of the images.
     """
     masks = {}
-    for kind, loader in dict(training=setup.loader.loader, validation=setup.validation_loader).items():
+    for kind, loader in setup.loaders.items():
         if isinstance(loader.loader.dataset, BatchDataset):
             gathered = setup.world.gather(loader.loader.dataset.unreadable)
             if gathered is not None:

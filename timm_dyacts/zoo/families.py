@@ -32,6 +32,10 @@ class Family:
     nobn: str = ''
     stem: bool = False
 
+    def lists(self, operator: str) -> bool:
+        """Tell whether there are variants with an operator."""
+        return operator in _operators(self.operators)
+
     def members(self) -> Iterator[tuple[str, str, bool]]:
         """Give architecture, operator and whether without BatchNorm, for each of the family's variants."""
         nobn = _operators(self.nobn)
@@ -56,8 +60,7 @@ FAMILIES = (
         'seresnet152d seresnext26d_32x4d seresnext26t_32x4d seresnext101_32x4d ecaresnet50d ecaresnet101d',
         nobn='brelu', stem=True),
     Family('resnest14d resnest26d resnest50d', stem=True),
-    # One activation module serves tensors of several widths there, which a Dynamic ReLU cannot.
-    Family('res2net50_26w_4s res2net101_26w_4s res2net50d res2next50', 'softpool brelu belu', stem=True),
+    Family('res2net50_26w_4s res2net101_26w_4s res2net50d res2next50', stem=True),
     Family('regnetx_002 regnetx_004 regnetx_006 regnetx_008 regnetx_016 regnetx_032 regnetx_064', NO_POOL),
     Family('regnety_002 regnety_004 regnety_006 regnety_008 regnety_016 regnety_032 regnety_064', NO_POOL),
     Family('repvgg_a0 repvgg_a1 repvgg_a2 repvgg_b0 repvgg_b1 repvgg_b2', NO_POOL),

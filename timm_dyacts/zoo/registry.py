@@ -1,9 +1,11 @@
 """The variants: timm's architectures with our operators, registered with timm under names of their own.
 
 A name is ``<timm architecture>_<operator>[_nobn]``, e.g. ``resnet50_dyrelu_b`` or ``resnet50_brelu_nobn``. The table
-in ``families`` says which are registered. A variant inherits the pretrained tags of its base:
-``resnet50_dyrelu_b.a1_in1k`` pulls timm's ``resnet50.a1_in1k`` from the Hub and converts it (see ``weights``).
+in ``families`` says which are registered; any other name of this form is found when it is asked for (see ``lookup``),
+and fails when it is created if ``convert`` has nothing to replace there. A variant inherits the pretrained tags of its
+base: ``resnet50_dyrelu_b.a1_in1k`` pulls timm's ``resnet50.a1_in1k`` from the Hub and converts it (see ``weights``).
 """
+import difflib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from timm.models import (
     build_model_with_cfg,
     get_arch_name,
     get_arch_pretrained_cfgs,
-    is_model,
+    list_models,
     model_entrypoint,
     register_model,
 )
@@ -29,10 +31,23 @@ from ..convert import ConversionError, convert
 from ..operators import OPERATORS, Operator, zoo_operators
 from ..suggest import close_names
 from ..version import unsupported
+from . import lookup
 from .families import ALIASES, FAMILIES, Family
-from .weights import PretrainedWeightsError, convert_checkpoint, describe_missing_weights
+from .transition import check_start, record_start
+from .weights import PretrainedWeightsError, check_source, convert_checkpoint, describe_missing_weights
 
-__all__ = ['Variant', 'default_cfgs', 'parse', 'register', 'variants']
+__all__ = [
+    'Variant',
+    'all_options',
+    'bases',
+    'default_cfgs',
+    'find_entry',
+    'find_variant',
+    'parse',
+    'register',
+    'suggest',
+    'variants',
+]
 
 NOBN = '_nobn'
 
@@ -75,15 +90,16 @@ class Variant:
     @property
     def options(self) -> frozenset[str]:
         """The options of ``convert`` that ``timm.create_model`` takes for it."""
-        return self.record.options | {f'{self.record.replaces}_kwargs'}
+        return self.record.options | {f'{self.record.replaces}_kwargs', 'transition'}
 
     @property
     def warm_start(self) -> str | None:
         """``'exact'`` if the variant starts with the function of its base (up to rounding), else ``'approximate'``.
 
-        ``None`` for a base that is not in the table.
+        ``None`` if the table does not list the operator for the base. The ``conversion`` of the model then tells, and
+        so does ``preview``, which makes it on the meta device.
         """
-        if self.family is None:
+        if self.family is None or not self.family.lists(self.operator):
             return None
         return 'exact' if self.family.activation in self.record.exact_for else 'approximate'
 
@@ -100,17 +116,57 @@ def parse(name: str) -> Variant:
     Raises:
         ValueError: The name does not follow the grammar, or timm has no such architecture.
     """
+    variant = find_variant(name)
+    if variant is None:
+        name = get_arch_name(name)
+        raise ValueError(
+            f'{name!r} is not <timm architecture>_<operator>[{NOBN}] with an operator of {", ".join(zoo_operators())}.'
+            f'{suggest(name)}')
+    return variant
+
+
+def find_variant(name: str) -> Variant | None:
+    """Read a name as ``parse`` does, ``None`` where that would raise: nothing is looked for to suggest."""
     name = get_arch_name(name)
-    full = ALIASES.get(name, name)
-    stem = full.removesuffix(NOBN)
+    for base, operator, nobn in _readings(ALIASES.get(name, name)):
+        if lookup.is_registered(base) and base not in default_cfgs and lookup.current_name(base) == base:
+            family = next((family for family in FAMILIES if base in family.bases.split()), None)
+            return Variant(name, base, operator, nobn, family)
+    return None
+
+
+def _readings(name: str) -> Iterator[tuple[str, str, bool]]:
+    """Give what may be the architecture, the operator and whether without BatchNorm."""
+    stem = name.removesuffix(NOBN)
     for operator in zoo_operators():
         base = stem.removesuffix(f'_{operator}')
-        if base != stem and is_model(base) and base not in default_cfgs:
-            family = next((family for family in FAMILIES if base in family.bases.split()), None)
-            return Variant(name, base, operator, full != stem, family)
-    raise ValueError(
-        f'{name!r} is not <timm architecture>_<operator>[{NOBN}] with an operator of {", ".join(zoo_operators())}.'
-        f'{close_names(name, default_cfgs)}')
+        if base != stem:
+            yield base, operator, stem != name
+
+
+def suggest(name: str, count: int = 3) -> str:
+    """Give the end of an error message about an unknown name: what was probably meant, empty if nothing is close.
+
+    Args:
+        name: What was asked for. Names of timm's are suggested, too.
+        count: Most names to give.
+    """
+    name = get_arch_name(name)
+    for base, operator, nobn in _readings(name):
+        if lookup.is_registered(base) and (current := lookup.current_name(base)) != base:
+            meant = f'{current.replace(".", f"_{operator}{NOBN * nobn}.")} for {current}' if current else 'gone'
+            return f" timm's {base} is deprecated, {'use ' * (current is not None)}{meant}."
+    parts = name.split('_')
+    close = dict.fromkeys(
+        base for end in range(1, len(parts) + 1)
+        for base in difflib.get_close_matches('_'.join(parts[:end]), bases()))
+    derived = (f'{base}_{operator}{nobn}' for base in close for operator in zoo_operators() for nobn in ('', NOBN))
+    return close_names(name, dict.fromkeys((*list_models(), *derived)), count)
+
+
+def bases() -> list[str]:
+    """Give timm's own architectures, in timm's order, and others that were registered with it."""
+    return [name for name in list_models() if name not in default_cfgs]
 
 
 def variants() -> Iterator[Variant]:
@@ -126,21 +182,44 @@ def variants() -> Iterator[Variant]:
 
 
 def register() -> None:
-    """Register the variants of the table with timm. Doing it again adds what is new and changes nothing else.
+    """Register the variants of the table with timm, and let it find others when it is asked for them.
+
+    Doing it again adds what is new and changes nothing else.
 
     Raises:
-        ImportError: timm keeps its pretrained configs in another way than is known here.
+        ImportError: timm keeps its models or their pretrained configs in another way than is known here.
     """
     _check_timm()
     this = sys.modules[__package__]
     this.default_cfgs = default_cfgs  # where `register_model` looks for them
-    for variant in variants():
-        if is_model(variant.name) or not is_model(variant.base):  # registered before, or a timm without this base
-            continue
-        default_cfgs[variant.name] = _inherited_cfgs(variant.base, variant.warm_start)
-        entrypoint = _make_entrypoint(variant)
-        setattr(this, variant.name, entrypoint)
-        register_model(entrypoint)
+    with lookup.registered_only():
+        for variant in variants():
+            if lookup.is_registered(variant.name) or not lookup.is_registered(variant.base):
+                continue  # registered before, or a timm without this base
+            default_cfgs[variant.name] = _inherited_cfgs(variant.base, f'warm start {variant.warm_start}')
+            entrypoint = _make_entrypoint(variant)
+            setattr(this, variant.name, entrypoint)
+            register_model(entrypoint)
+    lookup.install(find_entry, example=next(
+        f'{base}_{operator}' for family in FAMILIES for base in family.bases.split() for operator in zoo_operators()
+        if lookup.is_registered(base) and not lookup.is_registered(f'{base}_{operator}')))
+    lookup.suggest_names(suggest)
+
+
+def find_entry(name: str) -> lookup.Entry | None:
+    """Give what timm's registry would have of a variant that is not registered.
+
+    Args:
+        name: A name, with or without a pretrained tag.
+
+    Returns:
+        The entry, ``None`` if the name is registered or does not follow the grammar.
+    """
+    if lookup.is_registered(get_arch_name(name)) or (variant := find_variant(name)) is None:
+        return None
+    start = f'warm start {variant.warm_start}' if variant.warm_start else \
+        'whether the warm start is exact, the conversion of the model tells'
+    return lookup.Entry(variant.name, _make_entrypoint(variant), _inherited_cfgs(variant.base, start))
 
 
 def _check_timm() -> None:
@@ -151,11 +230,11 @@ def _check_timm() -> None:
 
 
 @cache
-def _inherited_cfgs(name: str, warm_start: str) -> DefaultCfg:
-    """Give the pretrained configs of a base, for variants with this kind of warm start."""
+def _inherited_cfgs(name: str, start: str) -> DefaultCfg:
+    """Give the pretrained configs of a base, for variants of which the notes are to say how they start."""
     cfgs = {}
     for source, cfg in get_arch_pretrained_cfgs(name).items():
-        note = f'weights of {cfg.hf_hub_id or source}, converted on load; warm start {warm_start}'
+        note = f'weights of {cfg.hf_hub_id or source}, converted on load; {start}'
         cfgs[cfg.tag or ''] = replace(
             cfg,
             architecture=None,  # timm fills in the name and the tag of each variant
@@ -166,20 +245,28 @@ def _inherited_cfgs(name: str, warm_start: str) -> DefaultCfg:
     return DefaultCfg(tags=deque(cfgs), cfgs=cfgs, is_pretrained=any(cfg.has_weights for cfg in cfgs.values()))
 
 
+@cache
 def _make_entrypoint(variant: Variant) -> Callable[..., nn.Module]:
     def entrypoint(pretrained: bool = False, **kwargs) -> nn.Module:
         return _create(variant, pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant.name
     entrypoint.__module__ = __package__  # timm files models under the last part of it
-    entrypoint.__doc__ = f"timm's {variant.base} converted with {variant.recipe}. Warm start: {variant.warm_start}."
+    entrypoint.__doc__ = f"timm's {variant.base} converted with {variant.recipe}."
+    if variant.warm_start:
+        entrypoint.__doc__ += f' Warm start: {variant.warm_start}.'
     return entrypoint
 
 
 def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
-    given = {name: kwargs.pop(name) for name in _all_options() if name in kwargs}
+    given = {name: kwargs.pop(name) for name in all_options() if name in kwargs}
     options = {name: value for name, value in given.items() if value is not None}
     recipe = _merge_options(variant, options)
+    transition = recipe.get('transition', False)
+    if pretrained:
+        check_source(variant.name, variant.base, kwargs)
+    if pretrained and transition is True:
+        check_start(variant.name, kwargs)
     if kwargs.get('features_only'):
         kwargs.setdefault('out_indices', _out_indices(variant.base))
     built_with: dict[str, Any] = {}
@@ -198,7 +285,7 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
             raise ValueError(f'{variant.name} with {listed}: {e}') from e
 
     try:
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             build,
             variant.name,
             pretrained,
@@ -211,12 +298,15 @@ def _create(variant: Variant, pretrained: bool, **kwargs) -> nn.Module:
         if not pretrained:
             raise
         raise PretrainedWeightsError(describe_missing_weights(variant.name, variant.base, kwargs, e)) from e
+    if transition is True:
+        record_start(model, variant.warm_start, takes_start='start' in variant.options)
+    return model
 
 
-def _all_options() -> frozenset[str]:
+def all_options() -> frozenset[str]:
     """Give the options of ``convert`` that are options of some variant."""
     operators = OPERATORS.values()
-    return frozenset({'act_kwargs', 'pool_kwargs'}).union(*(operator.options for operator in operators))
+    return frozenset({'act_kwargs', 'pool_kwargs', 'transition'}).union(*(operator.options for operator in operators))
 
 
 def _merge_options(variant: Variant, options: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..convert import convert
+from ..layers.calls import log_completed, update_entries
 
-__all__ = ['PretrainedWeightsError', 'convert_checkpoint', 'describe_missing_weights']
+__all__ = ['PretrainedWeightsError', 'check_source', 'convert_checkpoint', 'describe_missing_weights']
 
 # The entry of a state dict that says that the weights are those of a bipolar network.
 BIPOLAR = 'bipolar'
@@ -29,6 +30,23 @@ COUNTER = 'num_batches_tracked'
 
 class PretrainedWeightsError(OSError):
     """The pretrained weights could not be had."""
+
+
+def check_source(variant: str, base: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` for weights that timm would write into the variant past ``convert_checkpoint``.
+
+    Some of timm's vision transformers read files of another kind (NumPy's, from JAX) by themselves.
+
+    Args:
+        variant: Name of the variant.
+        base: Name of its base.
+        kwargs: Arguments that the variant was asked for with.
+    """
+    cfg = resolve_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    if cfg.custom_load and not cfg.state_dict and (cfg.file or not cfg.hf_hub_id or cfg.custom_load == 'hf'):
+        raise ValueError(
+            f'{variant} takes no weights in a format of their own (custom_load={cfg.custom_load!r} in the pretrained '
+            f'config): load them into {base}, and give that to timm_dyacts.convert.')
 
 
 def convert_checkpoint(
@@ -51,9 +69,13 @@ def convert_checkpoint(
     Raises:
         RuntimeError: It is neither the one nor the other.
     """
-    mismatch = _compare(state_dict, model)
+    own = dict(state_dict)
+    completed = update_entries(model, own)
+    mismatch = _compare(own, model)
     if not mismatch:
-        return state_dict
+        if completed:
+            log_completed(completed)
+        return own
     variant = model.pretrained_cfg['architecture']
     try:
         loaded = _load_base(base, state_dict, PretrainedCfg(**model.pretrained_cfg), model_kwargs)
@@ -125,7 +147,9 @@ def _load_base(
     kwargs = {k: v for k, v in model_kwargs.items() if k not in adapted}
     with _recorded_mismatch() as (missing, unexpected):
         base = model_entrypoint(name)(pretrained=True, pretrained_cfg=cfg.to_dict(), **kwargs)
-    missing = [key for key in missing if not _is_optional(key, ())]
+    # A negative number of classes says that the classifier is not to be taken over; timm drops it then.
+    head = tuple(f'{name}.' for name in _as_names(cfg.classifier)) if cfg.num_classes < 0 else ()
+    missing = [key for key in missing if not _is_optional(key, head)]
     # Whole modules that this base does not have are left over from training, such as Inception's auxiliary classifier.
     # Another entry of a module that it has is one of an operator, and makes a difference.
     modules = dict(base.named_modules())

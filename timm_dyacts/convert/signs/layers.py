@@ -3,15 +3,15 @@
 With signs ``s_in`` at its input and ``s_out`` at its output a weight becomes ``s_out * W * s_in``, a bias ``s_out * b``
 and a running mean ``s_in * m``.
 """
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..trace import Op
-from .rules import ZEROS, Rule, keep_sign, move, zeros
-from .tensors import TensorSigns
+from ..trace import Op, bases_of_views
+from .rules import SHAPE_ONLY, Rule, constant, keep_sign, move
+from .tensors import TensorSigns, narrow
 from .unknowns import ANY, PLUS
 
 __all__ = ['LAYER_RULES', 'SOURCE_RULES', 'NetworkSigns']
@@ -27,10 +27,18 @@ class Layer(NamedTuple):
     transposed: bool
 
     def weight_factor(self, ins: Tensor, outs: Tensor) -> Tensor:
-        """Give the signs of the weight: (out, in / groups, ...), or (in, out / groups, ...) if transposed."""
+        """Give the signs of the weight, (out, in / groups, ...), or (in, out / groups, ...) if transposed.
+
+        They are broadcastable to that, and not written out where they are the same along a dimension.
+        """
         rows, cols = (ins, outs) if self.transposed else (outs, ins)
+        ones = [1] * (self.weight.ndim - 1)
+        if bool((cols == 1).all()):
+            return rows.view(-1, *ones)
+        if self.groups == 1 and bool((rows == 1).all()):
+            return cols.view(1, -1, *ones[1:])
         factor = (rows.view(self.groups, -1, 1) * cols.view(self.groups, 1, -1)).flatten(0, 1)
-        return factor.view(*factor.shape, *[1] * (self.weight.ndim - 2))
+        return factor.view(*factor.shape, *ones[1:])
 
 
 class Norm(NamedTuple):
@@ -48,6 +56,7 @@ class NetworkSigns(TensorSigns):
     Args:
         ops: The operators of a forward pass.
         parameters: The tensors that may be changed, by ``id``.
+        inputs: The tensors that the network was given.
 
     Attributes:
         layers: The layers found so far, by the ``id`` of their weight.
@@ -56,8 +65,20 @@ class NetworkSigns(TensorSigns):
         weight_views: The weights of linear layers, by the ``id`` of what was read of them transposed.
     """
 
-    def __init__(self, ops: Iterable[Op], parameters: Mapping[int, Tensor]) -> None:
+    def __init__(
+            self,
+            ops: Sequence[Op],
+            parameters: Mapping[int, Tensor],
+            inputs: Iterable[Tensor] = (),
+    ) -> None:
         super().__init__()
+        inputs = list(inputs)
+        self.computed = {id(t) for t in inputs} | {id(t) for op in ops for t in op.outputs} | parameters.keys()
+        self.bases = bases_of_views(ops)
+        self.dependent = {id(t) for t in inputs}
+        for op in ops:
+            if op.name not in SHAPE_ONLY and any(self.base(t) in self.dependent for t in op.inputs):
+                self.dependent.update(self.base(t) for t in op.outputs)
         self.layers: dict[int, Layer] = {}
         self.norms: dict[int, Norm] = {}
         self.free: list[tuple[Tensor, Tensor]] = []
@@ -67,7 +88,7 @@ class NetworkSigns(TensorSigns):
         # What is read by other operators than layers and norms is a tensor like any other: a sign for each row.
         for key, is_private in private.items():
             tensor = parameters[key]
-            if not is_private and tensor.is_floating_point() and tensor.ndim > 0:
+            if not is_private and tensor.is_floating_point() and tensor.numel() and tensor.ndim > 0:
                 rows = self.unknowns.new(tensor.shape[0]).view([-1] + [1] * (tensor.ndim - 1))
                 self.ids[key] = rows.expand(tensor.shape)
                 self.free.append((tensor, rows))
@@ -76,12 +97,18 @@ class NetworkSigns(TensorSigns):
         """Whether tensors, those that are there, are parameters that nothing but layers and norms reads."""
         return all(tensor is None or id(tensor) in self._rewritable for tensor in tensors)
 
+    def forget_zeros(self, written: Tensor) -> None:
+        """Note that a tensor is written to: it and what shares its memory may hold something else than zeros now."""
+        base = self.base(written)
+        for key, ids in self.ids.items():
+            if self.bases.get(key, key) == base:
+                self.ids[key] = torch.where(narrow(ids) == ANY, PLUS, narrow(ids)).expand(ids.shape)
+
     def pass_through_norms(self) -> None:
         """Let norms pass signs on where they can, so that their scales stay as they are; elsewhere these take them."""
         for norm in self.norms.values():
-            for a, b in zip(norm.ins.tolist(), norm.outs.tolist(), strict=True):
-                if a != ANY:
-                    self.unknowns.tie(a, b)
+            is_open = norm.ins != ANY
+            self.unknowns.tie(norm.ins[is_open], norm.outs[is_open], skip_opposites=True)
 
     def factors(self) -> list[tuple[Tensor, Tensor]]:
         """Give each parameter or buffer that changes, with the +-1 tensor that it is multiplied by (broadcastable)."""
@@ -209,7 +236,7 @@ LAYER_RULES: dict[str, Rule] = {
     'native_layer_norm': mixing_norm,
 }
 # The rules of operators that give signs, or weights that can take them, also where no input has any
-SOURCE_RULES: dict[str, Rule] = {**LAYER_RULES, **dict.fromkeys(ZEROS, zeros), 't': transpose}
+SOURCE_RULES: dict[str, Rule] = {**LAYER_RULES, **dict.fromkeys(SHAPE_ONLY, constant), 't': transpose}
 
 
 def _private_parameters(ops: Iterable[Op], parameters: Mapping[int, Tensor]) -> dict[int, bool]:
@@ -217,6 +244,8 @@ def _private_parameters(ops: Iterable[Op], parameters: Mapping[int, Tensor]) -> 
     private: dict[int, bool] = {}
     views: dict[int, int] = {}
     for op in ops:
+        if op.name in SHAPE_ONLY:
+            continue
         is_layer = op.name in LAYER_RULES
         for position, tensor in enumerate(op.args if is_layer else op.inputs):
             key = views.get(id(tensor), id(tensor))

@@ -12,12 +12,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..trace import Call, Op, Trace, tensors_in
+from ..leaves import tensors_in
+from ..trace import Call, Op, Trace
 from .layers import SOURCE_RULES, NetworkSigns
 from .rules import RULES, keep_sign
 from .tensors import Contradiction, narrow
 from .unknowns import ANY, PLUS
+
+# Whose operators mean what their names say
+_NAMESPACES = frozenset({'aten', 'torchvision'})
 
 __all__ = ['SignConflict', 'SignFlip', 'apply_rule', 'solve_signs']
 
@@ -75,13 +80,14 @@ def solve_signs(
     Raises:
         SignConflict: If there is none. Names the module where the signs contradict each other.
     """
-    signs = NetworkSigns(trace.ops, parameters)
+    ops = _with_norms_of_empty_tensors(trace)
+    signs = NetworkSigns([op for op in ops if op is not None], parameters, trace.inputs.tensors)
     anchored = {call.start: (call, pattern) for call, pattern in anchors}
     whole = {call.start: call for call in pools}
     seen: list[tuple[Call, Tensor, Tensor]] = []
     index = 0
-    while index < len(trace.ops):
-        op = trace.ops[index]
+    while index < len(ops):
+        op = ops[index]
         try:
             if index in whole:
                 seen.append(_pass_pool(signs, whole[index]))
@@ -91,7 +97,8 @@ def solve_signs(
                 _pass_activation(signs, call, pattern)
                 index = call.stop
             else:
-                apply_rule(signs, op)
+                if op is not None:
+                    apply_rule(signs, op)
                 index += 1
         except Contradiction as e:
             raise SignConflict(op.module, str(e)) from None
@@ -102,22 +109,42 @@ def solve_signs(
     return SignFlip(signs.factors(), [(call, solved(ins), solved(outs)) for call, ins, outs in seen], outputs)
 
 
+def _with_norms_of_empty_tensors(trace: Trace) -> list[Op | None]:
+    """Give the operators, and for each BatchNorm that saw an empty tensor the one that it calls otherwise.
+
+    Torch computes something else there, with the first of the channels.
+    """
+    ops: list[Op | None] = list(trace.ops)
+    for call in trace.calls:
+        norm = call.module
+        is_norm = isinstance(norm, _BatchNorm) and not any(norm.children())  # some hold an activation
+        if is_norm and call.span and call.input is not None and not call.input.numel():
+            arguments = (call.input, norm.weight, norm.bias, norm.running_mean, norm.running_var, False, 0., norm.eps)
+            ops[call.start:call.stop] = [None] * len(call.span)
+            ops[call.start] = Op(
+                'native_batch_norm', torch.ops.aten.native_batch_norm.default, arguments, {}, call.output,
+                trace.name(norm))
+    return ops
+
+
 def apply_rule(signs: NetworkSigns, op: Op) -> None:
     """Apply the rule of an operator.
 
     Raises:
         Contradiction: If its inputs cannot have the signs that it needs.
     """
-    if op.name in SOURCE_RULES:
+    is_known = op.func.namespace in _NAMESPACES
+    if is_known and op.name in SOURCE_RULES:
         return SOURCE_RULES[op.name](signs, op)
     if not any(signs.has(t) for t in op.inputs):
         return signs.forget(*op.outputs)
-    rule = RULES.get(op.name, keep_sign)
+    rule = RULES.get(op.name, keep_sign) if is_known else keep_sign
     if not op.func._schema.is_mutable:
         return rule(signs, op)
     # Other views of the memory that is written to must stay right: what was there keeps its signs.
     before = signs.get(op.args[0])
     if bool((narrow(before) == ANY).any()):
+        signs.forget_zeros(op.args[0])
         return keep_sign(signs, op)
     rule(signs, op)
     signs.tie(signs.get(op.args[0]), before, f'{op.name} in place changes the signs')
@@ -144,7 +171,6 @@ def _settle_outputs(signs: NetworkSigns, outputs: Sequence[Tensor]) -> list[Tens
     for tensor in outputs:
         if signs.has(tensor):
             ids = narrow(signs.get(tensor))
-            for i in torch.unique(ids[ids != ANY]).tolist():
-                signs.unknowns.tie(i, PLUS)
+            signs.unknowns.tie(*torch.broadcast_tensors(ids[ids != ANY], torch.tensor(PLUS)), skip_opposites=True)
     settled = [signs.unknowns.signs(narrow(signs.get(t))) if signs.has(t) else None for t in outputs]
     return [None if s is None or bool((s == 1).all()) else s for s in settled]

@@ -1,14 +1,15 @@
 """The unknown signs of tensors: one number of an unknown for each element, where most elements share theirs."""
-import math
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from .unknowns import ANY, PLUS, Unknowns
 
-__all__ = ['Contradiction', 'TensorSigns', 'narrow', 'reshape']
+__all__ = ['Contradiction', 'TensorSigns', 'compact', 'extent', 'narrow', 'reshape']
 
 _STRIDE = 2 ** 31
+_MANY = 2 ** 14  # elements, from which on it pays to sort out those that are the same
 
 
 class Contradiction(Exception):
@@ -20,18 +21,25 @@ class TensorSigns:
 
     Attributes:
         unknowns: The unknowns.
-        ids: The number of an unknown for each element of a tensor, by the ``id`` of the tensor. It is like the tensor;
-            copies that broadcasting made take no memory. A tensor that is not there has +1 everywhere.
+        ids: The number of an unknown for each element of a tensor, by the ``id`` of the tensor, in the shape of its
+            ``extent``. Copies that broadcasting made take no memory. A tensor that is not there has +1 everywhere.
+        bases: The ``id`` of the tensor that a view is a view of, by the ``id`` of the view.
+        dependent: The ``id`` of each tensor whose elements depend on the network's input; of a view that of its base.
+        computed: The ``id`` of each tensor that the network is given, holds or computes. Another one, which an operator
+            just reads, is a number in its code.
     """
 
     def __init__(self) -> None:
         self.unknowns = Unknowns()
         self.ids: dict[int, Tensor] = {}
+        self.bases: dict[int, int] = {}
+        self.dependent: set[int] = set()
+        self.computed: set[int] = set()
 
     def get(self, tensor: Tensor) -> Tensor:
         """Give the unknowns of a tensor."""
         ids = self.ids.get(id(tensor))
-        return torch.tensor(PLUS).expand(tensor.shape) if ids is None else ids
+        return torch.tensor(PLUS).expand(extent(tensor)) if ids is None else ids
 
     def set(self, tensor: Tensor, ids: Tensor) -> None:
         """Set the unknowns of a tensor."""
@@ -46,14 +54,23 @@ class TensorSigns:
         """Whether a tensor has unknowns: whether its signs may change."""
         return id(tensor) in self.ids
 
+    def base(self, tensor: Tensor) -> int:
+        """Give the ``id`` of the tensor that another one is a view of, its own if it is none."""
+        return self.bases.get(id(tensor), id(tensor))
+
+    def depends_on_input(self, *tensors: Tensor) -> bool:
+        """Whether tensors may hold other numbers for another input of the network."""
+        return any(t.is_meta or self.base(t) in self.dependent for t in tensors)
+
+    def is_zero(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the number 0 in the code of the network."""
+        return tensor.ndim == 0 and not tensor.is_meta and id(tensor) not in self.computed and tensor.item() == 0
+
     def known(self, tensor: Tensor) -> Tensor | None:
-        """Give the signs of a tensor if all of them are settled already."""
+        """Give the signs of a tensor if all of them are settled already, broadcastable."""
         ids = narrow(self.get(tensor))
-        unknowns, positions = torch.unique(ids, return_inverse=True)
-        found = [(PLUS, 1) if i == ANY else self.unknowns.find(i) for i in unknowns.tolist()]
-        if any(root != PLUS for root, _ in found):
-            return None
-        return torch.tensor([sign for _, sign in found])[positions]
+        roots = torch.where(ids == ANY, PLUS, self.unknowns.find(ids))
+        return compact(roots) if bool((roots.abs() == PLUS).all()) else None
 
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Make the unknowns ``a`` and ``b``, broadcast together, equal.
@@ -61,13 +78,42 @@ class TensorSigns:
         Raises:
             Contradiction: With the reason, if two of them are known to be opposite.
         """
-        a, b = torch.broadcast_tensors(narrow(a), narrow(b))
+        a, b = (narrow(ids) for ids in torch.broadcast_tensors(a, b))
+        only_in_a, only_in_b = _dims_only_in(a, b), _dims_only_in(b, a)
+        if only_in_a and only_in_b:  # each element of one meets each of the other: one of either stands for all
+            self.tie(a, _smallest(b, *only_in_b), reason)
+            a = _smallest(a, *only_in_a)
+        is_with_one = b.numel() == 1
+        a, b = torch.broadcast_tensors(a, b)
         open_ = (a != ANY) & (b != ANY) & (a != b)
-        pairs = torch.unique(a[open_] * _STRIDE + b[open_])  # both in one number: sorted much faster than rows
-        for pair in pairs.tolist():
-            i = (pair + _STRIDE // 2) // _STRIDE
-            if not self.unknowns.tie(i, pair - i * _STRIDE):
-                raise Contradiction(reason)
+        a, b = a[open_], b[open_]
+        if a.numel() > _MANY and is_with_one:
+            a = self.unknowns.distinct(a)
+            b = b[:1].expand_as(a)
+        elif a.numel() > _MANY:
+            pairs = torch.unique(a * _STRIDE + b)  # both in one number: sorted much faster than rows
+            a = (pairs + _STRIDE // 2).div(_STRIDE, rounding_mode='floor')
+            b = pairs - a * _STRIDE
+        if not self.unknowns.tie(a, b):
+            raise Contradiction(reason)
+
+    def tie_along(self, tensor: Tensor, dims: Collection[int], reason: str) -> Tensor:
+        """Tie the elements that differ in nothing but their places along some dimensions.
+
+        Returns:
+            The unknowns that they share, with a size of 1 along these dimensions.
+
+        Raises:
+            Contradiction: With the reason, if two of them are known to be opposite.
+        """
+        ids = self.get(tensor)
+        for dim in dims:
+            ids = _narrow_along(ids, dim)
+            if ids.shape[dim] > 1:
+                first = _smallest(ids, dim)
+                self.tie(ids, first, reason)
+                ids = first
+        return ids
 
     def tie_to_plus(self, tensor: Tensor, reason: str) -> None:
         """Make the signs of a tensor +1, if they are not already."""
@@ -76,48 +122,103 @@ class TensorSigns:
 
     def channels(self, tensor: Tensor, dim: int) -> Tensor:
         """Give one unknown for each index along a dimension, after tying the elements that share it."""
-        ids = self.get(tensor).movedim(dim, 0).flatten(1) if tensor.ndim > 1 else self.get(tensor)[:, None]
-        distinct = narrow(ids) if tensor.numel() else ids
-        first = distinct.abs().argmax(1, keepdim=True)  # not a padded zero
-        vector = distinct.gather(1, first)
-        self.tie(distinct, vector, 'one channel holds elements of different signs')
-        return vector[:, 0].expand(ids.shape[0])
+        ids = narrow(self.get(tensor)).movedim(dim, 0).flatten(1) if tensor.ndim > 1 else self.get(tensor)[:, None]
+        vector = _smallest(ids, 1)
+        self.tie(ids, vector, 'one channel holds elements of different signs')
+        return vector[:, 0].expand(extent(tensor)[dim])
 
     def set_channels(self, tensor: Tensor, vector: Tensor, dim: int) -> None:
         """Set the unknowns of a tensor to one for each index along a dimension."""
         shape = [1] * tensor.ndim
         shape[dim] = -1
-        self.set(tensor, vector.view(shape).expand(tensor.shape))
-
-    def planes(self, tensor: Tensor) -> Tensor:
-        """Give one unknown for each plane of an (N, C, *spatial) tensor, after tying the elements of each plane."""
-        ids = narrow(self.get(tensor).flatten(2))
-        first = ids.gather(2, ids.abs().argmax(2, keepdim=True))
-        self.tie(ids, first, 'one plane holds elements of different signs')
-        return first.squeeze(2).expand(tensor.shape[:2])
-
-    def set_planes(self, tensor: Tensor, planes: Tensor) -> None:
-        """Set the unknowns of a tensor to one for each of its planes."""
-        self.set(tensor, planes.view(*planes.shape, *[1] * (tensor.ndim - 2)).expand(tensor.shape))
+        self.set(tensor, vector.view(shape).expand(extent(tensor)))
 
 
-def reshape(ids: Tensor, shape: torch.Size) -> Tensor:
-    """Reshape without writing out what broadcasting repeats along the first dimensions, or after the second."""
-    distinct = narrow(ids)
-    if ids.ndim and len(shape) > 1 and ids.shape[:2] == shape[:2] \
-            and distinct.numel() == distinct.shape[min(1, ids.ndim - 1)]:
-        return distinct.view([1, -1] + [1] * (len(shape) - 2)).expand(shape)
-    first = next((i for i, size in enumerate(distinct.shape) if size > 1), ids.ndim)
-    block = math.prod(ids.shape[first:])  # as many last elements make up all of it
-    for i in range(len(shape), -1, -1):
-        if math.prod(shape[i:]) == block:
-            return ids[(0,) * first].reshape(shape[i:]).expand(shape)
-    return ids.reshape(shape)
+def _smallest(ids: Tensor, *dims: int) -> Tensor:
+    """Give the smallest unknown along dimensions, which all others can be tied to at once, and no padded zero."""
+    for dim in dims:
+        sizes = ids.abs()
+        ids = ids.gather(dim, sizes.masked_fill_(sizes == ANY, _STRIDE).argmin(dim, keepdim=True))
+    return ids
+
+
+def _dims_only_in(ids: Tensor, others: Tensor) -> list[int]:
+    """Give the dimensions along which the first has several unknowns, and the second, of as many dimensions, one."""
+    return [dim for dim in range(ids.ndim) if ids.shape[dim] > others.shape[dim]]
+
+
+def extent(tensor: Tensor) -> tuple[int, ...]:
+    """Give the shape of the unknowns of a tensor: its own, where it is not empty.
+
+    The channels of an empty tensor have signs too: what is made of no boxes today is made of some tomorrow. It counts
+    as if it had one element along each dimension in which it is empty.
+    """
+    return tuple(max(size, 1) for size in tensor.shape)
+
+
+def reshape(ids: Tensor, shape: Sequence[int]) -> Tensor:
+    """Reshape without writing out what broadcasting repeats, as far as it goes.
+
+    Args:
+        ids: Unknowns.
+        shape: The new sizes, as many elements.
+    """
+    narrowed: list[int] = []  # the sizes to take of the unknowns, and then of the result
+    result: list[int] = []
+    for old, new in _matching_dims(ids.shape, shape):
+        if all(ids.shape[dim] == 1 or ids.stride(dim) == 0 for dim in old):
+            narrowed += [1] * len(old)
+            result += [1] * len(new)
+        else:
+            narrowed += [ids.shape[dim] for dim in old]
+            result += [shape[dim] for dim in new]
+    for dim, size in enumerate(narrowed):
+        ids = ids.narrow(dim, 0, size)
+    return ids.reshape(result).expand(shape)
+
+
+def _matching_dims(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Group the dimensions of two shapes, in order, into the smallest groups that hold as many elements in either."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        mine, theirs = [], []
+        size = other = 1
+        while True:
+            if size <= other and i < len(old):
+                size *= old[i]
+                mine.append(i)
+                i += 1
+            elif j < len(new):
+                other *= new[j]
+                theirs.append(j)
+                j += 1
+            else:
+                break
+            if size == other and mine and theirs:
+                break
+        groups.append((mine, theirs))
+    return groups
 
 
 def narrow(ids: Tensor) -> Tensor:
     """Drop the copies that broadcasting made."""
-    for dim, (size, stride) in enumerate(zip(ids.shape, ids.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            ids = ids.narrow(dim, 0, 1)
+    for dim in range(ids.ndim):
+        ids = _narrow_along(ids, dim)
+    return ids
+
+
+def _narrow_along(ids: Tensor, dim: int) -> Tensor:
+    return ids.narrow(dim, 0, 1) if ids.shape[dim] > 1 and ids.stride(dim) == 0 else ids
+
+
+def compact(ids: Tensor) -> Tensor:
+    """Drop the copies that are written out along whole dimensions, and those that broadcasting made."""
+    ids = narrow(ids)
+    for dim in range(ids.ndim):
+        if ids.shape[dim] > 1:
+            first = ids.narrow(dim, 0, 1)
+            # Most of what differs differs already in the second element.
+            if torch.equal(first, ids.narrow(dim, 1, 1)) and bool((ids == first).all()):
+                ids = first
     return ids

@@ -9,11 +9,12 @@ from .reference import (
     coefficients_reference,
     dynamic_relu_reference,
     dyrelu_reference,
+    static_coefficients_reference,
     statistics_reference,
 )
 from .settings import DyReLUParams, DyReLUSettings
 
-__all__ = ['DIMS', 'attention', 'coefficients', 'dynamic_relu', 'dyrelu']
+__all__ = ['DIMS', 'attention', 'coefficients', 'dynamic_relu', 'dyrelu', 'static_coefficients']
 
 # The numbers of dimensions that an input may have.
 DIMS = (2, 3, 4, 5)
@@ -78,6 +79,19 @@ def coefficients(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> T
     _check_module_input(x, params)
     mean, _ = statistics_reference(x, None)
     return coefficients_reference(mean, params, settings)
+
+
+@torch.fx.wrap
+def static_coefficients(bias: Tensor, x: Tensor, settings: DyReLUSettings) -> Tensor:
+    """Compute coefficients that do not depend on the input, for each of its samples: (N, C, 2K), in at least fp32.
+
+    Args:
+        bias: What ``fc2`` would add to the same for all inputs, (2KC,).
+        x: Input of shape (N, C, *spatial).
+        settings: Settings of a ``layers.DyReLU``.
+    """
+    theta = static_coefficients_reference(bias, settings)
+    return theta.expand(x.shape[0], theta.shape[1], theta.shape[2])
 
 
 def attention(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> Tensor | None:

@@ -12,6 +12,7 @@ __all__ = [
     'coefficients_reference',
     'dynamic_relu_reference',
     'dyrelu_reference',
+    'static_coefficients_reference',
     'statistics_reference',
 ]
 
@@ -84,10 +85,20 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def coefficients_reference(mean: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> Tensor:
     """Compute the coefficients, (N, C or 1, 2K), from the means, (N, C)."""
+    hidden = _linear(mean, params.fc1_weight, params.fc1_bias).relu()
+    return _bounded_coefficients(_linear(hidden, params.fc2_weight, params.fc2_bias), settings)
+
+
+def static_coefficients_reference(bias: Tensor, settings: DyReLUSettings) -> Tensor:
+    """Compute the coefficients, (1, C, 2K), that a bias of shape (2KC,) alone gives, in at least fp32."""
+    return _bounded_coefficients(bias.to(torch.promote_types(bias.dtype, torch.float32)).unsqueeze(0), settings)
+
+
+def _bounded_coefficients(z: Tensor, settings: DyReLUSettings) -> Tensor:
+    """Compute the coefficients from the output of the hyper function, (N, 2KC or 2K)."""
     k = len(settings.alpha)
-    z = _linear(_linear(mean, params.fc1_weight, params.fc1_bias).relu(), params.fc2_weight, params.fc2_bias)
     # 2 * sigmoid(z) - 1 = tanh(z / 2)
-    residuals = torch.tanh(z / 2).reshape(mean.shape[0], params.fc2_bias.shape[0] // (2 * k), 2 * k).unbind(2)
+    residuals = torch.tanh(z / 2).reshape(z.shape[0], z.shape[1] // (2 * k), 2 * k).unbind(2)
     # The constants enter as scalars: a tensor made of them here would be a synchronising copy to the device.
     slopes = [settings.alpha[i] + settings.lambda_a * residuals[i] for i in range(k)]
     intercepts = [settings.beta[i] + settings.lambda_b * residuals[k + i] for i in range(k)]
