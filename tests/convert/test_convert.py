@@ -1,5 +1,7 @@
 """convert() on built models: what it replaces, what it keeps, what it reports, and how it gives up."""
 import copy
+import re
+import sys
 
 import pytest
 import timm
@@ -668,6 +670,48 @@ def test_an_output_without_tensors_is_not_called_compared():
     net = convert(Text(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), norm='none')
     assert net.conversion.max_diff is None and net.conversion.function == 'unchecked'
     assert net.conversion.notes == ['the output holds no tensor that could be compared']
+
+
+# What costs too much to be computed
+
+
+@pytest.mark.parametrize('name, options', [
+    ('test_resnet', dict(act='brelu')),
+    ('test_resnet', dict(act='dyrelu_b', norm='none')),
+    ('test_resnet', dict(act='dyrelu_b', pool='softpool', transition=True)),
+    ('test_efficientnet', dict(act='dyrelu_b', transition=True)),
+    ('test_vit', dict(act='belu', transition=True)),
+    ('mobilenetv3_small_050', dict(act='dyrelu_b')),
+    ('hrnet_w18_small', dict(act='brelu')),
+])
+def test_a_costly_model_is_converted_without_a_pass(name, options, monkeypatch):
+    net = trained_like_(timm.create_model(name, num_classes=7), 64)
+    twin, forced, x = copy.deepcopy(net), copy.deepcopy(net), torch.randn(2, 3, 160, 160)
+    torch.manual_seed(0)
+    expected = convert(net, **options)
+    monkeypatch.setattr(sys.modules[convert.__module__], '_MOST_FLOPS', 1e6)
+    computed = []
+    twin.register_forward_hook(lambda m, args, y: computed.append(y) if not y.is_meta else None)
+    torch.manual_seed(0)
+    report = convert(twin, **options).conversion
+    assert not computed and report.max_diff is None
+    assert (report.replaced, report.skipped) == (expected.conversion.replaced, expected.conversion.skipped)
+    function = expected.conversion.function
+    assert report.function == ('unchecked' if function == 'exact' else function)
+    assert any(re.search(r'not compared, as one pass takes [\d.]+ TFLOPs: check=True', note) for note in report.notes)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), twin.eval()(x))
+    assert convert(forced, **options, check=True).conversion.max_diff == expected.conversion.max_diff
+
+
+def test_a_costly_model_whose_way_depends_on_values_is_computed(monkeypatch):
+    class Branching(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if x.mean() < 1e3 else -x)
+
+    monkeypatch.setattr(sys.modules[convert.__module__], '_MOST_FLOPS', 0)
+    net = convert(Branching(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)), act='dyrelu_b')
+    assert net.conversion.function == 'exact' and net.conversion.max_diff == 0
 
 
 # What counts as the same function

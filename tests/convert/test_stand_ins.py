@@ -4,7 +4,7 @@ import weakref
 import torch
 from torch import nn
 
-from timm_dyacts.convert.stand_ins import StandIns
+from timm_dyacts.convert.stand_ins import SpreadMeta, StandIns
 from timm_dyacts.convert.trace import trace_forward
 
 
@@ -76,3 +76,22 @@ def test_what_stands_for_itself():
     stand_ins.add([*own, given], [given])
     assert all(stand_ins.of(t) is t for t in (*own, given))
     assert not stand_ins.back(own)
+
+
+def test_what_reads_a_meta_tensor_is_computed_without_values():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    with SpreadMeta(), torch.no_grad():
+        y = net(torch.empty(2, 3, 8, 8, device='meta'))
+        assert y.is_meta and y.shape == (2, 8, 6, 6)
+        assert torch.equal(net[0].weight + 1, state['0.weight'] + 1)  # what does not is computed as ever
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_a_record_without_values_knows_the_weights():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    trace, plain = (trace_forward(net, torch.zeros(2, 3, 8, 8, device=device)) for device in ('meta', 'cpu'))
+    assert [op.name for op in trace.ops] == [op.name for op in plain.ops]
+    assert [trace.layer_of(op) for op in trace.ops] == [plain.layer_of(op) for op in plain.ops]
+    assert trace.layer_of(trace.ops[0]) is net[0] and trace.output.is_meta
+    assert trace.flops == plain.flops == 2 * 2 * (8 * 27 * 36 + 8 * 36 * 5)

@@ -18,6 +18,7 @@ from .flip import flip_signs, is_wrapped, update_mark
 from .groups import update_group_matcher
 from .probe import REFUSALS
 from .report import ConversionError
+from .stand_ins import SpreadMeta
 from .step import Step
 from .trace import Call
 from .transition import as_transition
@@ -143,7 +144,7 @@ def _find_head(step: Step) -> set[nn.Module]:
     reached: set[nn.Module] = set()
     handles = [m.register_forward_pre_hook(lambda m, args: reached.add(m)) for m in step.model.modules()]
     try:
-        with evaluating(step.model), torch.no_grad():
+        with evaluating(step.model), torch.no_grad(), SpreadMeta():
             step.model.forward_features(step.trace.given.clone().first)
     except REFUSALS:  # a method of this name that is not timm's
         return set()

@@ -61,6 +61,7 @@ def dry_run(
         model: nn.Module,
         input_size: Sequence[int] | None = None,
         example_inputs: Any = None,
+        most_flops: float = float('inf'),
 ) -> Trace:
     """Record a forward pass of the probe batch.
 
@@ -69,6 +70,8 @@ def dry_run(
         input_size: Size of its input without the batch dimension, of any rank. Default: the first of ``input_sizes``
             that it takes.
         example_inputs: What to call the model with instead, as ``convert`` takes it.
+        most_flops: The most floating-point operations that the pass may take. One that would take more is recorded
+            with meta tensors, which takes none.
 
     Raises:
         ValueError: If ``input_size`` or ``example_inputs`` is none.
@@ -76,7 +79,7 @@ def dry_run(
     """
     if example_inputs is not None:
         try:
-            return trace_forward(model, as_inputs(example_inputs))
+            return _record(model, as_inputs(example_inputs), most_flops)
         except REFUSALS as e:
             raise ConversionError(
                 f'example_inputs must be what the model takes in eval mode ({type(e).__name__}: {e})') from e
@@ -88,7 +91,7 @@ def dry_run(
         sizes = input_sizes(model)
     for size in sizes:
         try:
-            return trace_forward(model, Inputs((probe_batch(model, size),), {}))
+            return _record(model, Inputs((probe_batch(model, size),), {}), most_flops)
         except REFUSALS as e:
             refusal = e
     reason = f'{type(refusal).__name__}: {refusal}'
@@ -101,6 +104,19 @@ def dry_run(
         f'The model takes no probe batch of size {tried}: pass input_size, the size of its input without the batch '
         f'dimension, e.g. (C, H, W), (C, L) or (C, D, H, W), or example_inputs, what it is called with ({reason})'
     ) from refusal
+
+
+def _record(model: nn.Module, inputs: Inputs, most_flops: float) -> Trace:
+    weights, elements = (sum(t.numel() for t in tensors) for tensors in (model.parameters(), inputs.tensors))
+    # A weight is hardly ever used more often than there are positions: most networks need no closer look.
+    if 2 * weights * elements > most_flops:
+        try:
+            trace = trace_forward(model, inputs.map(lambda t: t.to('meta')))
+        except REFUSALS:  # what it does depends on values
+            return trace_forward(model, inputs)
+        if trace.flops > most_flops:
+            return trace
+    return trace_forward(model, inputs)
 
 
 class Difference(NamedTuple):

@@ -55,8 +55,8 @@ class ConversionReport:
         replaced: The modules that were replaced.
         skipped: The candidates that were left alone, with the reason.
         function: ``'exact'`` if the network computes what it did before, up to rounding; ``'approximate'`` if not;
-            ``'unchecked'`` if it should, but the output holds nothing that could be compared. (No error: each step is
-            exact by construction, and whether that suffices is for the caller to say.)
+            ``'unchecked'`` if it should, but the output holds nothing that could be compared, or takes too long to
+            compute. (No error: each step is exact by construction, and whether that suffices is for the caller to say.)
         max_diff: Largest absolute difference of an output element on the probe batch, of several output tensors in the
             one that moved most for its size. ``None`` if nothing was compared.
         scale: Largest absolute element of that tensor, to judge ``max_diff`` by.
@@ -97,6 +97,12 @@ class ConversionReport:
         self.flipped_output |= other.flipped_output
         if other.function != 'exact':
             self.function = other.function
+
+    def leave_unchecked(self, reason: str) -> None:
+        """Note why the outputs were not compared."""
+        self.notes.append(reason)
+        if self.function == 'exact':
+            self.function = 'unchecked'
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in JSON types."""

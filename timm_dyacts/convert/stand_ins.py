@@ -8,10 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ['StandIns']
+from .leaves import map_tensors, tensors_in
+
+__all__ = ['SpreadMeta', 'StandIns']
+
+
+class SpreadMeta(TorchDispatchMode):
+    """Compute without values whatever reads a meta tensor: a model with weights can be given one, and computes nothing.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if any(t.is_meta for t in tensors_in((args, kwargs))):
+            args, kwargs = map_tensors(_without_values, (args, kwargs))
+        return func(*args, **kwargs)
 
 
 class StandIns:
@@ -41,9 +55,12 @@ class StandIns:
             has_elements = tensor.is_floating_point() or tensor.is_complex()
             if is_new and has_elements and type(tensor) is Tensor and tensor.layout == torch.strided \
                     and not tensor.is_meta:
-                self._known[tensor] = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device='meta')
+                self._known[tensor] = _without_values(tensor)
 
     def back(self, tensors: Iterable[Tensor]) -> dict[int, Tensor]:
         """Give those tensors that have a stand-in, by the ``id`` of that."""
         return {id(self._known[t]): t for t in tensors if t in self._known}
+
+
+def _without_values(t: Tensor) -> Tensor:
+    return t if t.is_meta else torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device='meta')

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from ..modes import evaluating
 from .inputs import Inputs
 from .leaves import tensors_in
 from .sites import Site, find_site
-from .stand_ins import StandIns
+from .stand_ins import SpreadMeta, StandIns
 
 __all__ = ['Call', 'Op', 'Trace', 'bases_of_views', 'trace_forward']
 
@@ -140,6 +141,13 @@ class Trace:
     def name(self, module: nn.Module) -> str:
         """The first path of a module."""
         return self.names[module][0]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the products and convolutions: two for each multiplication."""
+        return sum(
+            flop_registry[op.func.overloadpacket](*op.args, **op.kwargs, out_val=op.out)
+            for op in self.ops if op.func.overloadpacket in flop_registry)
 
     @cached_property
     def calls_by_module(self) -> dict[nn.Module, list[Call]]:
@@ -377,7 +385,8 @@ def trace_forward(model: nn.Module, x: Tensor | Inputs) -> Trace:
 
     Args:
         model: Any module.
-        x: Its input, or its arguments, of which it gets a copy.
+        x: Its input, or its arguments, of which it gets a copy. With meta tensors, what depends on them is computed
+            without values, whatever the device of the model.
 
     Returns:
         The record of the pass.
@@ -397,7 +406,7 @@ def trace_forward(model: nn.Module, x: Tensor | Inputs) -> Trace:
             handles.append(module.register_forward_pre_hook(
                 lambda m, args, kwargs, name=name: recorder.enter(name, m, args, kwargs), with_kwargs=True))
             handles.append(module.register_forward_hook(lambda m, args, out: recorder.leave(out)))
-        with evaluating(model), recorder:
+        with evaluating(model), SpreadMeta(), recorder:
             output = inputs.call(model)
         recorder.finish(output)
     finally:
