@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cpu_blocks import arithmetic, dense, is_channels_last
+from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from .signs import channel_signs
 
@@ -54,7 +55,7 @@ def _run(
 def activation(x: Tensor, weight: Tensor | None, kind: str, parameter: float, layout: str, inplace: bool) -> Tensor:
     """Compute a member of the family, see ``reference.activation_reference``."""
     z = dense(x)
-    y = z if inplace and z is x else torch.empty_like(z)
+    y = z if inplace and z is x else in_large_pages(torch.empty_like(z))
     _run('forward', z, weight, kind, parameter, layout, out=y)
     return x.copy_(y) if inplace and z is not x else y
 
@@ -72,7 +73,7 @@ def activation_backward(
     x = dense(x)
     if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
-    dx = torch.empty_like(x)
+    dx = in_large_pages(torch.empty_like(x))
     _run('backward', x, weight, kind, parameter, layout, dy=dy, out=dx)
     dweight = None
     if weight is not None:

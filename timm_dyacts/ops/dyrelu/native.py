@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cpu_blocks import arithmetic, dense, is_channels_last
+from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from . import cpu
 from .mlp import mlp, mlp_backward
@@ -71,7 +72,7 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None)
     if k > _MOST_PIECES or arithmetic(x, theta) != dtype:
         return cpu.dyrelu(x, theta, pi, max_value)
     x = dense(x)
-    y = torch.empty_like(x)
+    y = in_large_pages(torch.empty_like(x))
     theta, pi = _by_channels(theta, x.shape[1], dtype), _weights(pi, dtype)
     _run('apply', x, k, max_value, out=y, theta=theta, pi=pi)
     return y
@@ -106,7 +107,7 @@ def dyrelu_backward(
     dy = _like(dy, x)
     coefs, shares = _by_channels(theta, x.shape[1], dtype), _weights(pi, dtype)
     dtheta, dpi = _reduce(dy, x, coefs, shares, max_value)
-    dx = torch.empty_like(x)
+    dx = in_large_pages(torch.empty_like(x))
     _run('finish', x, k, max_value, dy=dy, out=dx, theta=coefs, pi=shares)
     dtheta = dtheta.transpose(1, 2).sum_to_size(theta.shape).to(theta.dtype)
     return dx, dtheta, None if pi is None else dpi.to(pi.dtype), None
@@ -135,7 +136,7 @@ def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) ->
     pi = share = None
     if logits is not None:
         pi, share = cpu.attention(logits, params.spatial_bias, settings)
-    y = torch.empty_like(x)
+    y = in_large_pages(torch.empty_like(x))
     _run('apply', x, k, settings.max_value, out=y, theta=coefs.expand(-1, -1, channels).contiguous(), pi=pi)
     return y, *DyReLUSaved(theta, mean, hidden, residual, pi, share)
 
@@ -172,7 +173,7 @@ def dynamic_relu_backward(
     dz = torch.ops.aten.tanh_backward(dresidual.flatten(1), residual).mul_(0.5)
     dmean, *dparams = mlp_backward(dz, saved.mean, saved.hidden, params)
     dmean.div_(math.prod(x.shape[2:]))
-    dx = torch.empty_like(x)
+    dx = in_large_pages(torch.empty_like(x))
     _run('finish', x, k, settings.max_value, dy=dy, out=dx, theta=coefs, pi=pi, weight=weight, dmean=dmean,
          dlogits=dlogits, sums=dspatial_weight)
     if dspatial_weight is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cpu_blocks import dense, is_channels_last
+from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from ..pooling.window import Sizes, Window, reach, size_of
 from .scaling import scale_of, sharpness_of
@@ -63,9 +64,9 @@ def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_wei
     """Compute SoftPool of (N, C, *spatial)."""
     out_size = window.out_size(size_of(x.shape), ceil_mode)
     x = dense(x)
-    y = torch.empty(
+    y = in_large_pages(torch.empty(
         *x.shape[:2], *out_size, dtype=x.dtype,
-        memory_format=torch.channels_last_3d if is_channels_last(x) else torch.contiguous_format)
+        memory_format=torch.channels_last_3d if is_channels_last(x) else torch.contiguous_format))
     _run('forward', x, window, out_size, beta, y)
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
 
@@ -84,6 +85,6 @@ def softpool_backward(
         dy = dy.movedim(1, -1).contiguous().movedim(-1, 1)
     else:
         dy = dy.contiguous()
-    dx = torch.empty_like(x)
+    dx = in_large_pages(torch.empty_like(x))
     _run('backward', x, window, size_of(dy.shape), beta, dx, dy, detach_weights)
     return dx, None, None, None, None
