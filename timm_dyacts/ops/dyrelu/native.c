@@ -2,10 +2,14 @@
 
 An input is (N, C, P), or (N, P, C) with the channels last; coefficients are (N, 2K, C). Work is cut into tiles: some
 channels and some positions of a sample, a *segment* of the positions in them. A tile writes sums of its own, one for each
-of its channels, which ``combine`` adds up in the order of the segments. */
+of its channels, which ``combine`` adds up in the order of the segments.
+
+Loops run along what lies side by side: positions, or channels. Of a plane, what is left over behind whole vectors is
+computed together with some positions before it, which are computed twice. Planes smaller than a vector are turned
+around, some channels at a time, and computed as if their channels were last. */
 #include "../native.h"
 
-enum { BLOCK = 1024, ROWS = 64, SEGMENT = 32768, MOST_PIECES = 2 };
+enum { BLOCK = 1024, ROWS = 64, SEGMENT = 32768, MOST_PIECES = 2, LANES = 16, TURNED = 64 };
 
 /* The same as ``_Operands`` in native.py. */
 typedef struct {
@@ -18,6 +22,8 @@ typedef struct {
     const void *weight; /* (C,), or NULL: of the attention */
     const void *dmean;  /* (N, C): gradient of the sum of each plane */
     const void *dlogits; /* (N, P), or NULL */
+    const void *starts, *ranges; /* (2K,): of the coefficients */
+    void *residual;     /* (N, C, 2K) */
     void *sums;         /* (N, rows, C), see each kernel */
     void *per_position; /* (N, P): logits, dpi */
     double max_value;   /* NaN: none */
@@ -29,12 +35,13 @@ typedef struct {
     i64 rows;       /* sums that a tile forms for each channel */
     void *partial;  /* (N, segments, rows, C) */
     double divisor; /* of the sums */
+    int turned;     /* whether planes are turned around */
 } plan;
 
 typedef struct { i64 n, c0, c1, p0, p1, at; } tile;
 
 static plan make_plan(const operands *o, i64 rows, int all_channels) {
-    plan p = {o, 0, 0, 0, 0, rows, NULL, 1};
+    plan p = {o, 0, 0, 0, 0, rows, NULL, 1, !o->channels_last && o->positions < LANES && !o->weight && !o->pi};
     if (o->channels_last) {
         p.group = o->channels;
         p.segment = least(o->positions, most(ROWS, BLOCK / o->channels));
@@ -100,13 +107,94 @@ static int run_sums(plan *p, int (*work)(const void *, i64, i64)) {
     if (in_place) p->partial = o->sums;
     else if (!(p->partial = malloc(sizeof(REAL) * (size_t)(o->samples * p->segments * size)))) return OUT_OF_MEMORY;
     int status = run_tiles(p, work);
-    if (status == OK && !(in_place && p->divisor == 1))
+    if (status == OK && !in_place)
         status = run_job(&o->crew, combine_samples, p, o->samples, most(1, SEGMENT / (p->segments * size)));
     if (!in_place) free(p->partial);
     return status;
 }
 
+/* What the sums of a tile are divided by: where there are several segments, ``combine`` does it. */
+INLINE double divisor_of(const plan *p) { return p->segments == 1 ? p->divisor : 1; }
+
+/* From ``begin`` to ``end``, run a loop over whole vectors, and then over the last vector: ``new`` tells the elements that
+   the first loop has not seen. */
+#define OVER_PLANE(pragma, begin, end, ...) { \
+    const i64 whole = (end) - (begin) < LANES ? (end) : (begin) + ((end) - (begin)) / LANES * LANES; \
+    { const int new = 1; (void)new; pragma for (i64 i = (begin); i < whole; i++) { __VA_ARGS__ } } \
+    if (whole < (end)) { \
+        pragma for (i64 j = 0; j < LANES; j++) { \
+            const i64 i = (end) - LANES + j; \
+            const int new = i >= whole; \
+            (void)new; \
+            __VA_ARGS__ } } }
+#define ADDING(...) DO_PRAGMA(omp simd reduction(+:__VA_ARGS__))
+#define DO_PRAGMA(text) _Pragma(#text)
+
+/* Lay the planes of up to TURNED channels out by positions, with the channels of each side by side; and back. */
+INLINE void turn(const T *restrict planes, T *restrict rows, i64 channels, i64 P) {
+    for (i64 c = 0; c < channels; c++)
+        for (i64 i = 0; i < P; i++) rows[i * TURNED + c] = planes[c * P + i];
+}
+INLINE void turn_back(const T *restrict rows, T *restrict planes, i64 channels, i64 P) {
+    for (i64 c = 0; c < channels; c++)
+        for (i64 i = 0; i < P; i++) planes[c * P + i] = rows[i * TURNED + c];
+}
+/* Each block of channels of a tile whose planes are turned around: the first of them, how many, where their planes are */
+#define TURNED_BLOCKS(c, count, at) \
+    for (i64 c = t.c0, count = least(TURNED, t.c1 - c), at = (t.n * C + c) * P; c < t.c1; \
+         c += TURNED, count = least(TURNED, t.c1 - c), at = (t.n * C + c) * P)
+
 /* ---- The mean of each plane, and the product with the weight of the attention ---- */
+
+/* Add up rows of channels, ``stride`` apart. */
+INLINE void add_rows(const T *restrict x, i64 rows, i64 stride, i64 count, REAL *restrict sums) {
+    for (i64 i = 0; i < rows; i++) {
+        const T *restrict row = x + i * stride;
+        SIMD
+        for (i64 c = 0; c < count; c++) sums[c] += LOAD(row[c]);
+    }
+}
+
+INLINE void statistics_channels_last(const plan *p, tile t, REAL *restrict sums, REAL *restrict logits) {
+    const operands *o = p->o;
+    const i64 C = o->channels;
+    const REAL *restrict weight = o->weight;
+    const T *restrict x = (const T *)o->x + (t.n * o->positions + t.p0) * C;
+    for (i64 c = 0; c < C; c++) sums[c] = 0;
+    if (!weight) add_rows(x, t.p1 - t.p0, C, C, sums);
+    else
+        for (i64 i = t.p0; i < t.p1; i++, x += C) {
+            double logit = 0;
+            for (i64 b = 0; b < C; b += BLOCK) {
+                i64 end = least(b + BLOCK, C);
+                REAL part = 0;
+                ADDING(part)
+                for (i64 c = b; c < end; c++) {
+                    REAL v = LOAD(x[c]);
+                    sums[c] += v;
+                    part += v * weight[c];
+                }
+                logit += part;
+            }
+            logits[i] = (REAL)logit;
+        }
+    const REAL divisor = (REAL)divisor_of(p);
+    SIMD
+    for (i64 c = 0; c < C; c++) sums[c] /= divisor;
+}
+
+INLINE void statistics_turned(const plan *p, tile t, REAL *restrict sums) {
+    const operands *o = p->o;
+    const i64 C = o->channels, P = o->positions;
+    const REAL divisor = (REAL)divisor_of(p);
+    T x[LANES * TURNED];
+    TURNED_BLOCKS(c, count, at) {
+        REAL total[TURNED] = {0};
+        turn((const T *)o->x + at, x, count, P);
+        add_rows(x, P, TURNED, count, total);
+        for (i64 i = 0; i < count; i++) sums[c + i] = total[i] / divisor;
+    }
+}
 
 static int statistics_tile(const plan *p, tile t) {
     const operands *o = p->o;
@@ -114,43 +202,19 @@ static int statistics_tile(const plan *p, tile t) {
     const REAL *restrict weight = o->weight;
     REAL *restrict sums = (REAL *)p->partial + t.at;
     REAL *restrict logits = (REAL *)o->per_position + (weight ? t.n * P : 0);
-    if (o->channels_last) {
-        for (i64 c = 0; c < C; c++) sums[c] = 0;
-        for (i64 i = t.p0; i < t.p1; i++) {
-            const T *restrict x = (const T *)o->x + (t.n * P + i) * C;
-            if (weight) {
-                double logit = 0;
-                for (i64 b = 0; b < C; b += BLOCK) {
-                    i64 end = least(b + BLOCK, C);
-                    REAL part = 0;
-                    _Pragma("omp simd reduction(+:part)")
-                    for (i64 c = b; c < end; c++) {
-                        REAL v = LOAD(x[c]);
-                        sums[c] += v;
-                        part += v * weight[c];
-                    }
-                    logit += part;
-                }
-                logits[i] = (REAL)logit;
-            } else {
-                SIMD
-                for (i64 c = 0; c < C; c++) sums[c] += LOAD(x[c]);
-            }
-        }
-        return OK;
-    }
+    if (o->channels_last) return statistics_channels_last(p, t, sums, logits), OK;
+    if (p->turned) return statistics_turned(p, t, sums), OK;
     double products[BLOCK] = {0};
     for (i64 c = t.c0; c < t.c1; c++) {
         const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
         double sum = 0;
         for (i64 b = t.p0; b < t.p1; b += BLOCK) {
-            i64 end = least(b + BLOCK, t.p1);
+            const i64 end = least(b + BLOCK, t.p1);
             REAL part = 0;
-            _Pragma("omp simd reduction(+:part)")
-            for (i64 i = b; i < end; i++) part += LOAD(x[i]);
+            OVER_PLANE(ADDING(part), b, end, part += new ? LOAD(x[i]) : 0;)
             sum += part;
         }
-        sums[c] = (REAL)sum;
+        sums[c] = (REAL)(sum / divisor_of(p));
         if (weight) {
             double w = weight[c];
             SIMD
@@ -167,6 +231,64 @@ EXPORT int NAME(dyrelu_statistics)(const operands *o) {
     plan p = make_plan(o, 1, o->weight != NULL);
     p.divisor = (double)o->positions;
     return run_sums(&p, statistics);
+}
+
+/* ---- Coefficients from what the hyper function gives, and back ---- */
+
+/* tanh(z / 2) = 2 sigmoid(z) - 1, to an absolute error of one rounding; exactly 0 for 0. */
+INLINE REAL squashed(REAL z) {
+    REAL e = EXP2((z < 0 ? z : -z) * (REAL)1.44269504088896340736);
+    REAL r = (1 - e) / (1 + e);
+    return z < 0 ? -r : r;
+}
+
+static int coefficients_of_samples(const void *args, i64 begin, i64 end) {
+    const operands *o = args;
+    const i64 C = o->channels, size = 2 * o->k * C;
+    const REAL *restrict starts = o->starts, *restrict ranges = o->ranges;
+    for (i64 n = begin; n < end; n++) {
+        REAL *restrict z = (REAL *)o->residual + n * size, *restrict theta = (REAL *)o->sums + n * size;
+        SIMD
+        for (i64 i = 0; i < size; i++) z[i] = squashed(z[i]);
+        for (i64 k = 0; k < 2 * o->k; k++) {
+            const REAL start = starts[k], range = ranges[k];
+            const i64 step = 2 * o->k;
+            SIMD
+            for (i64 c = 0; c < C; c++) theta[k * C + c] = start + z[c * step + k] * range;
+        }
+    }
+    return OK;
+}
+
+static int logits_of_samples(const void *args, i64 begin, i64 end) {
+    const operands *o = args;
+    const i64 C = o->channels, size = 2 * o->k * C;
+    const REAL *restrict ranges = o->ranges;
+    for (i64 n = begin; n < end; n++) {
+        const REAL *restrict r = (const REAL *)o->residual + n * size, *restrict dtheta = (const REAL *)o->theta + n * size;
+        REAL *restrict dz = (REAL *)o->out + n * size;
+        for (i64 k = 0; k < 2 * o->k; k++) {
+            const REAL half = ranges[k] / 2;
+            const i64 step = 2 * o->k;
+            SIMD
+            for (i64 c = 0; c < C; c++) {
+                const REAL v = r[c * step + k];
+                dz[c * step + k] = dtheta[k * C + c] * half * (1 - v * v);
+            }
+        }
+    }
+    return OK;
+}
+
+/* From the outputs of the hyper function, (N, C, 2K) in ``residual``, make the residuals in their place, and the
+   coefficients in ``sums``, (N, 2K, C). */
+EXPORT int NAME(dyrelu_coefficients)(const operands *o) {
+    return run_job(&o->crew, coefficients_of_samples, o, o->samples, most(1, SEGMENT / (8 * o->k * o->channels)));
+}
+
+/* From the gradient of the coefficients, ``theta``, make that of the outputs of the hyper function in ``out``. */
+EXPORT int NAME(dyrelu_coefficients_backward)(const operands *o) {
+    return run_job(&o->crew, logits_of_samples, o, o->samples, most(1, SEGMENT / (8 * o->k * o->channels)));
 }
 
 /* ---- The output ---- */
@@ -191,6 +313,23 @@ INLINE REAL largest_of(REAL x, const REAL *coefs, i64 step, const int count, con
 
 INLINE REAL largest(REAL x, const REAL *coefs, i64 step, const int K) { return largest_of(x, coefs, step, K, K); }
 
+/* Rows of channels, ``stride`` apart; the coefficients lie ``C`` apart. */
+INLINE void apply_rows(
+        const T *restrict x, T *restrict out, const REAL *restrict theta, const REAL *restrict pi, i64 rows, i64 stride,
+        i64 count, i64 C, REAL bound, const int K) {
+    for (i64 i = 0; i < rows; i++) {
+        const T *restrict row = x + i * stride;
+        T *restrict to = out + i * stride;
+        const REAL share = pi ? pi[i] : 1;
+        SIMD
+        for (i64 c = 0; c < count; c++) {
+            REAL y = largest(LOAD(row[c]), theta + c, C, K);
+            y = y > bound ? bound : y;
+            to[c] = STORE(y * share);
+        }
+    }
+}
+
 INLINE void apply_tile_k(const plan *p, tile t, const int K) {
     const operands *o = p->o;
     const i64 C = o->channels, P = o->positions;
@@ -198,16 +337,16 @@ INLINE void apply_tile_k(const plan *p, tile t, const int K) {
     const REAL *restrict theta = (const REAL *)o->theta + t.n * 2 * K * C;
     const REAL *restrict pi = o->pi ? (const REAL *)o->pi + t.n * P : NULL;
     if (o->channels_last) {
-        for (i64 i = t.p0; i < t.p1; i++) {
-            const T *restrict x = (const T *)o->x + (t.n * P + i) * C;
-            T *restrict out = (T *)o->out + (t.n * P + i) * C;
-            const REAL share = pi ? pi[i] : 1;
-            SIMD
-            for (i64 c = 0; c < C; c++) {
-                REAL y = largest(LOAD(x[c]), theta + c, C, K);
-                y = y > bound ? bound : y;
-                out[c] = STORE(y * share);
-            }
+        const i64 at = (t.n * P + t.p0) * C;
+        apply_rows((const T *)o->x + at, (T *)o->out + at, theta, pi ? pi + t.p0 : NULL, t.p1 - t.p0, C, C, C, bound, K);
+        return;
+    }
+    if (p->turned) {
+        T x[LANES * TURNED], out[LANES * TURNED];
+        TURNED_BLOCKS(c, count, at) {
+            turn((const T *)o->x + at, x, count, P);
+            apply_rows(x, out, theta + c, NULL, P, TURNED, count, C, bound, K);
+            turn_back(out, (T *)o->out + at, count, P);
         }
         return;
     }
@@ -217,18 +356,16 @@ INLINE void apply_tile_k(const plan *p, tile t, const int K) {
         REAL coefs[2 * MOST_PIECES];
         for (int k = 0; k < 2 * K; k++) coefs[k] = theta[k * C + c];
         if (pi) {
-            SIMD
-            for (i64 i = t.p0; i < t.p1; i++) {
+            OVER_PLANE(
+                SIMD, t.p0, t.p1,
                 REAL y = largest(LOAD(x[i]), coefs, 1, K);
                 y = y > bound ? bound : y;
-                out[i] = STORE(y * pi[i]);
-            }
+                out[i] = STORE(y * pi[i]);)
         } else {
-            SIMD
-            for (i64 i = t.p0; i < t.p1; i++) {
+            OVER_PLANE(
+                SIMD, t.p0, t.p1,
                 REAL y = largest(LOAD(x[i]), coefs, 1, K);
-                out[i] = STORE(y > bound ? bound : y);
-            }
+                out[i] = STORE(y > bound ? bound : y);)
         }
     }
 }
@@ -273,11 +410,52 @@ INLINE REAL slope_of(REAL x, const REAL *coefs, i64 step, const int K) {
     return slope;
 }
 
-/* Add to the gradients of the coefficients of piece ``k`` what an element gives. */
-INLINE void add_share(REAL *sums, REAL x, REAL g, const REAL *coefs, i64 step, const int k, const int K) {
+/* Add to the gradients of the coefficients of piece ``k`` what an element gives; the sums lie ``step`` apart. */
+INLINE void add_share(
+        REAL *sums, i64 sums_step, REAL x, REAL g, const REAL *coefs, i64 step, const int k, const int K) {
     REAL share = share_of(x, g, coefs, step, k, K);
-    sums[k * step] += share * x;
-    sums[(K + k) * step] += share;
+    sums[k * sums_step] += share * x;
+    sums[(K + k) * sums_step] += share;
+}
+
+/* Rows as in ``apply_rows``; the sums lie ``sums_step`` apart. */
+INLINE void reduce_rows(
+        const T *restrict x, const T *restrict dy, const REAL *restrict theta, const REAL *restrict pi,
+        REAL *restrict dpi, REAL *restrict sums, i64 sums_step, i64 rows, i64 stride, i64 count, i64 C, REAL bound,
+        const int K) {
+    for (i64 i = 0; i < rows; i++) {
+        const T *restrict row = x + i * stride, *restrict dout_row = dy + i * stride;
+        const REAL share = pi ? pi[i] : 1;
+        double total = 0;
+        for (i64 begin = 0; begin < count; begin += BLOCK) {
+            i64 end = least(begin + BLOCK, count);
+            REAL part = 0;
+            ADDING(part)
+            for (i64 c = begin; c < end; c++) {
+                REAL v = LOAD(row[c]), dout = LOAD(dout_row[c]), g = dout * share;
+                REAL y = largest(v, theta + c, C, K);
+                part += dout * (y > bound ? bound : y);
+                REAL won = y >= bound ? 0 : g;
+                add_share(sums + c, sums_step, v, won, theta + c, C, 0, K);
+                if (K > 1) add_share(sums + c, sums_step, v, won, theta + c, C, 1, K);
+            }
+            total += part;
+        }
+        if (pi) dpi[i] = (REAL)total;
+    }
+}
+
+INLINE void reduce_turned(const plan *p, tile t, const REAL *restrict theta, REAL *restrict sums, const int K) {
+    const operands *o = p->o;
+    const i64 C = o->channels, P = o->positions;
+    T x[LANES * TURNED], dy[LANES * TURNED];
+    TURNED_BLOCKS(c, count, at) {
+        REAL totals[2 * MOST_PIECES * TURNED] = {0};
+        turn((const T *)o->x + at, x, count, P);
+        turn((const T *)o->dy + at, dy, count, P);
+        reduce_rows(x, dy, theta + c, NULL, NULL, totals, TURNED, P, TURNED, count, C, (REAL)o->max_value, K);
+        for (int k = 0; k < 2 * K; k++) memcpy(sums + k * C + c, totals + k * TURNED, sizeof(REAL) * (size_t)count);
+    }
 }
 
 INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
@@ -289,28 +467,14 @@ INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
     REAL *restrict dpi = (REAL *)o->per_position + (pi ? t.n * P : 0);
     REAL *restrict sums = (REAL *)p->partial + t.at;
     if (o->channels_last) {
+        const i64 at = (t.n * P + t.p0) * C;
         for (i64 c = 0; c < 2 * K * C; c++) sums[c] = 0;
-        for (i64 i = t.p0; i < t.p1; i++) {
-            const T *restrict x = (const T *)o->x + (t.n * P + i) * C;
-            const T *restrict dy = (const T *)o->dy + (t.n * P + i) * C;
-            const REAL share = pi ? pi[i] : 1;
-            double total = 0;
-            for (i64 begin = 0; begin < C; begin += BLOCK) {
-                i64 end = least(begin + BLOCK, C);
-                REAL part = 0;
-                _Pragma("omp simd reduction(+:part)")
-                for (i64 c = begin; c < end; c++) {
-                    REAL v = LOAD(x[c]), dout = LOAD(dy[c]), g = dout * share;
-                    REAL y = largest(v, theta + c, C, K);
-                    part += dout * (y > bound ? bound : y);
-                    REAL won = y >= bound ? 0 : g;
-                    add_share(sums + c, v, won, theta + c, C, 0, K);
-                    if (K > 1) add_share(sums + c, v, won, theta + c, C, 1, K);
-                }
-                total += part;
-            }
-            if (pi) dpi[i] = (REAL)total;
-        }
+        reduce_rows((const T *)o->x + at, (const T *)o->dy + at, theta, pi ? pi + t.p0 : NULL, dpi + t.p0, sums, C,
+                    t.p1 - t.p0, C, C, C, bound, K);
+        return;
+    }
+    if (p->turned) {
+        reduce_turned(p, t, theta, sums, K);
         return;
     }
     double products[BLOCK] = {0};
@@ -321,23 +485,21 @@ INLINE void reduce_tile_k(const plan *p, tile t, const int K) {
         double totals[2 * MOST_PIECES] = {0};
         for (int k = 0; k < 2 * K; k++) coefs[k] = theta[k * C + c];
         for (i64 begin = t.p0; begin < t.p1; begin += BLOCK) {
-            i64 end = least(begin + BLOCK, t.p1);
+            const i64 end = least(begin + BLOCK, t.p1);
             REAL s0 = 0, s1 = 0, r0 = 0, r1 = 0;
 #define ADD_UP(share) \
-            REAL v = LOAD(x[i]), dout = LOAD(dy[i]), g = dout * (share); \
+            REAL v = LOAD(x[i]), dout = new ? LOAD(dy[i]) : 0, g = dout * (share); \
             REAL y = largest(v, coefs, 1, K), won = y >= bound ? 0 : g; \
             REAL mine = share_of(v, won, coefs, 1, 0, K); \
             s0 += mine * v, r0 += mine; \
             if (K > 1) mine = share_of(v, won, coefs, 1, 1, K), s1 += mine * v, r1 += mine;
             if (pi) {
-                _Pragma("omp simd reduction(+:s0,s1,r0,r1)")
-                for (i64 i = begin; i < end; i++) {
+                OVER_PLANE(
+                    ADDING(s0, s1, r0, r1), begin, end,
                     ADD_UP(pi[i])
-                    products[i - begin] += dout * (y > bound ? bound : y);
-                }
+                    products[i - begin] += dout * (y > bound ? bound : y);)
             } else {
-                _Pragma("omp simd reduction(+:s0,s1,r0,r1)")
-                for (i64 i = begin; i < end; i++) { ADD_UP(1) }
+                OVER_PLANE(ADDING(s0, s1, r0, r1), begin, end, ADD_UP(1))
             }
 #undef ADD_UP
             const REAL slopes[2] = {s0, s1}, intercepts[2] = {r0, r1};
@@ -364,6 +526,50 @@ EXPORT int NAME(dyrelu_reduce)(const operands *o) {
 
 /* ---- The gradient of the input ---- */
 
+/* Rows as in ``apply_rows``. ``dmean`` may be NULL; ``dlogits`` too, and with it ``weight`` and ``sums``. */
+INLINE void finish_rows(
+        const T *restrict x, const T *restrict dy, T *restrict out, const REAL *restrict theta,
+        const REAL *restrict pi, const REAL *restrict dmean, const REAL *restrict dlogits, const REAL *restrict weight,
+        REAL *restrict sums, i64 rows, i64 stride, i64 count, i64 C, REAL bound, const int K) {
+    for (i64 i = 0; i < rows; i++) {
+        const T *restrict row = x + i * stride, *restrict dout_row = dy + i * stride;
+        T *restrict to = out + i * stride;
+        const REAL share = pi ? pi[i] : 1;
+#define GRADIENT(rest) \
+        REAL v = LOAD(row[c]), g = LOAD(dout_row[c]) * share; \
+        REAL won = largest(v, theta + c, C, K) >= bound ? 0 : g; \
+        to[c] = STORE(won * slope_of(v, theta + c, C, K) + (rest));
+        if (dlogits) {
+            const REAL dlogit = dlogits[i];
+            SIMD
+            for (i64 c = 0; c < count; c++) {
+                GRADIENT(dmean[c] + weight[c] * dlogit)
+                sums[c] += v * dlogit;
+            }
+        } else if (dmean) {
+            SIMD
+            for (i64 c = 0; c < count; c++) { GRADIENT(dmean[c]) }
+        } else {
+            SIMD
+            for (i64 c = 0; c < count; c++) { GRADIENT(0) }
+        }
+#undef GRADIENT
+    }
+}
+
+INLINE void finish_turned(const plan *p, tile t, const REAL *theta, const REAL *dmean, const int K) {
+    const operands *o = p->o;
+    const i64 C = o->channels, P = o->positions;
+    T x[LANES * TURNED], dy[LANES * TURNED], out[LANES * TURNED];
+    TURNED_BLOCKS(c, count, at) {
+        turn((const T *)o->x + at, x, count, P);
+        turn((const T *)o->dy + at, dy, count, P);
+        finish_rows(x, dy, out, theta + c, NULL, dmean ? dmean + c : NULL, NULL, NULL, NULL, P, TURNED, count, C,
+                    (REAL)o->max_value, K);
+        turn_back(out, (T *)o->out + at, count, P);
+    }
+}
+
 INLINE void finish_tile_k(const plan *p, tile t, const int K) {
     const operands *o = p->o;
     const i64 C = o->channels, P = o->positions;
@@ -375,32 +581,14 @@ INLINE void finish_tile_k(const plan *p, tile t, const int K) {
     const REAL *restrict weight = o->weight;
     REAL *restrict sums = (REAL *)p->partial + (dlogits ? t.at : 0);
     if (o->channels_last) {
+        const i64 at = (t.n * P + t.p0) * C;
         if (dlogits) for (i64 c = 0; c < C; c++) sums[c] = 0;
-        for (i64 i = t.p0; i < t.p1; i++) {
-            const T *restrict x = (const T *)o->x + (t.n * P + i) * C;
-            const T *restrict dy = (const T *)o->dy + (t.n * P + i) * C;
-            T *restrict out = (T *)o->out + (t.n * P + i) * C;
-            const REAL share = pi ? pi[i] : 1;
-#define GRADIENT(rest) \
-            REAL v = LOAD(x[c]), g = LOAD(dy[c]) * share; \
-            REAL won = largest(v, theta + c, C, K) >= bound ? 0 : g; \
-            out[c] = STORE(won * slope_of(v, theta + c, C, K) + (rest));
-            if (dlogits) {
-                const REAL dlogit = dlogits[i];
-                SIMD
-                for (i64 c = 0; c < C; c++) {
-                    GRADIENT(dmean[c] + weight[c] * dlogit)
-                    sums[c] += v * dlogit;
-                }
-            } else if (dmean) {
-                SIMD
-                for (i64 c = 0; c < C; c++) { GRADIENT(dmean[c]) }
-            } else {
-                SIMD
-                for (i64 c = 0; c < C; c++) { GRADIENT(0) }
-            }
-#undef GRADIENT
-        }
+        finish_rows((const T *)o->x + at, (const T *)o->dy + at, (T *)o->out + at, theta, pi ? pi + t.p0 : NULL, dmean,
+                    dlogits ? dlogits + t.p0 : NULL, weight, sums, t.p1 - t.p0, C, C, C, bound, K);
+        return;
+    }
+    if (p->turned) {
+        finish_turned(p, t, theta, dmean, K);
         return;
     }
     for (i64 c = t.c0; c < t.c1; c++) {
@@ -417,22 +605,19 @@ INLINE void finish_tile_k(const plan *p, tile t, const int K) {
         if (dlogits) {
             double total = 0;
             for (i64 begin = t.p0; begin < t.p1; begin += BLOCK) {
-                i64 end = least(begin + BLOCK, t.p1);
+                const i64 end = least(begin + BLOCK, t.p1);
                 REAL part = 0;
-                _Pragma("omp simd reduction(+:part)")
-                for (i64 i = begin; i < end; i++) {
+                OVER_PLANE(
+                    ADDING(part), begin, end,
                     GRADIENT(pi[i], mean + w * dlogits[i])
-                    part += v * dlogits[i];
-                }
+                    part += new ? v * dlogits[i] : 0;)
                 total += part;
             }
             sums[c] = (REAL)total;
         } else if (pi) {
-            SIMD
-            for (i64 i = t.p0; i < t.p1; i++) { GRADIENT(pi[i], mean) }
+            OVER_PLANE(SIMD, t.p0, t.p1, GRADIENT(pi[i], mean))
         } else {
-            SIMD
-            for (i64 i = t.p0; i < t.p1; i++) { GRADIENT(1, mean) }
+            OVER_PLANE(SIMD, t.p0, t.p1, GRADIENT(1, mean))
         }
 #undef GRADIENT
     }

@@ -27,7 +27,8 @@ class _Operands(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ('samples', 'channels', 'positions', 'channels_last', 'k')),
         ('crew', Crew),
         *((name, ctypes.c_void_p) for name in (
-            'x', 'dy', 'out', 'theta', 'pi', 'weight', 'dmean', 'dlogits', 'sums', 'per_position')),
+            'x', 'dy', 'out', 'theta', 'pi', 'weight', 'dmean', 'dlogits', 'starts', 'ranges', 'residual', 'sums',
+            'per_position')),
         ('max_value', ctypes.c_double),
     ]
 
@@ -49,6 +50,14 @@ def _run(name: str, x: Tensor, k: int = 1, max_value: float | None = None, **ten
     channels_last = positions == 1 or is_channels_last(x)
     call(f'dyrelu_{name}', x.dtype, _Operands(
         n, c, positions, channels_last, k, crew(), x=pointer(x), max_value=math.nan if max_value is None else max_value,
+        **{field: pointer(t) for field, t in tensors.items()}))
+
+
+def _run_hyper(name: str, residual: Tensor, k: int, **tensors: Tensor) -> None:
+    """Call a function of the library for the hyper function: ``residual`` is (N, C * 2K or 2K)."""
+    n, outputs = residual.shape
+    call(f'dyrelu_{name}', residual.dtype, _Operands(
+        n, outputs // (2 * k), k=k, crew=crew(), residual=pointer(residual),
         **{field: pointer(t) for field, t in tensors.items()}))
 
 
@@ -127,11 +136,11 @@ def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) ->
         weight = params.spatial_weight.to(mean.dtype).contiguous()
         logits = mean.new_empty(n, 1, *spatial)
     _run('statistics', x, weight=weight, sums=mean, per_position=logits)
-    hidden, z = mlp(mean, params)
-    residual = z.mul_(0.5).tanh_()
-    starts, ranges = mean.new_tensor([[settings.starts], [settings.ranges]]).transpose(1, 2)
+    hidden, residual = mlp(mean, params)
+    starts, ranges = mean.new_tensor([settings.starts, settings.ranges])
     # By coefficient and channel, as the loops read them.
-    coefs = torch.addcmul(starts, residual.unflatten(1, (-1, 2 * k)).transpose(1, 2), ranges)
+    coefs = mean.new_empty(n, 2 * k, residual.shape[1] // (2 * k))
+    _run_hyper('coefficients', residual, k, starts=starts, ranges=ranges, sums=coefs)
     theta = coefs.transpose(1, 2)
     pi = share = None
     if logits is not None:
@@ -166,11 +175,9 @@ def dynamic_relu_backward(
         weight = params.spatial_weight.to(residual.dtype).contiguous()
         dspatial_weight = torch.empty_like(saved.mean)
         dspatial_bias = torch.zeros_like(params.spatial_bias)
-    ranges = residual.new_tensor(settings.ranges)
-    dresidual = torch.empty_like(residual).view(len(x), dcoefs.shape[2], 2 * k)
-    torch.mul(dcoefs.transpose(1, 2), ranges, out=dresidual)
-    # The derivative of tanh, and half of it as the tanh is of half of z
-    dz = torch.ops.aten.tanh_backward(dresidual.flatten(1), residual).mul_(0.5)
+    dz = torch.empty_like(residual)
+    _run_hyper(
+        'coefficients_backward', residual, k, theta=dcoefs, ranges=residual.new_tensor(settings.ranges), out=dz)
     dmean, *dparams = mlp_backward(dz, saved.mean, saved.hidden, params)
     dmean.div_(math.prod(x.shape[2:]))
     dx = in_large_pages(torch.empty_like(x))
