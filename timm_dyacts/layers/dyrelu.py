@@ -59,7 +59,7 @@ class DyReLU(nn.Module):
             all that is left of the hyper function is the bias of ``fc2``. The same functions as in mode "b", which it
             needs, without what is dynamic about them: a control, to see what that is worth.
         channel_dim: 1, or -1 for inputs of shape (N, *spatial, C), as the MLPs of transformers have.
-        inplace: Accepted for timm's activation factory, without effect: the input is needed for the backward pass.
+        inplace: Whether the memory of the input may be overwritten, in inference: a backward pass needs the input.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
         max_hidden: Upper bound of the hidden width, which is ``min(max(C // reduction, 1), max_hidden)``. It caps what
@@ -123,6 +123,7 @@ class DyReLU(nn.Module):
         self.static = static
         check_choice('channel_dim', channel_dim, (1, -1))
         self.channel_dim = channel_dim
+        self.inplace = inplace
 
         # Parameters, not nn.Linear children: the weight initialisers of models walk over modules by type and
         # would take the zero start away.
@@ -188,6 +189,7 @@ class DyReLU(nn.Module):
             place: Where the module goes.
             **kwargs: Further arguments of the class, which have precedence over those that follow from ``form``.
         """
+        kwargs.setdefault('inplace', place.inplace)
         kind, options = form.canonical()
         if kind == 'relu':
             kwargs.setdefault('max_value', options['max_value'])
@@ -226,7 +228,8 @@ class DyReLU(nn.Module):
 
     def _settings(self) -> DyReLUSettings:
         return DyReLUSettings(
-            self.alpha, self.beta, self.lambda_a, self.lambda_b, self.tau, self.paper_scale, self.max_value)
+            self.alpha, self.beta, self.lambda_a, self.lambda_b, self.tau, self.paper_scale, self.max_value,
+            self.inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_dim != 1:
@@ -252,6 +255,8 @@ class DyReLU(nn.Module):
             text += ', static=True'
         if self.channel_dim != 1:
             text += f', channel_dim={self.channel_dim}'
+        if self.inplace:
+            text += ', inplace=True'
         return text
 
 

@@ -57,7 +57,7 @@ def dynamic_relu(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> T
     Args:
         x: Input of shape (N, C, *spatial), with 0 to 3 spatial dimensions.
         params: The parameters of a ``layers.DyReLU``. Those of the attention are None except in mode "c".
-        settings: Its settings.
+        settings: Its settings. With ``inplace``, ``x`` may be overwritten where no gradient is needed.
 
     Returns:
         A tensor like ``x``.
@@ -70,7 +70,11 @@ def dynamic_relu(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> T
         _check_module_input(x, params)
         kernel = backends.find_kernel('dyrelu', 'dynamic_relu', x, *params)
         if kernel is not None:
-            return _DynamicReLUFunction.apply(kernel, x, settings, *params)
+            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *params)):
+                # The backward pass needs the input.
+                return _DynamicReLUFunction.apply(kernel, x, settings._replace(inplace=False), *params)
+            y, *_ = backends.run_kernel(kernel, _forward_reference, x, settings, *params)
+            return y
     return dynamic_relu_reference(x, params, settings)
 
 

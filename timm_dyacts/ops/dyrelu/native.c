@@ -313,13 +313,13 @@ INLINE REAL largest_of(REAL x, const REAL *coefs, i64 step, const int count, con
 
 INLINE REAL largest(REAL x, const REAL *coefs, i64 step, const int K) { return largest_of(x, coefs, step, K, K); }
 
-/* Rows of channels, ``stride`` apart; the coefficients lie ``C`` apart. */
+/* Rows of channels, ``stride`` apart; the coefficients lie ``C`` apart. ``out`` may be ``x``. */
 INLINE void apply_rows(
-        const T *restrict x, T *restrict out, const REAL *restrict theta, const REAL *restrict pi, i64 rows, i64 stride,
+        const T *x, T *out, const REAL *restrict theta, const REAL *restrict pi, i64 rows, i64 stride,
         i64 count, i64 C, REAL bound, const int K) {
     for (i64 i = 0; i < rows; i++) {
-        const T *restrict row = x + i * stride;
-        T *restrict to = out + i * stride;
+        const T *row = x + i * stride;
+        T *to = out + i * stride;
         const REAL share = pi ? pi[i] : 1;
         SIMD
         for (i64 c = 0; c < count; c++) {
@@ -328,6 +328,25 @@ INLINE void apply_rows(
             to[c] = STORE(y * share);
         }
     }
+}
+
+/* Positions of a plane. ``out`` may be ``x``: the last vector is computed before the others are written. */
+INLINE void apply_plane(
+        const T *x, T *out, i64 count, const REAL *coefs, const REAL *restrict pi, REAL bound, const int K) {
+    const i64 whole = count < LANES ? count : count / LANES * LANES, left = count - whole;
+    T last[LANES];
+#define APPLY(to, i) \
+    REAL y = largest(LOAD(x[i]), coefs, 1, K); \
+    y = y > bound ? bound : y; \
+    to = STORE(pi ? y * pi[i] : y);
+    if (left) {
+        SIMD
+        for (i64 j = 0; j < LANES; j++) { APPLY(last[j], count - LANES + j) }
+    }
+    SIMD
+    for (i64 i = 0; i < whole; i++) { APPLY(out[i], i) }
+#undef APPLY
+    if (left) memcpy(out + whole, last + LANES - left, sizeof(T) * (size_t)left);
 }
 
 INLINE void apply_tile_k(const plan *p, tile t, const int K) {
@@ -351,22 +370,12 @@ INLINE void apply_tile_k(const plan *p, tile t, const int K) {
         return;
     }
     for (i64 c = t.c0; c < t.c1; c++) {
-        const T *restrict x = (const T *)o->x + (t.n * C + c) * P;
-        T *restrict out = (T *)o->out + (t.n * C + c) * P;
+        const T *x = (const T *)o->x + (t.n * C + c) * P;
+        T *out = (T *)o->out + (t.n * C + c) * P;
         REAL coefs[2 * MOST_PIECES];
         for (int k = 0; k < 2 * K; k++) coefs[k] = theta[k * C + c];
-        if (pi) {
-            OVER_PLANE(
-                SIMD, t.p0, t.p1,
-                REAL y = largest(LOAD(x[i]), coefs, 1, K);
-                y = y > bound ? bound : y;
-                out[i] = STORE(y * pi[i]);)
-        } else {
-            OVER_PLANE(
-                SIMD, t.p0, t.p1,
-                REAL y = largest(LOAD(x[i]), coefs, 1, K);
-                out[i] = STORE(y > bound ? bound : y);)
-        }
+        if (pi) apply_plane(x + t.p0, out + t.p0, t.p1 - t.p0, coefs, pi + t.p0, bound, K);
+        else apply_plane(x + t.p0, out + t.p0, t.p1 - t.p0, coefs, NULL, bound, K);
     }
 }
 

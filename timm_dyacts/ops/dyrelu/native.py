@@ -128,7 +128,7 @@ def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) ->
     if k > _MOST_PIECES:
         return cpu.dynamic_relu(x, settings, *params)
     params = DyReLUParams(*params)
-    x = dense(x)
+    given, x = x, dense(x)
     n, channels, *spatial = x.shape
     mean = torch.empty(n, channels, dtype=arithmetic(x))
     weight = logits = None
@@ -145,8 +145,10 @@ def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) ->
     pi = share = None
     if logits is not None:
         pi, share = cpu.attention(logits, params.spatial_bias, settings)
-    y = in_large_pages(torch.empty_like(x))
+    y = x if settings.inplace or x is not given else in_large_pages(torch.empty_like(x))
     _run('apply', x, k, settings.max_value, out=y, theta=coefs.expand(-1, -1, channels).contiguous(), pi=pi)
+    if y is given and not y.is_inference():
+        torch.autograd.graph.increment_version(y)
     return y, *DyReLUSaved(theta, mean, hidden, residual, pi, share)
 
 

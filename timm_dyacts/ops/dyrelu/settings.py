@@ -17,7 +17,7 @@ class DyReLUParams(NamedTuple):
 
 
 class DyReLUSettings(NamedTuple):
-    """The attributes of ``layers.DyReLU`` of the same names."""
+    """The attributes of ``layers.DyReLU`` of the same names; with ``inplace``, a kernel may overwrite its input."""
     alpha: list[float]
     beta: list[float]
     lambda_a: float
@@ -25,6 +25,7 @@ class DyReLUSettings(NamedTuple):
     tau: float
     paper_scale: bool
     max_value: float | None
+    inplace: bool = False
 
     @property
     def starts(self) -> tuple[float, ...]:
