@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..exporting import is_exporting
 from ..pooling.window import Window, count_windows, reach
 from .scaling import scale_of, sharpness_of
 
@@ -61,7 +62,10 @@ def softpool_reference(
     top = _fill_up(elements[0].detach(), margins[0], lowest)
     for i in range(1, len(elements)):
         element = _fill_up(elements[i].detach(), margins[i], lowest)
-        top = torch.where(element < top if beta < 0 else element > top, element, top)
+        if not torch.jit.is_scripting() and is_exporting():  # runtimes are fast at this
+            top = torch.minimum(element, top) if beta < 0 else torch.maximum(element, top)
+        else:
+            top = torch.where(element < top if beta < 0 else element > top, element, top)
 
     total = torch.zeros_like(top)
     moment = torch.zeros_like(top)
