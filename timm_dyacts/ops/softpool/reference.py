@@ -57,12 +57,15 @@ def softpool_reference(
                 around = [x0, out_size[2] - x1, y0, out_size[1] - y1, z0, out_size[0] - z1]
                 margins.append(around if ceil_mode or max(p) > 0 else around[:0])
 
+    exporting = False
+    if not torch.jit.is_scripting():
+        exporting = is_exporting()
     # torch.compile makes faster code of this than of max pooling. It need not pass NaN on: the sums below do.
     lowest = math.inf if beta < 0 else -math.inf
     top = _fill_up(elements[0].detach(), margins[0], lowest)
     for i in range(1, len(elements)):
         element = _fill_up(elements[i].detach(), margins[i], lowest)
-        if not torch.jit.is_scripting() and is_exporting():  # runtimes are fast at this
+        if exporting:  # runtimes are fast at this
             top = torch.minimum(element, top) if beta < 0 else torch.maximum(element, top)
         else:
             top = torch.where(element < top if beta < 0 else element > top, element, top)
