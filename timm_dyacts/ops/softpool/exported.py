@@ -48,8 +48,8 @@ def softpool_exported(
     partial = [any(missing) for missing in itertools.product(*(dim.may_miss() for dim in dims))]
     if any(partial):
         # The convolutions give 0 for an element in the padding. As a key, it must be the last that is chosen.
-        inside = torch.log(_take_apart(torch.ones_like(batch[:1, :1], dtype=torch.float32), dims, stacked=True)[0])
-        lowest = inside if beta > 0 else -inside
+        inside = _take_apart(torch.ones_like(batch[:1, :1], dtype=torch.float32), dims, stacked=True)[0]
+        lowest = torch.where(inside > 0, 0.0, -math.inf if beta > 0 else math.inf)
         keys = [v + lowest[:, i:i + 1] if partial[i] else v for i, v in enumerate(values)]
     top = functools.reduce(torch.maximum if beta > 0 else torch.minimum, keys)
     shifted = [key - top for key in keys]
@@ -76,7 +76,8 @@ class _Dim(NamedTuple):
 
     def windows(self) -> int:
         """Count the windows as ``count_windows`` does, without a question that a symbol has no answer to."""
-        count = (self.size + 2 * self.padding - self.span + (self.stride - 1 if self.ceil_mode else 0)) // self.stride + 1
+        slack = self.size + 2 * self.padding - self.span + (self.stride - 1 if self.ceil_mode else 0)
+        count = slack // self.stride + 1
         if not self.ceil_mode or isinstance(self.padding, int) and self.padding + self.stride <= self.span:
             return count
         return torch.sym_min(count, (self.size + self.padding + self.stride - 1) // self.stride)
