@@ -15,11 +15,11 @@ __all__ = ['measure_onnx', 'require_onnxruntime']
 
 def require_onnxruntime() -> None:
     """Raise an ``ImportError`` that says what to install, if what this takes is not there."""
-    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+    for name in ('onnxscript', 'onnxruntime'):
         try:
             importlib.import_module(name)
         except ImportError as e:
-            raise ImportError(f'ONNX graphs need {name}: pip install onnx onnxscript onnxruntime') from e
+            raise ImportError(f"ONNX graphs need {name}: pip install 'timm-dyacts[onnx]'") from e
 
 
 def measure_onnx(
@@ -41,7 +41,7 @@ def measure_onnx(
         difference from eager mode, relative to the largest output.
 
     Raises:
-        ImportError: If onnx, onnxscript or onnxruntime is not installed.
+        ImportError: If onnxscript or onnxruntime is not installed.
     """
     require_onnxruntime()
     models = {name: _create(name) for name in names}
