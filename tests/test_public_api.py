@@ -144,7 +144,8 @@ def test_what_is_imported_is_declared(project):
         'segmentation_models_pytorch': 'segmentation-models-pytorch'}
     declared = {Requirement(text).name for text in project['dependencies']}
     optional = {
-        Requirement(text).name for extra in ('demo', 'downstream') for text in project['optional-dependencies'][extra]}
+        Requirement(text).name
+        for extra in ('demo', 'onnx', 'downstream') for text in project['optional-dependencies'][extra]}
     imported = set()
     for path in PACKAGE.rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):

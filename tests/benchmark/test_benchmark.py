@@ -1,6 +1,7 @@
 """The benchmark, at sizes that take no time. The times that it measures are no matter for a test."""
 import csv
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,28 @@ def test_models(run):
     assert all(float(row['floor_ratio']) == 1 for row in rows[::2])
 
 
+def test_onnx(run, capsys):
+    pytest.importorskip('onnxruntime'), pytest.importorskip('onnxscript')
+    rows = run('onnx', '--models', 'test_resnet', 'test_resnet_dyrelu_a', '-b', '1', '3', '--img-size', '32',
+               '--repeats', '1')
+    assert [(row['name'], row['shape']) for row in rows] == [
+        (name, f'{n}x3x32x32') for n in (1, 3) for name in ('test_resnet', 'test_resnet_dyrelu_a')]
+    assert {(row['measured'], row['variant']) for row in rows} == {('inference', 'onnx')}
+    assert all(float(row['floor_ratio']) == 1 for row in rows[::2])
+    assert all(float(row['difference']) < 1e-5 for row in rows)
+    assert 20 < int(rows[0]['nodes']) < int(rows[1]['nodes'])
+    assert capsys.readouterr().out.split('\n')[0].split()[-2:] == ['nodes', 'diff']
+
+
+def test_onnx_without_onnxruntime(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(SystemExit, match=r"ONNX graphs need onnx.*: pip install 'timm-dyacts\[onnx\]'"):
+        run('onnx', '--models', 'test_resnet')
+    # The aims that need none of it are measured all the same.
+    measure_aims(['onnx'], Clock(torch.device('cpu'), 1), Report(torch.device('cpu')))
+    assert "pip install 'timm-dyacts[onnx]'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('name', ['dyrelu_a', 'dyrelu_b', 'dyrelu_c', 'softpool_2x2', 'softpool_3x3', 'brelu', 'belu',
                                   'bipolar_max_pool'])
 def test_the_literal_definition_computes_the_same(name):
@@ -129,7 +152,8 @@ def test_aims(capsys):
     assert [line.split()[-1] for line in capsys.readouterr().out.split('\n')[1:4]] == ['met', 'MISSED', 'measured']
     for device_type in ('cpu', 'cuda'):
         assert list_aims(device_type)
-        assert all(aim.name in benchmarks() or aim.measured == 'training step' for aim in list_aims(device_type))
+        assert all(aim.name in benchmarks() or aim.measured == 'training step' or aim.variant == 'onnx'
+                   for aim in list_aims(device_type))
 
 
 def measured_for_aims(monkeypatch, device, parts):
@@ -142,6 +166,11 @@ def measured_for_aims(monkeypatch, device, parts):
         return [dict(name=name, measured=what, variant='compiled' if compiled else 'ours')
                 for name in names for what in measured]
 
+    def fake_onnx(names, batch_sizes, img_size, clock):
+        return [dict(name=name, measured='inference', variant='onnx') for name in names for _ in batch_sizes]
+
+    monkeypatch.setattr(aims, 'measure_onnx', fake_onnx)
+    monkeypatch.setattr(aims, 'require_onnxruntime', lambda: None)
     monkeypatch.setattr(aims, 'measure_operator', fake_operator)
     monkeypatch.setattr(aims, 'measure_models', fake_models)
     rows = []
@@ -158,7 +187,7 @@ def test_every_aim_on_cuda_is_measured(monkeypatch):
 
 
 def test_every_aim_on_the_cpu_is_measured(monkeypatch):
-    measured = measured_for_aims(monkeypatch, 'cpu', ['operators'])
+    measured = measured_for_aims(monkeypatch, 'cpu', ['operators', 'onnx'])
     assert {(aim.name, aim.measured, aim.variant) for aim in list_aims('cpu')} <= measured
 
 
@@ -166,6 +195,7 @@ def test_every_aim_on_the_cpu_is_measured(monkeypatch):
     (['ops', '--shapes', '3x3'], '--shapes must be four sizes above 1 such as 32x64x56x56, got 3x3'),
     (['ops', '--shapes', '3x3x1x3'], '--shapes must be four sizes above 1 such as 32x64x56x56, got 3x3x1x3'),
     (['ops', '--repeats', '0'], '--repeats must be at least 1, got 0'),
+    (['onnx', '--batch-sizes', '1', '0'], '--batch-sizes must be at least 1, got 0'),
     (['models', '--batch-size', '0'], '--batch-size must be at least 1, got 0'),
     (['models', '--img-size', '-1'], '--img-size must be at least 1, got -1'),
     (['models', '--models', 'no_such_model'], 'no_such_model'),

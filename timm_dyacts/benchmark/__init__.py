@@ -4,6 +4,7 @@ What is measured of an operator stands in its record, ``operators.Operator.bench
 """
 from .aims import PARTS, Aim, list_aims, measure_aims, print_aims
 from .measure import DTYPES, LAYOUTS, VARIANTS, Clock, Row, measure_models, measure_operator
+from .onnx_models import measure_onnx, require_onnxruntime
 from .report import Report
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     'list_aims',
     'measure_aims',
     'measure_models',
+    'measure_onnx',
     'measure_operator',
     'print_aims',
+    'require_onnxruntime',
 ]

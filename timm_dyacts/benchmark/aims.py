@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from ..operators import benchmarks
 from .measure import LAYOUTS, VARIANTS, Clock, Row, measure_models, measure_operator
+from .onnx_models import measure_onnx, require_onnxruntime
 from .report import Report
 
 __all__ = ['PARTS', 'Aim', 'list_aims', 'measure_aims', 'print_aims']
 
-# What is measured for the aims on CUDA
-PARTS = ('operators', 'models', 'compiled-models')
+# What is measured for the aims: the models on CUDA, in onnxruntime on CPUs
+PARTS = ('operators', 'models', 'compiled-models', 'onnx')
 
 _BOTH = 'forward+backward'
 
@@ -20,7 +21,7 @@ class Aim:
 
     Attributes:
         name: Operator or model.
-        measured: What is bounded: ``'forward'``, ``'forward+backward'`` or ``'training step'``.
+        measured: What is bounded: ``'forward'``, ``'forward+backward'``, ``'training step'`` or ``'inference'``.
         against: What the ratio is taken to: ``'floor'`` (the time of the plain operator or base model), ``'bytes'``
             (the time that the machine needs to move the operator's bytes), ``'memory'`` (the plain operator's) or
             ``'literal'`` (the time of the literal definition).
@@ -58,6 +59,8 @@ def list_aims(device_type: str) -> list[Aim]:
             Aim('softpool_2x2', 'forward', 'floor', 1.5),
             Aim('softpool_2x2', 'forward', 'floor', 0.7, 'compiled'),
             Aim('brelu', 'forward', 'floor', 1.3),
+            *(Aim(name, 'inference', 'floor', bound, 'onnx') for name, bound in (
+                ('resnet50_dyrelu_b', 1.1), ('resnet50_softpool', 1.05), ('mobilenetv2_100_dyrelu_b', 1.25))),
         ]
     return [
         *(Aim(name, measured, 'bytes', 1.15) for name in benchmarks() for measured in ('forward', _BOTH)),
@@ -78,13 +81,17 @@ def measure_aims(parts: Sequence[str], clock: Clock, report: Report) -> None:
     """Measure what there are aims for on the device of the clock.
 
     Args:
-        parts: Which of ``PARTS``, on CUDA. On CPUs there are aims for operators only, and all are measured.
+        parts: Which of ``PARTS``. On CPUs there are aims for operators and for ONNX graphs, the latter only where
+            onnxruntime is installed; on CUDA there are none for ONNX graphs.
         clock: What measures.
         report: What takes the rows.
     """
     if clock.device.type == 'cpu':
-        for name in dict.fromkeys(aim.name for aim in list_aims('cpu')):
-            report.add(measure_operator(name, (32, 64, 112, 112), 'contiguous', 'fp32', VARIANTS, clock))
+        if 'operators' in parts:
+            for name in dict.fromkeys(aim.name for aim in list_aims('cpu') if aim.variant != 'onnx'):
+                report.add(measure_operator(name, (32, 64, 112, 112), 'contiguous', 'fp32', VARIANTS, clock))
+        if 'onnx' in parts:
+            _measure_onnx_aims(clock, report)
         return
     if 'operators' in parts:
         # 64 MiB in bf16, and more
@@ -99,6 +106,17 @@ def measure_aims(parts: Sequence[str], clock: Clock, report: Report) -> None:
                            ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
                 report.add(measure_models(
                     models, 256, 224, 'channels_last', 'bf16', part == 'compiled-models', clock, ('training step',)))
+
+
+def _measure_onnx_aims(clock: Clock, report: Report) -> None:
+    try:
+        require_onnxruntime()
+    except ImportError as e:
+        print(e)
+        return
+    for models in (('resnet50', 'resnet50_softpool', 'resnet50_dyrelu_b'),
+                   ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
+        report.add(measure_onnx(models, (1, 8), 224, clock))
 
 
 def print_aims(aims: Iterable[Aim], rows: Sequence[Row]) -> None:

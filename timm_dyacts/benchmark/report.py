@@ -18,13 +18,16 @@ from .measure import Row
 __all__ = ['COLUMNS', 'Report', 'describe_environment']
 
 COLUMNS = ('name', 'shape', 'layout', 'dtype', 'measured', 'variant', 'milliseconds', 'floor_ratio', 'bytes_ratio',
-           'peak_mib', 'device', 'torch', 'timm', 'timm_dyacts', 'date')
+           'peak_mib', 'nodes', 'difference', 'device', 'torch', 'timm', 'timm_dyacts', 'date')
 # The bars of the chart, in their order; the floor is the line at 1.
-_BAR_COLORS = {'ours': BLUE, 'compiled': '#8fbfe0', 'floor_compiled': '#d9d9d9', 'literal': GREY}
-# Columns of the printed table: (key, heading, width)
+_BAR_COLORS = {'ours': BLUE, 'compiled': '#8fbfe0', 'onnx': '#1b4f72', 'floor_compiled': '#d9d9d9', 'literal': GREY}
+# Columns of the printed table: (key, heading, width) and, of numbers, their format
 _TEXTS = (('name', '', 26), ('shape', 'shape', 20), ('layout', 'layout', 15), ('dtype', 'dtype', 6),
           ('measured', 'measured', 18), ('variant', 'variant', 16))
-_NUMBERS = (('milliseconds', 'ms', 9), ('floor_ratio', 'floor', 8), ('bytes_ratio', 'bytes', 8), ('peak_mib', 'MiB', 8))
+_NUMBERS = (('milliseconds', 'ms', 9, '.2f'), ('floor_ratio', 'floor', 8, '.2f'), ('bytes_ratio', 'bytes', 8, '.2f'),
+            ('peak_mib', 'MiB', 8, '.2f'))
+# Further ones, for what is a graph
+_GRAPH_NUMBERS = (('nodes', 'nodes', 8, 'd'), ('difference', 'diff', 9, '.0e'))
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
@@ -65,13 +68,15 @@ class Report:
     def add(self, rows: Iterable[Row]) -> None:
         """Take rows one by one and print each."""
         for row in rows:
+            columns = _NUMBERS + (_GRAPH_NUMBERS if 'nodes' in row else ())
+            row = dict(nodes=None, difference=None) | row
             self.rows.append(row | describe_environment(self.device))
             if len(self.rows) == 1:
                 print(''.join(f'{heading:{width}}' for _, heading, width in _TEXTS)
-                      + ''.join(f'{heading:>{width}}' for _, heading, width in _NUMBERS))
+                      + ''.join(f'{heading:>{width}}' for _, heading, width, _ in columns))
             texts = ''.join(f'{row[key]:{width}}' for key, _, width in _TEXTS)
             numbers = ''.join(
-                ' ' * width if row[key] is None else f'{row[key]:{width}.2f}' for key, _, width in _NUMBERS)
+                ' ' * width if row[key] is None else f'{row[key]:{width}{form}}' for key, _, width, form in columns)
             print(texts + numbers, flush=True)
 
     def save(self, path: Path) -> None:

@@ -28,8 +28,10 @@ from ..benchmark import (
     list_aims,
     measure_aims,
     measure_models,
+    measure_onnx,
     measure_operator,
     print_aims,
+    require_onnxruntime,
 )
 from ..device import resolve_device
 from ..loading import resolve_model_name
@@ -47,6 +49,7 @@ def create_parser(prog: str = 'timm-dyacts benchmark') -> ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True)
     ops = commands.add_parser('ops', help='measure operators')
     models = commands.add_parser('models', help='measure models beside their base')
+    onnx = commands.add_parser('onnx', help='measure models beside their base as ONNX graphs, in onnxruntime')
     aims = commands.add_parser('aims', help='measure what has an aim, and tell whether it is met')
     ops.add_argument('--ops', nargs='+', choices=benchmarks(), default=list(benchmarks()), help='default: all')
     ops.add_argument('--shapes', nargs='+', metavar='NxCxHxW',
@@ -64,14 +67,22 @@ def create_parser(prog: str = 'timm-dyacts benchmark') -> ArgumentParser:
     models.add_argument('--layout', choices=LAYOUTS, default='channels_last', help='default: %(default)s')
     models.add_argument('--dtype', choices=DTYPES, default='bf16', help='of autocast (default: %(default)s)')
     models.add_argument('--compile', action='store_true', help='under torch.compile')
+    onnx.add_argument('--models', nargs='+', metavar='NAME',
+                      default=['resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b'],
+                      help='a base and its variants (default: %(default)s)')
+    onnx.add_argument('-b', '--batch-sizes', type=int, nargs='+', default=[1, 8], metavar='N',
+                      help='default: %(default)s')
+    onnx.add_argument('--img-size', type=int, default=224, metavar='N', help='default: %(default)s')
     aims.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS),
-                      help='of what is measured on CUDA, where compiling the models takes longest (default: all)')
-    for command in (ops, models, aims):
+                      help='of what is measured: on CUDA all but onnx, of which compiling the models takes longest; on '
+                           'CPUs operators and, if onnxruntime is installed, onnx (default: all)')
+    for command in (ops, models, onnx, aims):
         command.add_argument('--repeats', type=int, default=20, metavar='N',
                              help='of each measurement (default: %(default)s)')
         command.add_argument('--device', metavar='NAME', help='device (default: cuda if there is one, else cpu)')
         command.add_argument('--output', type=Path, metavar='FILE', help='CSV (default: benchmark-<command>.csv); '
                              'the chart is written beside it, as PNG')
+    onnx.set_defaults(device='cpu')
     return parser
 
 
@@ -94,11 +105,17 @@ def _run(args: Namespace) -> None:
     for option in ('repeats', 'batch_size', 'img_size'):
         if option in args:
             check_int(f'--{option.replace("_", "-")}', getattr(args, option), 1)
+    for size in getattr(args, 'batch_sizes', ()):
+        check_int('--batch-sizes', size, 1)
     output = args.output or Path(f'benchmark-{args.command}.csv')
     if output.suffix == '.png':
         raise ValueError(f'--output must not end in .png, which the chart beside it does, got {output}')
     shapes = [_parse_shape(text) for text in getattr(args, 'shapes', ())]
     names = [resolve_model_name(name, '--models') for name in getattr(args, 'models', ())]
+    if args.command == 'onnx':
+        require_onnxruntime()
+        if args.device != 'cpu':
+            raise ValueError(f'--device must be cpu for ONNX graphs, got {args.device}')
     clock = Clock(resolve_device(args.device), args.repeats)
     output.parent.mkdir(parents=True, exist_ok=True)  # or it would fail after all that work
     report = Report(clock.device)
@@ -109,6 +126,8 @@ def _run(args: Namespace) -> None:
     elif args.command == 'models':
         report.add(measure_models(
             names, args.batch_size, args.img_size, args.layout, args.dtype, args.compile, clock))
+    elif args.command == 'onnx':
+        report.add(measure_onnx(names, args.batch_sizes, args.img_size, clock))
     else:
         measure_aims(args.parts, clock, report)
     report.save(output)

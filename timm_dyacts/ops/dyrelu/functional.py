@@ -4,6 +4,8 @@ from torch import Tensor
 
 from .. import backends
 from ..checks import check_channels, check_input, unless_tracing
+from ..exporting import is_exporting
+from .exported import dynamic_relu_exported, dyrelu_exported
 from .reference import (
     attention_reference,
     coefficients_reference,
@@ -47,6 +49,8 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float 
         kernel = backends.find_kernel('dyrelu', 'dyrelu', x, theta, pi)
         if kernel is not None:
             return _DyReLUFunction.apply(kernel, x, theta, pi, max_value)
+        if is_exporting():
+            return dyrelu_exported(x, theta, pi, max_value)
     return dyrelu_reference(x, theta, pi, max_value)
 
 
@@ -75,6 +79,8 @@ def dynamic_relu(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> T
                 return _DynamicReLUFunction.apply(kernel, x, settings._replace(inplace=False), *params)
             y, *_ = backends.run_kernel(kernel, _forward_reference, x, settings, *params)
             return y
+        if is_exporting():
+            return dynamic_relu_exported(x, params, settings)
     return dynamic_relu_reference(x, params, settings)
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..autocast import autocast_is_on
 from .settings import DyReLUParams, DyReLUSettings
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     'coefficients_reference',
     'dynamic_relu_reference',
     'dyrelu_reference',
+    'hyper_reference',
     'static_coefficients_reference',
     'statistics_reference',
 ]
@@ -76,8 +78,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if not torch.jit.is_scripting():
         kind = x.device.type
-        available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
-        if available and torch.is_autocast_enabled(kind):
+        if autocast_is_on(kind):
             with torch.autocast(kind, enabled=False):
                 return F.linear(x, weight, bias)
     return F.linear(x, weight, bias)
@@ -85,8 +86,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def coefficients_reference(mean: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> Tensor:
     """Compute the coefficients, (N, C or 1, 2K), from the means, (N, C)."""
+    return _bounded_coefficients(hyper_reference(mean, params), settings)
+
+
+def hyper_reference(mean: Tensor, params: DyReLUParams) -> Tensor:
+    """Compute the outputs of the hyper function, (N, 2KC or 2K), from the means, (N, C)."""
     hidden = _linear(mean, params.fc1_weight, params.fc1_bias).relu()
-    return _bounded_coefficients(_linear(hidden, params.fc2_weight, params.fc2_bias), settings)
+    return _linear(hidden, params.fc2_weight, params.fc2_bias)
 
 
 def static_coefficients_reference(bias: Tensor, settings: DyReLUSettings) -> Tensor:

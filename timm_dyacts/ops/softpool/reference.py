@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..exporting import is_exporting
 from ..pooling.window import Window, count_windows, reach
 from .scaling import scale_of, sharpness_of
 
@@ -56,12 +57,18 @@ def softpool_reference(
                 around = [x0, out_size[2] - x1, y0, out_size[1] - y1, z0, out_size[0] - z1]
                 margins.append(around if ceil_mode or max(p) > 0 else around[:0])
 
+    exporting = False
+    if not torch.jit.is_scripting():
+        exporting = is_exporting()
     # torch.compile makes faster code of this than of max pooling. It need not pass NaN on: the sums below do.
     lowest = math.inf if beta < 0 else -math.inf
     top = _fill_up(elements[0].detach(), margins[0], lowest)
     for i in range(1, len(elements)):
         element = _fill_up(elements[i].detach(), margins[i], lowest)
-        top = torch.where(element < top if beta < 0 else element > top, element, top)
+        if exporting:  # runtimes are fast at this
+            top = torch.minimum(element, top) if beta < 0 else torch.maximum(element, top)
+        else:
+            top = torch.where(element < top if beta < 0 else element > top, element, top)
 
     total = torch.zeros_like(top)
     moment = torch.zeros_like(top)
