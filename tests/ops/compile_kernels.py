@@ -4,13 +4,8 @@ Print a line for each: dtype, memory format, columns of the input, size of the w
 in bytes of its loads from global memory and of its stores, the number of its accesses to shared memory, and the bytes
 of each thread's stack, to which registers are spilled.
 """
-import re
-import subprocess
-import tempfile
-
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
+from support.compiled import compile_for, compile_kernel
 
 from timm_dyacts.ops.bipolar import triton as bipolar
 from timm_dyacts.ops.dyrelu import triton as dyrelu
@@ -20,39 +15,13 @@ from timm_dyacts.ops.pooling.window import Window
 from timm_dyacts.ops.softpool import triton as softpool
 
 
-class H200:
-    """As much of a driver as compilation needs."""
-
-    def get_current_target(self):
-        return GPUTarget('cuda', 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
+def widths(found):
+    return ','.join(map(str, found))
 
 
-def widths(ptx, instruction):
-    """List the widths in bytes, each once."""
-    found = re.findall(rf'{instruction}\.global(?:\.v(\d))?\.b(\d+)', ptx)
-    return ','.join(map(str, sorted({int(count or 1) * int(bits) // 8 for count, bits in found})))
-
-
-def compile_and_print(kernel, programs, *args, **meta):
-    asm = kernel.warmup(*args, grid=(programs,), enable_fp_fusion=True, **meta).asm
-    shared = len(re.findall(r'(?:ld|st)\.shared|(?:ld|st)matrix|bar\.', asm['ptx']))
-    print(*case, kernel.fn.__name__, widths(asm['ptx'], 'ld'), widths(asm['ptx'], 'st'), shared, stack(asm['cubin']))
-
-
-def stack(cubin):
-    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, '--dump-resource-usage', file.name],
-            check=True, capture_output=True, text=True).stdout
-    return re.search(r'STACK:(\d+)', usage)[1]
+def compile_and_print(kernel, programs, **meta):
+    compiled = compile_kernel(kernel, programs, **meta)
+    print(*case, compiled.name, widths(compiled.loads), widths(compiled.stores), compiled.exchanges, compiled.stack)
 
 
 SETTINGS = DyReLUSettings([1.0, 0.0], [0.0, 0.0], 1.0, 0.5, 10.0, False, 6.0)
@@ -75,7 +44,7 @@ def compile_coefficients(channels, hidden, rows):
     hyper.coefficients_backward(torch.empty(4, rows, channels, 4), *saved, params, SETTINGS)
 
 
-triton.runtime.driver.set_active(H200())
+compile_for(90)
 for module in (bipolar, dyrelu, hyper, softpool):
     module.launch = compile_and_print
 
