@@ -13,6 +13,7 @@ from timm_dyacts.ops.dyrelu import triton_hyper as hyper
 from timm_dyacts.ops.dyrelu.settings import DyReLUParams, DyReLUSettings
 from timm_dyacts.ops.pooling.window import Window
 from timm_dyacts.ops.softpool import triton as softpool
+from timm_dyacts.ops.softpool import triton_global
 
 
 def widths(found):
@@ -45,7 +46,7 @@ def compile_coefficients(channels, hidden, rows):
 
 
 compile_for(90)
-for module in (bipolar, dyrelu, hyper, softpool):
+for module in (bipolar, dyrelu, hyper, softpool, triton_global):
     module.launch = compile_and_print
 
 case = 'bfloat16', 'channels_last', 28, '-'
@@ -79,6 +80,11 @@ def pool(x, size, backward=True):
         softpool.softpool_backward(y, x, window, False, 1.0, False)
 
 
+def pool_globally(x):
+    y, kept = softpool.global_softpool(x, 1.0, False)
+    softpool.global_softpool_backward(y, x, 1.0, False, saved=(kept,))
+
+
 def max_pool(x, size):
     window = window_of(size)
     y, winner = bipolar.max_pool(x, window, False, 'interleaved')
@@ -102,6 +108,10 @@ for size in WINDOWS:
     max_pool(x, size)
     case = 'bfloat16', 'channels_last', 56, size
     max_pool(x.to(memory_format=torch.channels_last), size)
+    for layout, planes in (('contiguous', x), ('channels_last', x.to(memory_format=torch.channels_last))):
+        if size == '2x2':  # the window is the plane, whatever the size
+            case = 'bfloat16', layout, 56, '-'
+            pool_globally(planes)
     if size != '2x2':
         pool(x.to(memory_format=torch.channels_last), size)
         case = 'bfloat16', 'contiguous', 56, size

@@ -1,7 +1,7 @@
 """The bytes that the Triton kernels move, against those that an operator has to move.
 
-What that is stands in the record of the operator, ``operators.Benchmark``, in multiples of the input. It leaves out what
-is small, and listed below; sizes at which that is not small are held against the sum of both.
+What that is stands in the record of the operator, ``operators.Benchmark``, in multiples of the input. It leaves out
+what is small, and listed below; sizes at which that is not small are held against the sum of both.
 """
 import math
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning:triton')
 
 AIM = 1.02
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Whole tiles, in both layouts. Rows of the second are wide enough that tiles of windows need few rows besides their own.
+# Whole tiles, in both layouts
 WHOLE = {'act': (1, 16, 64, 64), 'pool': (1, 16, 16, 64)}
 AWKWARD = [
     ((2, 5, 7, 9), 'slice'), ((2, 5, 7, 9), 'channels_last'), ((1, 3, 13, 14), 'contiguous'),
@@ -56,10 +56,16 @@ def left_out(name, x):
 
 
 def sums(name, x):
-    """Bytes of the second pass of SoftPool backward where windows overlap: the input, and two numbers for each window."""
+    """Bytes of the second pass of SoftPool backward where windows overlap: the input, two numbers for each window."""
     if name != 'softpool_3x3':
         return {}
     return {'backward': x.nbytes + 2 * 2 * 4 * x[..., ::2, ::2].numel()}
+
+
+def of_planes(name, x):
+    """Bytes of the output of a global pool, or of its gradient, and of two numbers in fp32 for each plane."""
+    planes = (x.element_size() + 8) * len(x) * x.shape[1]
+    return {'forward': planes, 'backward': planes} if name == 'global_softpool' else {}
 
 
 def coefficients(name, x):
@@ -108,7 +114,7 @@ def test_awkward_sizes_move_little_more(name, shape, layout):
     """Elements beyond the end of a tensor, and tiles that are not full, cost time but no bytes."""
     x = LAYOUTS[layout](torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16())
     counted = count(name, x)
-    for key, bound in bounds(name, x, attention, winners, sums, left_out, coefficients).items():
+    for key, bound in bounds(name, x, attention, winners, sums, left_out, of_planes, coefficients).items():
         moved = sum(launch.moved for launch in counted[key])
         # Of an odd size, the output of a pool is more than a quarter of the input.
         assert moved <= (1.1 if 'pool' in name else AIM) * bound, (key, moved / bound)

@@ -66,12 +66,26 @@ def compile_for(arch: int) -> None:
     triton.runtime.driver.set_active(_Driver(arch))
 
 
-def compile_kernel(kernel: Any, programs: int, disassemble: bool = False, **kwargs: Any) -> Compiled:
-    """Compile a kernel; arguments as of ``triton_tiles.launch``.
+def compile_kernel(kernel: Any, programs: int, known: dict[Any, 'Compiled'] | None = None, **kwargs: Any) -> Compiled:
+    """Compile a kernel.
 
-    Instructions are counted only if it is to ``disassemble`` the kernel, which takes as long as compiling it.
+    Args:
+        kernel: The kernel.
+        programs: The number of its programs.
+        known: Kernels that are known already, by what identifies their code. Instructions are counted only with it:
+            that takes as long as compiling.
+        **kwargs: Arguments of the kernel, and options.
     """
     compiled = kernel.warmup(grid=(programs,), enable_fp_fusion=True, **kwargs)
+    steps = [kwargs.get('STEPS_C', 1), kwargs.get('STEPS_P', 1)]
+    if known is None:
+        return _describe(compiled, steps, False)
+    if compiled.hash not in known:
+        known[compiled.hash] = _describe(compiled, steps, True)
+    return known[compiled.hash]
+
+
+def _describe(compiled: Any, steps: list[int], disassemble: bool) -> Compiled:
     ptx = compiled.asm['ptx']
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(compiled.asm['cubin'])
@@ -79,13 +93,13 @@ def compile_kernel(kernel: Any, programs: int, disassemble: bool = False, **kwar
         usage = _cuobjdump('--dump-resource-usage', file.name)
         sass = _cuobjdump('--dump-sass', file.name) if disassemble else ''
     return Compiled(
-        kernel.fn.__name__,
+        compiled.metadata.name,
         *(int(re.search(rf'{what}:(\d+)', usage)[1]) for what in ('REG', 'STACK')),
         len(re.findall(r'(?:ld|st)\.shared|(?:ld|st)matrix|bar\.', ptx)),
         32 * compiled.metadata.num_warps,
         _widths(ptx, 'ld'),
         _widths(ptx, 'st'),
-        _executed(sass, [kwargs.get('STEPS_C', 1), kwargs.get('STEPS_P', 1)]),
+        _executed(sass, steps),
     )
 
 

@@ -4,6 +4,7 @@ The interpreter is asked for every access; what a mask hides is not counted. PyT
 count too: each reads its inputs and writes its outputs.
 """
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from triton.runtime import interpreter
 
 from timm_dyacts.ops import backends, triton_tiles
 
-__all__ = ['Moved', 'count_bytes', 'full_runs', 'kernels_on_cpus', 'run_passes']
+__all__ = ['Moved', 'Operations', 'count_bytes', 'full_runs', 'kernels_on_cpus', 'run_passes']
 
 
 @dataclass
@@ -79,7 +80,7 @@ class _Accesses:
         return np.unique(np.concatenate(pieces)).size * unit
 
 
-class _Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Counts what PyTorch's own operations move. Those that make views or allocate memory move nothing."""
     _ALLOCATE = ('empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided')
     _FILL = ('zero_', 'fill_')
@@ -91,13 +92,20 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         name = function._schema.name.removeprefix('aten::')
+        if name == 'max_pool2d_with_indices_backward':
+            args = (args[0], args[-1])  # of the input, it takes the shape alone
         is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in function._schema.arguments)
         if not is_view and name not in self._ALLOCATE:
             read, written = (
-                sum(t.numel() * t.element_size() for t in tree_leaves(tree) if isinstance(t, Tensor))
+                sum(_bytes(t) for t in tree_leaves(tree) if isinstance(t, Tensor))
                 for tree in (() if name in self._FILL else (args, kwargs), out))
             self.launches.append(Moved(name, 0, read, written, read, written))
         return out
+
+
+def _bytes(t: Tensor) -> int:
+    """Count the different bytes of a tensor: expanded dimensions have none."""
+    return t.element_size() * math.prod(size for size, stride in zip(t.shape, t.stride(), strict=True) if stride)
 
 
 @contextmanager
@@ -147,7 +155,7 @@ def count_bytes() -> Iterator[list[Moved]]:
         launches.append(Moved(
             kernel.fn.__name__, programs, loads.bytes, stores.bytes, loads.different, stores.different))
 
-    with kernels_on_cpus(launch, lambda: _Operations(launches)):
+    with kernels_on_cpus(launch, lambda: Operations(launches)):
         yield launches
 
 
