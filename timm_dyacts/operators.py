@@ -16,7 +16,7 @@ from . import layers
 from .layers.forms import PLAIN_ACTIVATIONS, Form, Place
 from .ops.bipolar.literal import literal_bipolar
 from .ops.dyrelu.literal import literal_dyrelu
-from .ops.softpool.literal import literal_softpool
+from .ops.softpool.literal import literal_global_softpool, literal_softpool
 
 __all__ = [
     'OPERATORS',
@@ -233,7 +233,13 @@ OPERATORS: dict[str, Operator] = {operator.name: operator for operator in (
         stem_kwargs=dict(kernel_size=2, stride=2, padding=0, ceil_mode=True),
         in_zoo=True,
         in_coverage=True,
-        benchmarks=(_softpool_benchmark('softpool_2x2', 2), _softpool_benchmark('softpool_3x3', 3, 2, 1)),
+        benchmarks=(
+            _softpool_benchmark('softpool_2x2', 2),
+            _softpool_benchmark('softpool_3x3', 3, 2, 1),
+            Benchmark(
+                'global_softpool', lambda channels: layers.GlobalSoftPool2d(), lambda: nn.AdaptiveMaxPool2d(1),
+                literal_global_softpool, 1, 2),
+        ),
     ),
     _bipolar(
         'brelu', layers.BReLU, layers.brelu,

@@ -91,7 +91,7 @@ def test_onnx_without_onnxruntime(run, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('name', ['dyrelu_a', 'dyrelu_b', 'dyrelu_c', 'softpool_2x2', 'softpool_3x3', 'brelu', 'belu',
-                                  'bipolar_max_pool'])
+                                  'bipolar_max_pool', 'global_softpool'])
 def test_the_literal_definition_computes_the_same(name):
     """It is the rival of the comparison, not a caricature."""
     benchmark = benchmarks()[name]

@@ -4,13 +4,8 @@ Print a line for each: dtype, memory format, columns of the input, size of the w
 in bytes of its loads from global memory and of its stores, the number of its accesses to shared memory, and the bytes
 of each thread's stack, to which registers are spilled.
 """
-import re
-import subprocess
-import tempfile
-
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
+from support.compiled import compile_for, compile_kernel
 
 from timm_dyacts.ops.bipolar import triton as bipolar
 from timm_dyacts.ops.dyrelu import triton as dyrelu
@@ -18,41 +13,16 @@ from timm_dyacts.ops.dyrelu import triton_hyper as hyper
 from timm_dyacts.ops.dyrelu.settings import DyReLUParams, DyReLUSettings
 from timm_dyacts.ops.pooling.window import Window
 from timm_dyacts.ops.softpool import triton as softpool
+from timm_dyacts.ops.softpool import triton_global
 
 
-class H200:
-    """As much of a driver as compilation needs."""
-
-    def get_current_target(self):
-        return GPUTarget('cuda', 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
+def widths(found):
+    return ','.join(map(str, found))
 
 
-def widths(ptx, instruction):
-    """List the widths in bytes, each once."""
-    found = re.findall(rf'{instruction}\.global(?:\.v(\d))?\.b(\d+)', ptx)
-    return ','.join(map(str, sorted({int(count or 1) * int(bits) // 8 for count, bits in found})))
-
-
-def compile_and_print(kernel, programs, *args, **meta):
-    asm = kernel.warmup(*args, grid=(programs,), enable_fp_fusion=True, **meta).asm
-    shared = len(re.findall(r'(?:ld|st)\.shared|(?:ld|st)matrix|bar\.', asm['ptx']))
-    print(*case, kernel.fn.__name__, widths(asm['ptx'], 'ld'), widths(asm['ptx'], 'st'), shared, stack(asm['cubin']))
-
-
-def stack(cubin):
-    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, '--dump-resource-usage', file.name],
-            check=True, capture_output=True, text=True).stdout
-    return re.search(r'STACK:(\d+)', usage)[1]
+def compile_and_print(kernel, programs, **meta):
+    compiled = compile_kernel(kernel, programs, **meta)
+    print(*case, compiled.name, widths(compiled.loads), widths(compiled.stores), compiled.exchanges, compiled.stack)
 
 
 SETTINGS = DyReLUSettings([1.0, 0.0], [0.0, 0.0], 1.0, 0.5, 10.0, False, 6.0)
@@ -75,8 +45,8 @@ def compile_coefficients(channels, hidden, rows):
     hyper.coefficients_backward(torch.empty(4, rows, channels, 4), *saved, params, SETTINGS)
 
 
-triton.runtime.driver.set_active(H200())
-for module in (bipolar, dyrelu, hyper, softpool):
+compile_for(90)
+for module in (bipolar, dyrelu, hyper, softpool, triton_global):
     module.launch = compile_and_print
 
 case = 'bfloat16', 'channels_last', 28, '-'
@@ -110,6 +80,11 @@ def pool(x, size, backward=True):
         softpool.softpool_backward(y, x, window, False, 1.0, False)
 
 
+def pool_globally(x):
+    y, kept = softpool.global_softpool(x, 1.0, False)
+    softpool.global_softpool_backward(y, x, 1.0, False, saved=(kept,))
+
+
 def max_pool(x, size):
     window = window_of(size)
     y, winner = bipolar.max_pool(x, window, False, 'interleaved')
@@ -133,6 +108,10 @@ for size in WINDOWS:
     max_pool(x, size)
     case = 'bfloat16', 'channels_last', 56, size
     max_pool(x.to(memory_format=torch.channels_last), size)
+    for layout, planes in (('contiguous', x), ('channels_last', x.to(memory_format=torch.channels_last))):
+        if size == '2x2':  # the window is the plane, whatever the size
+            case = 'bfloat16', layout, 56, '-'
+            pool_globally(planes)
     if size != '2x2':
         pool(x.to(memory_format=torch.channels_last), size)
         case = 'bfloat16', 'contiguous', 56, size

@@ -1,6 +1,5 @@
 """The Triton kernels of Dynamic ReLU against the reference in float64, and what they keep and allocate."""
 import functools
-import weakref
 
 import pytest
 import torch
@@ -19,8 +18,7 @@ from support.kernels import (
     trained,
     values,
 )
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from support.memory import Memory
 
 from timm_dyacts.layers import DyReLU, DyReLUB, dyrelu
 from timm_dyacts.ops import backends
@@ -246,26 +244,6 @@ class TestSaved:
         device = 'cpu' if backend == 'cpu' else DEVICE
         x = torch.randn(2, 8, 12, 12, device=device).to(dtype)
         assert x.nbytes <= saved_bytes(DyReLU(8, mode).to(device), x) <= x.nbytes + others
-
-
-class Memory(TorchFunctionMode):
-    """Counts the bytes of all tensors that come out of functions, for as long as these exist, and their peak."""
-
-    def __init__(self, *known):
-        super().__init__()
-        self.held = {t.untyped_storage().data_ptr(): 0 for t in known}
-        self.peak = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor):
-                storage = t.untyped_storage()
-                if storage.data_ptr() not in self.held:
-                    self.held[storage.data_ptr()] = storage.nbytes()
-                    weakref.finalize(storage, self.held.pop, storage.data_ptr())
-        self.peak = max(self.peak, sum(self.held.values()))
-        return out
 
 
 class TestMemory:

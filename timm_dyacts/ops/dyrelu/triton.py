@@ -209,24 +209,32 @@ def _statistics_backward_kernel(
         tl.store(dweight_ptr + row * size[0] + c, tl.sum(dweight, 1), c < size[0])
 
 
-def _tiling(x: Tensor) -> Tiling:
-    """Cut a tensor into tiles of so few channels that threads load their own coefficients, past shared memory."""
-    return tiling_of(x, channels=64)
+def _tiling(x: Tensor, attended: bool = False) -> Tiling:
+    """Cut a tensor into tiles of so few channels that threads load their own coefficients, past shared memory.
+
+    Where something is loaded for each position, ``attended``, a tile has several channels that share it.
+    """
+    return tiling_of(x, positions=256 if attended else 2048, channels=64)
 
 
 class _Runs(NamedTuple):
     """How many tiles one program goes through, along the channels and along the positions."""
     tiling: Tiling
     steps: tuple[int, int]
+    warps: int = 4
 
     @classmethod
-    def of(cls, x: Tensor, over_channels: bool) -> '_Runs':
+    def of(cls, x: Tensor, over_channels: bool, attended: bool = False) -> '_Runs':
         """Plan the runs of a pass that sums over positions, and over channels too or not."""
         if over_channels:
             # Rather many positions than many channels: each run leaves a sum for each channel.
-            tiling = tiling_of(x, positions=2048 if channels_inner(x) else 256, channels=32)
-            return cls(tiling, (tiling.blocks[0], 1))
-        tiling = _tiling(x)
+            for elements, channels, warps in ((4096, 16, 8), (2048, 32, 4)):
+                tiling = tiling_of(x, elements, 2048 if channels_inner(x) else 256, channels)
+                runs = cls(tiling, (tiling.blocks[0], 1), warps)
+                if channels_inner(x) and runs.programs >= _ENOUGH:
+                    break
+            return runs
+        tiling = _tiling(x, attended)
         return cls(tiling, (1, max(1, min(_RUN, tiling.blocks[1], tiling.programs // _ENOUGH))))
 
     @property
@@ -243,9 +251,9 @@ class _Runs(NamedTuple):
         """The arguments that tell a kernel how its runs lie."""
         return dict(
             size=self.tiling.size, blocks=self.blocks, **self.tiling.constants,
-            STEPS_C=self.steps[0], STEPS_P=self.steps[1])
+            STEPS_C=self.steps[0], STEPS_P=self.steps[1], num_warps=self.warps)
 
-    def fold(self, align: int, element_size: int, warps: int = 4) -> int:
+    def fold(self, align: int, element_size: int) -> int:
         """Count the positions of a tile that each thread holds, in vectors of up to 16 bytes.
 
         What a thread keeps from tile to tile takes that many times fewer registers if these are added up at once.
@@ -253,7 +261,7 @@ class _Runs(NamedTuple):
         tiling = self.tiling
         vector = min(align, 16 // element_size)
         if tiling.channels_inner:
-            return min(max(1, tiling.block_c * tiling.block_p // (32 * warps * vector)), tiling.block_p)
+            return min(max(1, tiling.block_c * tiling.block_p // (32 * self.warps * vector)), tiling.block_p)
         return min(vector, tiling.block_p)
 
     def partial_sums(self, x: Tensor, *shape: int) -> Tensor:
@@ -267,7 +275,7 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None)
     x = readable(x)
     pi = None if pi is None else readable(pi)
     y = torch.empty_like(x)
-    tiling = _tiling(x)
+    tiling = _tiling(x, attended=pi is not None)
     launch(
         _apply_kernel, tiling.programs,
         x_ptr=x, theta_ptr=theta, pi_ptr=pi, y_ptr=y, size=tiling.size, blocks=tiling.blocks,
@@ -342,7 +350,7 @@ def _add_statistics_backward(
     """Add to ``dx`` the gradients that pass through the statistics, and compute the gradient of ``weight``."""
     x = readable(x)
     # Only the gradient of the weight is made of partial sums.
-    runs = _Runs.of(x, over_channels=False) if weight is not None else _Runs(_tiling(x), (1, 1))
+    runs = _Runs.of(x, over_channels=False, attended=True) if weight is not None else _Runs(_tiling(x), (1, 1))
     dweight = None if weight is None else runs.partial_sums(x)
     launch(
         _statistics_backward_kernel, runs.programs,

@@ -41,6 +41,29 @@ class _SoftPool(torch.autograd.Function):
         return None, *backends.differentiate(kernel, batch_reference, (x, *ctx.args), (dy,), ctx.needs_input_grad[1:])
 
 
+class _GlobalSoftPool(torch.autograd.Function):
+    """Keeps the input and, for each plane, what the forward kernel leaves."""
+
+    @staticmethod
+    def forward(ctx, kernel: backends.Kernel, x: Tensor, *args) -> Tensor:
+        y, *saved = backends.run_kernel(kernel, _global_forward_reference, x, *args)
+        ctx.save_for_backward(x, *saved)
+        ctx.args = args
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        # The reference, which ran in place of a forward kernel that could not be built, has kept nothing.
+        kernel = backends.find_kernel('softpool', 'global_softpool_backward', dy, x) if saved else None
+        return None, *backends.differentiate(
+            kernel, global_softpool2d_reference, (x, *ctx.args), (dy,), ctx.needs_input_grad[1:], saved=saved)
+
+
+def _global_forward_reference(*args) -> tuple[Tensor]:
+    return global_softpool2d_reference(*args),
+
+
 # FX keeps the functions marked by `wrap` as single nodes: a symbolic input has no shape for their checks to read. It
 # finds them by their names in this module, so other modules have to call them as `functional.<name>`.
 @torch.fx.wrap
@@ -157,5 +180,10 @@ def global_softpool2d(x: Tensor, beta: float = 1.0, keepdim: bool = True, detach
     if not torch.jit.is_scripting():
         check_input(x, (3, 4), channel_dim=x.dim() - 3)
         check_finite('beta', beta)
+        kernel = backends.find_kernel('softpool', 'global_softpool', x)
+        if kernel is not None:
+            y = _GlobalSoftPool.apply(kernel, x if x.dim() == 4 else x.unsqueeze(0), beta, detach_weights)
+            y = y if x.dim() == 4 else y.squeeze(0)
+            return y.unsqueeze(-1) if keepdim else y.squeeze(-1)
     y = global_softpool2d_reference(x, beta, detach_weights)
     return y.unsqueeze(-1) if keepdim else y.squeeze(-1)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ['literal_softpool']
+__all__ = ['literal_global_softpool', 'literal_softpool']
 
 
 def literal_softpool(module: nn.Module, x: Tensor) -> Tensor:
@@ -16,3 +16,9 @@ def literal_softpool(module: nn.Module, x: Tensor) -> Tensor:
     weights = torch.exp(module.beta * x)
     window = module.kernel_size, module.stride, module.padding
     return F.avg_pool2d(weights * x, *window) / F.avg_pool2d(weights, *window)
+
+
+def literal_global_softpool(module: nn.Module, x: Tensor) -> Tensor:
+    """Do the same for the whole plane, with a `layers.GlobalSoftPool2d`."""
+    weights = torch.exp(module.beta * x)
+    return (weights * x).mean((2, 3), keepdim=True) / weights.mean((2, 3), keepdim=True)

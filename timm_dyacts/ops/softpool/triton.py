@@ -42,8 +42,9 @@ from ..pooling.triton_elements import (
 from ..pooling.window import Window, five_dims, size_of
 from ..triton_tiles import launch
 from .scaling import scale_of, sharpness_of
+from .triton_global import global_softpool, global_softpool_backward
 
-__all__ = ['softpool', 'softpool_backward']
+__all__ = ['global_softpool', 'global_softpool_backward', 'softpool', 'softpool_backward']
 
 LN_2 = tl.constexpr(math.log(2))
 
