@@ -30,7 +30,8 @@ def compile_for(names: list[str], arch: int) -> dict:
 def main() -> None:
     from timm_dyacts.operators import benchmarks
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--ops', nargs='+', choices=benchmarks(), default=list(benchmarks()), help='operators (default: all)')
+    parser.add_argument(
+        '--ops', nargs='+', choices=benchmarks(), default=list(benchmarks()), help='operators (default: all)')
     names = parser.parse_args().ops
     # Whether Triton interprets or compiles, it decides when it is imported: each takes a process of its own.
     compiled = {}

@@ -25,7 +25,9 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len({kernel for *_, kernel, _, _, _, _ in lines}) == 23
     # What has one number for each coefficient moves little.
-    small = {'_global_join_kernel', '_coefficients_kernel', '_parameters_backward_kernel', '_head_kernel', '_head_backward_kernel'}
+    small = {
+        '_global_join_kernel', '_coefficients_kernel', '_parameters_backward_kernel', '_head_kernel',
+        '_head_backward_kernel'}
     for dtype, layout, columns, window, kernel, loads, stores, shared, stack in lines:
         case = dtype, layout, columns, window, kernel, loads, stores, shared, stack
         assert stack == '0', case

@@ -1,4 +1,4 @@
-"""What is known of the Triton kernels without a GPU: bytes moved, compiled code, and a prediction of the benchmark's aims.
+"""What is known of the Triton kernels without a GPU: bytes moved, compiled code, a prediction of the benchmark's aims.
 
 Under Triton's interpreter ``count_cases`` counts bytes, in a process of its own ``compile_cases`` compiles, and
 ``predict`` makes of both the rows that a benchmark on a GPU would measure.
@@ -6,19 +6,19 @@ Under Triton's interpreter ``count_cases`` counts bytes, in a process of its own
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import timm
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
 from support.compiled import Compiled, compile_for, compile_kernel
 from support.memory import Memory
 from support.roofline import GPU, LAUNCH
 from support.traffic import Moved, Operations, count_bytes, full_runs, kernels_on_cpus, run_passes
-from torch import Tensor, nn
-from torch.utils.flop_counter import flop_registry
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from timm_dyacts.benchmark import DTYPES, LAYOUTS, Row
 from timm_dyacts.operators import Benchmark, benchmarks
 
@@ -64,7 +64,8 @@ def count_cases(names: Sequence[str]) -> Iterator[tuple[Case, Counted]]:
         with full_runs(), count_bytes() as launches:
             counted = run_passes(ours, x, launches)
         yield case, Counted(
-            counted, _count_operations(benchmark.plain(), x), _count_operations(_Literal(benchmark, ours), x), x.numel())
+            counted, _count_operations(benchmark.plain(), x), _count_operations(_Literal(benchmark, ours), x),
+            x.numel())
 
 
 class _Literal(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any
 
 from support.audit import PASSES, SHAPES, predict, predict_models
 from support.roofline import GPUS
-
 from timm_dyacts.benchmark import list_aims, print_aims
 from timm_dyacts.operators import benchmarks
 
@@ -28,12 +27,12 @@ def print_report(counted: dict, memory: dict, compiled: dict[int, dict]) -> None
         compiled: What ``audit.compile_cases`` gives for each architecture.
     """
     print('# Audit of the Triton kernels\n')
-    print('## Bytes\n\nMoved: different bytes of each launch, between memory and caches. Issued: of all accesses, between '
-          'caches and\nregisters. Both in multiples of the bytes that the operator has to move.\n')
+    print('## Bytes\n\nMoved: different bytes of each launch, between memory and caches. Issued: of all accesses, '
+          'between caches and\nregisters. Both in multiples of the bytes that the operator has to move.\n')
     _print_table(('operator', 'layout', 'dtype', 'pass', 'moved', 'issued', 'launches'), _byte_rows(counted))
-    print('\n## Compiled code\n\nWidths in bytes of loads and stores, with their number in the code; instructions of all '
-          'threads per element of the\ninput, which is 168x64x56x56. Kernels that see no element of it are listed where '
-          'they spill.\n')
+    print('\n## Compiled code\n\nWidths in bytes of loads and stores, with their number in the code; instructions of '
+          'all threads per element of the\ninput, which is 168x64x56x56. Kernels that see no element of it are listed '
+          'where they spill.\n')
     columns = ('kernel', 'operator', 'layout', 'dtype', 'loads', 'stores')
     columns += tuple(f'sm_{arch} {what}' for arch in compiled for what in ('registers', 'stack', 'instructions'))
     _print_table(columns, _kernel_rows(counted, compiled))
@@ -62,8 +61,8 @@ def _byte_rows(counted: dict) -> Iterable[tuple[Any, ...]]:
         item = {'bf16': 2, 'fp32': 4}[case.dtype]
         for key, factor in zip(PASSES, (benchmark.forward_bytes, benchmark.backward_bytes), strict=True):
             bound, launches = factor * item * of_case.elements, of_case.ours[key]
-            yield (*case, key, *(
-                sum(getattr(launch, what) for launch in launches) / bound for what in ('moved', 'issued')), len(launches))
+            bytes_of = (sum(getattr(launch, what) for launch in launches) / bound for what in ('moved', 'issued'))
+            yield (*case, key, *bytes_of, len(launches))
 
 
 def _kernel_rows(counted: dict, compiled: dict[int, dict]) -> Iterable[tuple[Any, ...]]:
@@ -80,8 +79,8 @@ def _kernel_rows(counted: dict, compiled: dict[int, dict]) -> Iterable[tuple[Any
                         of_arch.registers, of_arch.stack,
                         round(of_arch.instructions['all'] * of_arch.threads * programs / elements, 1))
                 ]
-                row = (kernel.name, case.name.rstrip('abc').rstrip('_') if kernel.name.startswith('_coef') else case.name,
-                       case.layout, case.dtype, _widths(kernel.loads), _widths(kernel.stores), *figures)
+                name = case.name.rstrip('abc').rstrip('_') if kernel.name.startswith('_coef') else case.name
+                row = (kernel.name, name, case.layout, case.dtype, _widths(kernel.loads), _widths(kernel.stores), *figures)
                 spills = any(of_arch.stack for of_arch, _ in here)
                 if (moved[i] > 0.5 or spills) and row not in seen:
                     seen.add(row)

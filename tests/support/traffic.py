@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.kernels import kernel_modules, replace_launch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
+from support.kernels import kernel_modules, replace_launch
 from timm_dyacts.ops import backends, triton_tiles
 
 __all__ = ['Moved', 'Operations', 'count_bytes', 'full_runs', 'kernels_on_cpus', 'run_passes']
