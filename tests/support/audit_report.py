@@ -80,7 +80,8 @@ def _kernel_rows(counted: dict, compiled: dict[int, dict]) -> Iterable[tuple[Any
                         round(of_arch.instructions['all'] * of_arch.threads * programs / elements, 1))
                 ]
                 name = case.name.rstrip('abc').rstrip('_') if kernel.name.startswith('_coef') else case.name
-                row = (kernel.name, name, case.layout, case.dtype, _widths(kernel.loads), _widths(kernel.stores), *figures)
+                widths = _widths(kernel.loads), _widths(kernel.stores)
+                row = (kernel.name, name, case.layout, case.dtype, *widths, *figures)
                 spills = any(of_arch.stack for of_arch, _ in here)
                 if (moved[i] > 0.5 or spills) and row not in seen:
                     seen.add(row)

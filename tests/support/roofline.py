@@ -1,4 +1,4 @@
-"""A roofline: the time that a launch takes at least, on GPUs that need not be there. A prediction, not a measurement."""
+"""A roofline: the least time that a launch takes, on GPUs that need not be there. A prediction, not a measurement."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
