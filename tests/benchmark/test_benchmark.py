@@ -152,7 +152,7 @@ def test_aims(capsys):
     assert [line.split()[-1] for line in capsys.readouterr().out.split('\n')[1:4]] == ['met', 'MISSED', 'measured']
     for device_type in ('cpu', 'cuda'):
         assert list_aims(device_type)
-        assert all(aim.name in benchmarks() or aim.measured == 'training step' or aim.variant == 'onnx'
+        assert all(aim.name in benchmarks() or aim.measured in ('training step', 'inference')
                    for aim in list_aims(device_type))
 
 
@@ -162,7 +162,8 @@ def measured_for_aims(monkeypatch, device, parts):
         return [dict(name=name, measured=measured, variant=variant)
                 for measured in ('forward', 'forward+backward') for variant in variants]
 
-    def fake_models(names, batch_size, img_size, layout, dtype, compiled, clock, measured):
+    def fake_models(
+            names, batch_size, img_size, layout, dtype, compiled, clock, measured=('training step', 'inference')):
         return [dict(name=name, measured=what, variant='compiled' if compiled else 'ours')
                 for name in names for what in measured]
 
@@ -187,8 +188,9 @@ def test_every_aim_on_cuda_is_measured(monkeypatch):
 
 
 def test_every_aim_on_the_cpu_is_measured(monkeypatch):
-    measured = measured_for_aims(monkeypatch, 'cpu', ['operators', 'onnx'])
+    measured = measured_for_aims(monkeypatch, 'cpu', PARTS)
     assert {(aim.name, aim.measured, aim.variant) for aim in list_aims('cpu')} <= measured
+    assert not {'compiled'} & {variant for name, _, variant in measured if name not in benchmarks()}
 
 
 @pytest.mark.parametrize('options, error', [

@@ -9,10 +9,13 @@ from .report import Report
 
 __all__ = ['PARTS', 'Aim', 'list_aims', 'measure_aims', 'print_aims']
 
-# What is measured for the aims: the models on CUDA, in onnxruntime on CPUs
+# What is measured for the aims: compiled models on CUDA only, ONNX graphs on CPUs only
 PARTS = ('operators', 'models', 'compiled-models', 'onnx')
 
 _BOTH = 'forward+backward'
+_RESNETS = ('resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b')
+# Networks of which Dynamic ReLU is a large part
+_LIGHT = ('tf_efficientnet_lite0', 'mobilenetv2_100', 'mobilenetv3_large_100')
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,17 @@ def list_aims(device_type: str) -> list[Aim]:
     """Give the aims for ``'cuda'`` or ``'cpu'``."""
     if device_type == 'cpu':
         return [
-            Aim('dyrelu_b', 'forward', 'floor', 2.5),
-            Aim('dyrelu_b', 'forward', 'floor', 1.15, 'compiled'),
-            Aim('softpool_2x2', 'forward', 'floor', 1.5),
-            Aim('softpool_2x2', 'forward', 'floor', 0.7, 'compiled'),
-            Aim('brelu', 'forward', 'floor', 1.3),
+            *(Aim(name, measured, 'floor', bound, variant)
+              for name, variant, *bounds in (
+                  ('dyrelu_b', 'ours', 1.2, 1.25), ('dyrelu_b', 'compiled', 1.1, 1.3),
+                  ('softpool_2x2', 'ours', 0.15, 0.5), ('softpool_2x2', 'compiled', 0.15, 0.5),
+                  ('softpool_3x3', 'ours', 0.3, 0.7), ('brelu', 'ours', 1.05, 1.05))
+              for measured, bound in zip(('forward', _BOTH), bounds, strict=True)),
+            *(Aim(name, measured, 'floor', bound)
+              for name, *bounds in (
+                  ('resnet50_softpool', 1.0, 1.0), ('resnet50_brelu', 1.02, 1.02), ('resnet50_dyrelu_b', 1.08, 1.05),
+                  *((f'{base}_dyrelu_b', 1.2, 1.35) for base in _LIGHT))
+              for measured, bound in zip(('training step', 'inference'), bounds, strict=True)),
             *(Aim(name, 'inference', 'floor', bound, 'onnx') for name, bound in (
                 ('resnet50_dyrelu_b', 1.1), ('resnet50_softpool', 1.05), ('mobilenetv2_100_dyrelu_b', 1.25))),
         ]
@@ -81,15 +90,20 @@ def measure_aims(parts: Sequence[str], clock: Clock, report: Report) -> None:
     """Measure what there are aims for on the device of the clock.
 
     Args:
-        parts: Which of ``PARTS``. On CPUs there are aims for operators and for ONNX graphs, the latter only where
-            onnxruntime is installed; on CUDA there are none for ONNX graphs.
+        parts: Which of ``PARTS``. On CPUs there are no aims for compiled models, and those for ONNX graphs need
+            onnxruntime; on CUDA there are none for ONNX graphs.
         clock: What measures.
         report: What takes the rows.
     """
     if clock.device.type == 'cpu':
         if 'operators' in parts:
-            for name in dict.fromkeys(aim.name for aim in list_aims('cpu') if aim.variant != 'onnx'):
+            for name in ('dyrelu_b', 'softpool_2x2', 'softpool_3x3', 'brelu'):
                 report.add(measure_operator(name, (32, 64, 112, 112), 'contiguous', 'fp32', VARIANTS, clock))
+        if 'models' in parts:
+            for size in (96, 224):
+                for layout in LAYOUTS:
+                    for models in (*((base, f'{base}_dyrelu_b') for base in _LIGHT), _RESNETS):
+                        report.add(measure_models(models, 32, size, layout, 'fp32', False, clock))
         if 'onnx' in parts:
             _measure_onnx_aims(clock, report)
         return
@@ -102,8 +116,7 @@ def measure_aims(parts: Sequence[str], clock: Clock, report: Report) -> None:
                         report.add(measure_operator(name, shape, layout, dtype, ('floor', 'ours', 'literal'), clock))
     for part in ('models', 'compiled-models'):
         if part in parts:
-            for models in (('resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b'),
-                           ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
+            for models in (_RESNETS, ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
                 report.add(measure_models(
                     models, 256, 224, 'channels_last', 'bf16', part == 'compiled-models', clock, ('training step',)))
 

@@ -75,7 +75,7 @@ def create_parser(prog: str = 'timm-dyacts benchmark') -> ArgumentParser:
     onnx.add_argument('--img-size', type=int, default=224, metavar='N', help='default: %(default)s')
     aims.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS),
                       help='of what is measured: on CUDA all but onnx, of which compiling the models takes longest; on '
-                           'CPUs operators and, if onnxruntime is installed, onnx (default: all)')
+                           'CPUs operators, models and, if onnxruntime is installed, onnx (default: all)')
     for command in (ops, models, onnx, aims):
         command.add_argument('--repeats', type=int, default=20, metavar='N',
                              help='of each measurement (default: %(default)s)')
