@@ -672,6 +672,16 @@ def test_an_output_without_tensors_is_not_called_compared():
     assert net.conversion.notes == ['the output holds no tensor that could be compared']
 
 
+def test_dynamic_relu_is_in_place_where_the_activation_was():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU())
+    convert(net, act='dyrelu_b')
+    assert [net[1].inplace, net[3].inplace] == [True, False]
+    assert 'inplace=True' in repr(net[1]) and 'inplace' not in repr(net[3])
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
+    convert(net, act='dyrelu_b', act_kwargs=dict(inplace=False))
+    assert not net[1].inplace
+
+
 # What costs too much to be computed
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from timm_dyacts.layers import BELU, BSELU, BLeakyReLU, BPReLU, BReLU, DyReLU
 from timm_dyacts.ops import backends
 from timm_dyacts.ops.backends import find_kernel, use_backend
+from timm_dyacts.ops.large_pages import in_large_pages
 from timm_dyacts.ops.softpool import functional as softpools
 
 TOLERANCES = {torch.float32: 5e-6, torch.float64: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
@@ -183,6 +184,32 @@ class TestResults:
                 assert torch.equal(z, BReLU()(x))
 
 
+    @pytest.mark.parametrize('shape', [(2, 5, 6, 7), (2, 5, 3, 3), (2, 5, 40, 40), (1, 3, 181, 183)], ids=str)
+    @each_layout
+    @pytest.mark.parametrize('mode', ['a', 'b', 'c'])
+    def test_dyrelu_in_place_in_inference(self, mode, layout, shape):
+        module = trained(DyReLU(shape[1], mode, inplace=True))
+        x = LAYOUTS[layout](values(*shape))
+        given, version = x.clone(), x._version
+        with use_backend('native'):
+            y = module(x.requires_grad_())
+            assert torch.equal(x, given) and x._version == version, 'a backward pass needs the input'
+            with torch.no_grad():
+                x = x.detach()
+                z = module(x)
+        assert torch.equal(z, y)
+        # A slice is copied, and the copy overwritten.
+        assert (z.data_ptr() == x.data_ptr()) == (layout != 'slice')
+        assert torch.equal(x, given if layout == 'slice' else z)
+        assert (x._version == version) == (layout == 'slice')
+
+    def test_a_module_that_is_not_in_place_leaves_its_input(self):
+        x = values(2, 4, 9, 9)
+        with use_backend('native'), torch.inference_mode():
+            trained(DyReLU(4))(x)
+        assert torch.equal(x, values(2, 4, 9, 9))
+
+
 def step():
     x = values(4, 16, 40, 40, seed=5).requires_grad_()
     module = trained(DyReLU(16, 'c'))
@@ -281,6 +308,24 @@ class TestWithoutLibrary:
     def test_is_an_error_where_it_is_asked_for(self, tmp_path):
         done = run_python(self.CODE, XDG_CACHE_HOME=str(tmp_path), TIMM_DYACTS_BACKEND='native', CC='no-such-compiler')
         assert done.returncode != 0 and 'no C compiler' in done.stderr
+
+
+@pytest.mark.parametrize('size', [0, 1, (4 << 20) // 4 - 1, (4 << 20) // 4, (9 << 20) // 4 + 3])
+def test_large_pages_keep_values(size):
+    whole = torch.arange(size + 2, dtype=torch.float32)
+    inner = whole[1:-1]
+    assert in_large_pages(inner) is inner
+    assert torch.equal(whole, torch.arange(size + 2, dtype=torch.float32))
+
+
+@needs_library
+def test_processes_that_compile_at_once(tmp_path):
+    code = 'from timm_dyacts.ops.backends import describe_backends; print(describe_backends()["native"])'
+    env = os.environ | dict(XDG_CACHE_HOME=str(tmp_path), OMP_NUM_THREADS='1')
+    runs = [subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE, text=True) for _ in 'ab']
+    assert [run.communicate()[0].strip() for run in runs] == ['works', 'works']
+    left = [path for path in tmp_path.rglob('*') if path.is_file()]
+    assert len(left) <= 1  # none where the installation brought a library
 
 
 @needs_library
