@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from timm_dyacts.layers import BELU, BSELU, BLeakyReLU, BPReLU, BReLU, DyReLU
+from timm_dyacts.layers import BELU, BSELU, BipolarMaxPool2d, BLeakyReLU, BPReLU, BReLU, DyReLU
 from timm_dyacts.ops import backends
 from timm_dyacts.ops.backends import find_kernel, use_backend
 from timm_dyacts.ops.large_pages import in_large_pages
@@ -116,6 +116,30 @@ class TestResults:
         x = (values(2, 5, 6, 7) * 2).to(dtype)
         x.view(-1)[::7] = 0
         check(module, exact, LAYOUTS[layout](x), list(module.parameters()), list(exact.parameters()))
+
+    @pytest.mark.parametrize('values_are', ['distinct', 'tied', 'not finite'])
+    @each_layout
+    @each_dtype
+    @pytest.mark.parametrize('channels', [3, 70])
+    @pytest.mark.parametrize('size, window', [(size, window) for size, window in WINDOWS if len(size) == 2] + [
+        ((5, 5), dict(kernel_size=5)), ((20, 21), dict(kernel_size=(12, 11), stride=1)), ((8, 6), dict(kernel_size=1))],
+        ids=str)
+    def test_max_pool(self, size, window, channels, dtype, layout, values_are):
+        if dtype is not torch.float32 and (channels > 3 or values_are != 'distinct'):
+            pytest.skip('a few of many')
+        x = values(2, channels, *size).to(dtype)
+        if values_are == 'tied':
+            x = (x * 2).round()
+        elif values_are == 'not finite':
+            x[0, :, 1, 2] = float('nan')
+            x[1, 0], x[1, 1] = float('inf'), -float('inf')
+        pool = BipolarMaxPool2d(**window)
+        with use_backend('native'):
+            y, dx = run(pool, LAYOUTS[layout](x), dtype=dtype)
+        with use_backend('reference'):
+            expected_y, expected_dx = run(pool, x.double(), dtype=dtype)
+        assert torch.equal(y.double().nan_to_num(7), expected_y.nan_to_num(7))
+        torch.testing.assert_close(dx.double(), expected_dx, rtol=0, atol=TOLERANCES[dtype])
 
     def test_gradcheck(self):
         x = values(2, 4, 5, 6).double().requires_grad_()

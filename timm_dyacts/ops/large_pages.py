@@ -3,8 +3,9 @@
 An allocator gives large tensors back to the system when they are freed, and so gets them anew at each step. The system
 then maps, and clears, each page when it is first written to. With pages of 4 KiB this takes several times as long as
 the write itself: on two cores of an AMD EPYC with Linux 6, copying (32, 64, 112, 112) numbers of fp32 into new memory
-takes 18 to 19 ms, and 6 ms with pages of 2 MiB (medians of three runs that took turns). Where Linux gives these to those who ask (``madvise`` in
-``/sys/kernel/mm/transparent_hugepage/enabled``, the default of most distributions), asking is all that it takes.
+takes 18 to 19 ms, and 6 ms with pages of 2 MiB (medians of three runs that took turns). Where Linux gives these to
+those who ask (``madvise`` in ``/sys/kernel/mm/transparent_hugepage/enabled``, the default of most distributions),
+asking is all that it takes.
 """
 import ctypes
 import mmap

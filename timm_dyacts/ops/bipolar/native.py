@@ -1,6 +1,7 @@
-"""The native kernels of bipolar activations for CPUs, see ``native.c``."""
+"""The native kernels of bipolar activations and of bipolar max pooling for CPUs, see ``native.c``."""
 import ctypes
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,9 +9,11 @@ from torch import Tensor
 from ..cpu_blocks import arithmetic, dense, is_channels_last
 from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
+from ..pooling.window import Window, size_of
+from .reference import max_pool_with_indices_reference
 from .signs import channel_signs
 
-__all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward']
+__all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
 
 # The numbers of the kinds in ``native.c``, and the scale and alpha of SELU
 _KINDS = {'relu': 0, 'elu': 1, 'selu': 1, 'leaky_relu': 2, 'prelu': 2}
@@ -85,3 +88,62 @@ def activation_backward(
 
 # ReLU has other names, as in the other back ends: it keeps its output for the backward pass.
 brelu, brelu_backward = activation, activation_backward
+
+# Numbers of the elements of larger windows do not fit into a byte; PyTorch operations compute.
+_MOST_ELEMENTS = 127
+
+
+class _Pooling(ctypes.Structure):
+    """The same as ``pooling`` in ``native.c``."""
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ('samples', 'channels', 'channels_last')),
+        *((name, ctypes.c_int64 * 2) for name in (
+            'size', 'out_size', 'kernel_size', 'stride', 'padding', 'dilation')),
+        ('crew', Crew),
+        *((name, ctypes.c_void_p) for name in ('x', 'signs', 'out', 'winner')),
+    ]
+
+
+def _run_pooling(
+        name: str,
+        x: Tensor,
+        out: Tensor,
+        winner: Tensor,
+        size: Sequence[int],
+        window: Window,
+        signs: Tensor | None = None,
+) -> None:
+    """Call a function of the library: ``x``, ``out`` and ``winner`` are all contiguous, or all channels_last."""
+    call(f'bipolar_{name}', x.dtype, _Pooling(
+        *winner.shape[:2], is_channels_last(winner), tuple(size), winner.shape[2:], *(part[1:] for part in window),
+        crew(), *map(pointer, (x, signs, out, winner))))
+
+
+def _like(planes: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Allocate planes of a size, in the memory layout of others."""
+    return in_large_pages(torch.empty(*planes.shape[:2], *size, dtype=dtype, memory_format=_format_of(planes)))
+
+
+def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
+    """Compute bipolar max pooling of (N, C, H, W), and which element of each window has won."""
+    if window.elements > _MOST_ELEMENTS:
+        return max_pool_with_indices_reference(x, window, ceil_mode, layout)
+    x = dense(x)
+    _, *out_size = window.out_size(size_of(x.shape), ceil_mode)
+    y = _like(x, out_size, x.dtype)
+    winner = torch.empty_like(y, dtype=torch.int8)
+    _run_pooling(
+        'max_pool', x.to(memory_format=_format_of(y)), y, winner, x.shape[2:], window,
+        channel_signs(x.shape[1], layout, dtype=arithmetic(x)))
+    return y, winner
+
+
+def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, int], window: Window) -> Tensor:
+    """Compute the gradient of the input, whose spatial dimensions are ``size``."""
+    dx = _like(winner, size, dy.dtype)
+    _run_pooling('max_pool_backward', dy.contiguous(memory_format=_format_of(winner)), dx, winner, size, window)
+    return dx
+
+
+def _format_of(planes: Tensor) -> torch.memory_format:
+    return torch.channels_last if is_channels_last(planes) else torch.contiguous_format
