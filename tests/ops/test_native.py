@@ -139,7 +139,8 @@ class TestResults:
         with use_backend('reference'):
             expected_y, expected_dx = run(pool, x.double(), dtype=dtype)
         assert torch.equal(y.double().nan_to_num(7), expected_y.nan_to_num(7))
-        torch.testing.assert_close(dx.double(), expected_dx, rtol=0, atol=TOLERANCES[dtype])
+        torch.testing.assert_close(
+            dx.double(), expected_dx, rtol=0, atol=TOLERANCES[dtype] * max(1, expected_dx.abs().max().item()))
 
     def test_gradcheck(self):
         x = values(2, 4, 5, 6).double().requires_grad_()
