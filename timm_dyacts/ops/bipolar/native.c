@@ -7,7 +7,7 @@ enum { RELU, ELU, LEAKY, BLOCK = 32768 };
 
 /* The same as ``_Operands`` in native.py. */
 typedef struct {
-    i64 samples, channels, positions, channels_last;
+    i64 samples, channels, positions, channels_last; /* small planes: their elements are the channels */
     i64 kind;
     crew crew;
     const void *x;      /* its input; of the backward pass of ReLU, the output */

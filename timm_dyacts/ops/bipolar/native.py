@@ -15,9 +15,12 @@ from .signs import channel_signs
 
 __all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
 
-# The numbers of the kinds in ``native.c``, and the scale and alpha of SELU
+# The numbers of the kinds in ``native.c``
 _KINDS = {'relu': 0, 'elu': 1, 'selu': 1, 'leaky_relu': 2, 'prelu': 2}
+# The scale and alpha of SELU
 _SELU = (1.0507009873554804934193349852946, 1.6732632423543772848170429916717)
+# Positions of planes that are too small for loops of their own
+_SMALL = 64
 
 
 class _Operands(ctypes.Structure):
@@ -42,15 +45,21 @@ def _run(
     """Call a function of the library. The tensors as large as ``x`` lie in memory as it does, which is dense."""
     n, c, *spatial = x.shape
     positions = math.prod(spatial)
+    channels_last = positions == 1 or is_channels_last(x)
     dtype = arithmetic(x)
     signs = channel_signs(c, layout, dtype=dtype)
-    if weight is None:
-        slopes = torch.full((c,), parameter if kind == 'leaky_relu' else 0.0, dtype=dtype)
-    else:
+    slopes = signs  # not read, but by the kinds that have some
+    if weight is not None:
         slopes = weight.to(dtype).expand(c).contiguous()
+    elif kind == 'leaky_relu':
+        slopes = torch.full((c,), parameter, dtype=dtype)
+    if name != 'slopes' and not channels_last and positions < _SMALL:
+        # Short loops over planes become long ones over samples.
+        signs, slopes = (t[:, None].expand(c, positions).reshape(-1) for t in (signs, slopes))
+        c, positions, channels_last = c * positions, 1, True
     scale, parameter = _SELU if kind == 'selu' else (1.0, parameter)
     call(f'bipolar_{name}', x.dtype, _Operands(
-        n, c, positions, positions == 1 or is_channels_last(x), _KINDS[kind], crew(),
+        n, c, positions, channels_last, _KINDS[kind], crew(),
         x=pointer(x), signs=pointer(signs), slopes=pointer(slopes), scale=scale, parameter=parameter,
         **{field: pointer(t) for field, t in tensors.items()}))
 
