@@ -107,13 +107,14 @@ class TestResults:
 
         check(f, f, x)
 
+    @pytest.mark.parametrize('shape', [(2, 5, 6, 7), (3, 5, 9, 9), (2, 1, 4), (4, 5)], ids=str)
     @each_layout
     @each_dtype
     @pytest.mark.parametrize('member', MEMBERS)
-    def test_bipolar(self, member, dtype, layout):
-        module = MEMBERS[member]()
+    def test_bipolar(self, member, dtype, layout, shape):
+        module = MEMBERS[member]() if shape[1] > 1 or member != 'bprelu' else BPReLU(1)
         exact = copy.deepcopy(module).double()
-        x = (values(2, 5, 6, 7) * 2).to(dtype)
+        x = (values(*shape) * 2).to(dtype)
         x.view(-1)[::7] = 0
         check(module, exact, LAYOUTS[layout](x), list(module.parameters()), list(exact.parameters()))
 

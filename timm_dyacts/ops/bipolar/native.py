@@ -55,7 +55,7 @@ def _run(
         slopes = torch.full((c,), parameter, dtype=dtype)
     if name != 'slopes' and not channels_last and positions < _SMALL:
         # Short loops over planes become long ones over samples.
-        signs, slopes = (t[:, None].expand(c, positions).reshape(-1) for t in (signs, slopes))
+        signs, slopes = (t.repeat_interleave(positions) for t in (signs, slopes))
         c, positions, channels_last = c * positions, 1, True
     scale, parameter = _SELU if kind == 'selu' else (1.0, parameter)
     call(f'bipolar_{name}', x.dtype, _Operands(
