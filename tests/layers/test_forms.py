@@ -30,6 +30,7 @@ from timm_dyacts.layers import (
 )
 from timm_dyacts.layers.forms import PLAIN_ACTIVATIONS, Form, Place, plain_part, static_form
 from timm_dyacts.operators import OPERATORS
+from timm_dyacts.ops.backends import current_backend
 
 MEMBERS = (BReLU, BELU, BSELU, BLeakyReLU, BPReLU)
 
@@ -247,7 +248,9 @@ class TestStartingAs:
             assert torch.equal(new(x), expected)
         else:
             signs = torch.tensor([1.0, -1, 1, -1])[:, None]
-            assert torch.equal(signs * new(signs * x), expected)
+            # Native kernels and PyTorch may round exponentials in different ways.
+            tolerance = 1e-6 if name in ('elu', 'selu') and current_backend() != 'cpu' else 0
+            torch.testing.assert_close(signs * new(signs * x), expected, rtol=tolerance, atol=tolerance)
 
     @pytest.mark.parametrize('name, cls', [
         ('relu', BReLU), ('relu6', BReLU), ('elu', BELU), ('selu', BSELU), ('leaky_relu', BLeakyReLU),

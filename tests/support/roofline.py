@@ -9,7 +9,7 @@ __all__ = ['GPUS', 'LAUNCH', 'GPU']
 LAUNCH = 2e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GPU:
     """What bounds a kernel.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ['Tiling', 'alignment', 'cdiv', 'channels_inner', 'power_of_2', 'readable', 'strides', 'tiling_of']
+__all__ = ['Tiling', 'alignment', 'cdiv', 'channels_inner', 'fold_of', 'power_of_2', 'readable', 'strides', 'tiling_of']
 
 # Triton has the next two as well, but for the host they are several times as slow as these.
 
@@ -109,3 +109,14 @@ def alignment(tiling: Tiling, *tensors: Tensor) -> int:
     outer, length = (2, tiling.channels) if tiling.channels_inner else (1, tiling.positions)
     steps = [strides(t) for t in tensors]
     return math.gcd(16, length, *(step[dim] for step in steps for dim in (0, outer)))
+
+
+def fold_of(tiling: Tiling, align: int, element_size: int, warps: int = 4) -> int:
+    """Count the positions of a tile that each thread holds, in vectors of up to 16 bytes.
+
+    What a thread keeps from tile to tile takes that many times fewer registers if these are reduced to one at once.
+    """
+    vector = min(align, 16 // element_size)
+    if tiling.channels_inner:
+        return min(max(1, tiling.block_c * tiling.block_p // (32 * warps * vector)), tiling.block_p)
+    return min(vector, tiling.block_p)

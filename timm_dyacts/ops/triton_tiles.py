@@ -14,7 +14,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from .backends import KernelBuildError
 
-__all__ = ['aligned', 'existing', 'expm1', 'launch', 'locate', 'offsets']
+__all__ = ['aligned', 'existing', 'expm1', 'grouped', 'launch', 'locate', 'offsets']
 
 
 def launch(kernel: Any, programs: int, **kwargs: Any) -> None:
@@ -103,6 +103,18 @@ def offsets(n, c, p, strides, ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr)
     else:
         rows, columns = c.to(tl.int64) * aligned(strides[1], ALIGN), p.to(tl.int64) * strides[2]
     return start + rows[:, None] + columns[None, :]
+
+
+@triton.jit
+def grouped(tile, FOLD: tl.constexpr, CHANNELS_INNER: tl.constexpr):
+    """View the positions of a tile in groups of ``FOLD``, the positions that one thread holds.
+
+    The dimension of the group is 1 where channels are contiguous in memory, else 2.
+    """
+    if CHANNELS_INNER:
+        return tl.reshape(tile, [tile.shape[0], FOLD, tile.shape[1] // FOLD])
+    else:
+        return tl.reshape(tile, [tile.shape[0], tile.shape[1] // FOLD, FOLD])
 
 
 @triton.jit

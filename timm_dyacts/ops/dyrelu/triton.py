@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tiling import Tiling, alignment, cdiv, channels_inner, readable, strides, tiling_of
-from ..triton_tiles import existing, launch, locate, offsets
+from ..tiling import Tiling, alignment, cdiv, channels_inner, fold_of, readable, strides, tiling_of
+from ..triton_tiles import existing, grouped, launch, locate, offsets
 from . import triton_hyper as hyper
 from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
 
@@ -81,15 +81,6 @@ def _apply_kernel(
 
 
 @triton.jit
-def _fold(tile, FOLD: tl.constexpr, CHANNELS_INNER: tl.constexpr):
-    """Add up the positions of a tile in groups of ``FOLD``, the positions that one thread holds."""
-    if CHANNELS_INNER:
-        return tl.sum(tl.reshape(tile, [tile.shape[0], FOLD, tile.shape[1] // FOLD]), 1)
-    else:
-        return tl.sum(tl.reshape(tile, [tile.shape[0], tile.shape[1] // FOLD, FOLD]), 2)
-
-
-@triton.jit
 def _zeros(COUNT: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr):
     sums = ()
     for _ in tl.static_range(COUNT):
@@ -100,6 +91,7 @@ def _zeros(COUNT: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit
 def _add_theta(sums, g, x, wins, K: tl.constexpr, FOLD: tl.constexpr, CHANNELS_INNER: tl.constexpr):
     """Add the gradients of the slopes and intercepts of a tile."""
+    GROUP: tl.constexpr = 1 if CHANNELS_INNER else 2
     slopes = ()
     intercepts = ()
     # From the last piece to the first: each takes the gradients of the elements where it is the largest, and leaves the
@@ -109,8 +101,8 @@ def _add_theta(sums, g, x, wins, K: tl.constexpr, FOLD: tl.constexpr, CHANNELS_I
         if i < K:
             won = tl.where(wins[K - 1 - i], g, 0.0)
             g = tl.where(wins[K - 1 - i], 0.0, g)
-        slopes = (sums[K - i] + _fold(won * x, FOLD, CHANNELS_INNER),) + slopes
-        intercepts = (sums[2 * K - i] + _fold(won, FOLD, CHANNELS_INNER),) + intercepts
+        slopes = (sums[K - i] + tl.sum(grouped(won * x, FOLD, CHANNELS_INNER), GROUP),) + slopes
+        intercepts = (sums[2 * K - i] + tl.sum(grouped(won, FOLD, CHANNELS_INNER), GROUP),) + intercepts
     return slopes + intercepts
 
 
@@ -253,17 +245,6 @@ class _Runs(NamedTuple):
             size=self.tiling.size, blocks=self.blocks, **self.tiling.constants,
             STEPS_C=self.steps[0], STEPS_P=self.steps[1], num_warps=self.warps)
 
-    def fold(self, align: int, element_size: int) -> int:
-        """Count the positions of a tile that each thread holds, in vectors of up to 16 bytes.
-
-        What a thread keeps from tile to tile takes that many times fewer registers if these are added up at once.
-        """
-        tiling = self.tiling
-        vector = min(align, 16 // element_size)
-        if tiling.channels_inner:
-            return min(max(1, tiling.block_c * tiling.block_p // (32 * self.warps * vector)), tiling.block_p)
-        return min(vector, tiling.block_p)
-
     def partial_sums(self, x: Tensor, *shape: int) -> Tensor:
         """Allocate one partial sum per run: (N, runs, C, *shape)."""
         shape = (self.tiling.batch, self.blocks[1], self.tiling.channels, *shape)
@@ -319,7 +300,8 @@ def _dyrelu_backward(
         dy_ptr=dy, x_ptr=x, theta_ptr=theta, pi_ptr=pi, dx_ptr=dx, dtheta_ptr=dtheta, dpi_ptr=dpi,
         dy_strides=strides(dy), x_strides=strides(x), theta_strides=_theta_strides(theta),
         pi_strides=None if pi is None else strides(pi), dx_strides=strides(dx), max_value=max_value,
-        K=theta.shape[2] // 2, ALIGN=align, FOLD=runs.fold(align, x.element_size()), **runs.arguments,
+        K=theta.shape[2] // 2, ALIGN=align, FOLD=fold_of(runs.tiling, align, x.element_size(), runs.warps),
+        **runs.arguments,
     )
     return dx, dtheta, dpi
 

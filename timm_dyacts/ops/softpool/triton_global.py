@@ -1,6 +1,6 @@
 """SoftPool over whole planes on GPUs: forward one read, backward one read and one write.
 
-Forward, each entry of a tile keeps the largest element that it has seen, the sum of the weights relative to it, and
+Forward, each thread keeps the largest element that it has seen of a channel, the sum of the weights relative to it, and
 the sum of the weighted distances from it; with a larger element it moves both sums over. Planes are cut into runs of
 tiles where there are few of them, and what the runs leave is then joined by a second, small kernel. The plane's own two
 numbers are kept: with them, backward is elementwise.
@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tiling import Tiling, alignment, cdiv, power_of_2, readable, strides, tiling_of
-from ..triton_tiles import existing, launch, locate, offsets
+from ..tiling import Tiling, alignment, cdiv, fold_of, power_of_2, readable, strides, tiling_of
+from ..triton_tiles import existing, grouped, launch, locate, offsets
 from .scaling import scale_of, sharpness_of
 
 __all__ = ['global_softpool', 'global_softpool_backward']
@@ -63,27 +63,26 @@ def _store_plane(y_ptr, kept_ptr, n, c, channels, planes, total, moment, top, sh
 def _global_kernel(
         x_ptr, y_ptr, kept_ptr, parts_ptr, size, blocks, x_strides, planes, sharpness, scale,
         ALIGN: tl.constexpr, CHANNELS_INNER: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-        STEPS_P: tl.constexpr,
+        STEPS_P: tl.constexpr, FOLD: tl.constexpr,
 ):
     """Go through a run of tiles. It is the whole of its planes if there are no ``parts``, which its sums go to."""
     n, c, first_p = locate(blocks, BLOCK_C, BLOCK_P, 1, STEPS_P)
-    top = tl.full([BLOCK_C, BLOCK_P], _LOWEST, tl.float32)
-    total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    moment = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    GROUP: tl.constexpr = 1 if CHANNELS_INNER else 2
+    top = tl.full([BLOCK_C, BLOCK_P // FOLD], _LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_C, BLOCK_P // FOLD], tl.float32)
+    moment = tl.zeros([BLOCK_C, BLOCK_P // FOLD], tl.float32)
     for step_p in range(STEPS_P):
         p = first_p + step_p * BLOCK_P
         mask = existing(c, p, size, ALIGN, CHANNELS_INNER)
         x = tl.load(x_ptr + offsets(n, c, p, x_strides, ALIGN, CHANNELS_INNER), mask, 0.0)
-        value = x.to(tl.float32) * scale
-        distance = value - top
-        # One of the two, the element and the largest before it, has the weight 1, and the other this one:
-        weight = tl.exp2(-sharpness * tl.abs(distance))
-        rises = mask & (distance > 0)
-        moved = tl.where(weight == 0, 0.0, weight * (moment - total * distance))
-        held = tl.where(mask, weight, 0.0)
-        moment = tl.where(rises, moved, moment + held * tl.where(mask, distance, 0.0))
-        total = tl.where(rises, weight * total + 1, total + held)
-        top = tl.where(rises, value, top)
+        value = grouped(tl.where(mask, x.to(tl.float32) * scale, _LOWEST), FOLD, CHANNELS_INNER)
+        new_top = tl.maximum(top, tl.max(value, GROUP))
+        total, moment = _moved_over(total, moment, top, new_top, sharpness)
+        top = new_top
+        distance = value - tl.expand_dims(top, GROUP)
+        weight = tl.where(grouped(mask, FOLD, CHANNELS_INNER), tl.exp2(sharpness * distance), 0.0)
+        total += tl.sum(weight, GROUP)
+        moment += tl.sum(weight * distance, GROUP)
     total, moment, top = _joined(total, moment, top, sharpness)
     if parts_ptr is None:
         _store_plane(y_ptr, kept_ptr, n, c, size[0], planes, total, moment, top, sharpness, scale)
@@ -144,11 +143,12 @@ def global_softpool(x: Tensor, beta: float, detach_weights: bool) -> tuple[Tenso
     steps = cdiv(tiling.blocks[1], runs)
     runs = cdiv(tiling.blocks[1], steps)
     parts = torch.empty(n, runs, 3, channels, dtype=torch.float32, device=x.device) if runs > 1 else None
-    scaling = _scaling(tiling, beta)
+    scaling, align = _scaling(tiling, beta), alignment(tiling, x)
     launch(
         _global_kernel, n * tiling.blocks[0] * runs,
         x_ptr=x, y_ptr=y, kept_ptr=kept, parts_ptr=parts, size=tiling.size, blocks=(tiling.blocks[0], runs),
-        x_strides=strides(x), planes=n * channels, ALIGN=alignment(tiling, x), STEPS_P=steps,
+        x_strides=strides(x), planes=n * channels, ALIGN=align, STEPS_P=steps,
+        FOLD=fold_of(tiling, align, x.element_size()),
         **scaling, **tiling.constants,
     )
     if parts is not None:
