@@ -2,7 +2,7 @@
 
 What is measured of an operator stands in its record, ``operators.Operator.benchmarks``.
 """
-from .aims import PARTS, Aim, list_aims, measure_aims, print_aims
+from .aims import PARTS, RESNETS, Aim, list_aims, measure_aims, print_aims
 from .measure import DTYPES, LAYOUTS, VARIANTS, Clock, Row, measure_models, measure_operator
 from .onnx_models import measure_onnx, require_onnxruntime
 from .report import Report
@@ -11,6 +11,7 @@ __all__ = [
     'DTYPES',
     'LAYOUTS',
     'PARTS',
+    'RESNETS',
     'VARIANTS',
     'Aim',
     'Clock',

@@ -7,13 +7,14 @@ from .measure import LAYOUTS, VARIANTS, Clock, Row, measure_models, measure_oper
 from .onnx_models import measure_onnx, require_onnxruntime
 from .report import Report
 
-__all__ = ['PARTS', 'Aim', 'list_aims', 'measure_aims', 'print_aims']
+__all__ = ['PARTS', 'RESNETS', 'Aim', 'list_aims', 'measure_aims', 'print_aims']
 
 # What is measured for the aims: compiled models on CUDA only, ONNX graphs on CPUs only
 PARTS = ('operators', 'models', 'compiled-models', 'onnx')
+# A base and a variant of each kind
+RESNETS = ('resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b')
 
 _BOTH = 'forward+backward'
-_RESNETS = ('resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b')
 # Networks of which Dynamic ReLU is a large part
 _LIGHT = ('tf_efficientnet_lite0', 'mobilenetv2_100', 'mobilenetv3_large_100')
 
@@ -102,7 +103,7 @@ def measure_aims(parts: Sequence[str], clock: Clock, report: Report) -> None:
         if 'models' in parts:
             for size in (96, 224):
                 for layout in LAYOUTS:
-                    for models in (*((base, f'{base}_dyrelu_b') for base in _LIGHT), _RESNETS):
+                    for models in (*((base, f'{base}_dyrelu_b') for base in _LIGHT), RESNETS):
                         report.add(measure_models(models, 32, size, layout, 'fp32', False, clock))
         if 'onnx' in parts:
             _measure_onnx_aims(clock, report)
@@ -116,7 +117,7 @@ def measure_aims(parts: Sequence[str], clock: Clock, report: Report) -> None:
                         report.add(measure_operator(name, shape, layout, dtype, ('floor', 'ours', 'literal'), clock))
     for part in ('models', 'compiled-models'):
         if part in parts:
-            for models in (_RESNETS, ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
+            for models in (RESNETS, ('mobilenetv2_100', 'mobilenetv2_100_dyrelu_b')):
                 report.add(measure_models(
                     models, 256, 224, 'channels_last', 'bf16', part == 'compiled-models', clock, ('training step',)))
 

@@ -22,6 +22,7 @@ from ..benchmark import (
     DTYPES,
     LAYOUTS,
     PARTS,
+    RESNETS,
     VARIANTS,
     Clock,
     Report,
@@ -60,7 +61,7 @@ def create_parser(prog: str = 'timm-dyacts benchmark') -> ArgumentParser:
     ops.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS),
                      help='what to measure beside the floor (default: all)')
     models.add_argument('--models', nargs='+', metavar='NAME',
-                        default=['resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b'],
+                        default=list(RESNETS),
                         help='a base and its variants (default: %(default)s)')
     models.add_argument('-b', '--batch-size', type=int, default=256, metavar='N', help='default: %(default)s')
     models.add_argument('--img-size', type=int, default=224, metavar='N', help='default: %(default)s')
@@ -68,7 +69,7 @@ def create_parser(prog: str = 'timm-dyacts benchmark') -> ArgumentParser:
     models.add_argument('--dtype', choices=DTYPES, default='bf16', help='of autocast (default: %(default)s)')
     models.add_argument('--compile', action='store_true', help='under torch.compile')
     onnx.add_argument('--models', nargs='+', metavar='NAME',
-                      default=['resnet50', 'resnet50_softpool', 'resnet50_brelu', 'resnet50_dyrelu_b'],
+                      default=list(RESNETS),
                       help='a base and its variants (default: %(default)s)')
     onnx.add_argument('-b', '--batch-sizes', type=int, nargs='+', default=[1, 8], metavar='N',
                       help='default: %(default)s')

@@ -154,7 +154,8 @@ def _convert(edits: Edits, request: Request, check: bool | None) -> ConversionRe
     has_values = not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     is_costly = check is None and has_values and trace.given.is_meta
     check = check is not False and not trace.given.is_meta
-    before, flops, signs = trace.output, trace.flops, None
+    flops = trace.flops if is_costly else 0
+    before, signs = trace.output, None
     places = Places(edits, trace, request)
     trace = places.trace
     report = ConversionReport()

@@ -112,10 +112,10 @@ def _record(model: nn.Module, inputs: Inputs, most_flops: float) -> Trace:
     if 2 * weights * elements > most_flops:
         try:
             trace = trace_forward(model, inputs.map(lambda t: t.to('meta')))
+            if trace.flops > most_flops:
+                return trace
         except REFUSALS:  # what it does depends on values
-            return trace_forward(model, inputs)
-        if trace.flops > most_flops:
-            return trace
+            pass
     return trace_forward(model, inputs)
 
 

@@ -8,6 +8,7 @@ symbolically traceable.
 """
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -142,7 +143,7 @@ class Trace:
         """The first path of a module."""
         return self.names[module][0]
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Floating-point operations of the products and convolutions: two for each multiplication."""
         return sum(
@@ -406,7 +407,7 @@ def trace_forward(model: nn.Module, x: Tensor | Inputs) -> Trace:
             handles.append(module.register_forward_pre_hook(
                 lambda m, args, kwargs, name=name: recorder.enter(name, m, args, kwargs), with_kwargs=True))
             handles.append(module.register_forward_hook(lambda m, args, out: recorder.leave(out)))
-        with evaluating(model), SpreadMeta(), recorder:
+        with evaluating(model), SpreadMeta() if given.is_meta else nullcontext(), recorder:
             output = inputs.call(model)
         recorder.finish(output)
     finally:

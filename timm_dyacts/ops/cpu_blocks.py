@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['BLOCK', 'arithmetic', 'as_rows', 'cut', 'dense', 'is_channels_last']
+__all__ = ['BLOCK', 'arithmetic', 'as_rows', 'cut', 'dense', 'empty_planes', 'is_channels_last', 'laid_out_like']
 
 # Elements of a block: few enough for several blocks to fit into a second-level cache, enough for the time of a call to
 # matter little.
@@ -31,6 +31,18 @@ def is_channels_last(x: Tensor) -> bool:
 def dense(x: Tensor) -> Tensor:
     """Give the tensor itself if it is contiguous or channels_last, else a contiguous copy."""
     return x if is_channels_last(x) else x.contiguous()
+
+
+def laid_out_like(t: Tensor, x: Tensor) -> Tensor:
+    """Give a tensor of the shape of ``x``, which is dense, in the dtype and memory layout of ``x``."""
+    return t if t.dtype == x.dtype and t.stride() == x.stride() else torch.empty_like(x).copy_(t)
+
+
+def empty_planes(x: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Make an empty tensor (N, C, *size), of two or three sizes, in the memory layout of ``x``, which is dense."""
+    channels_last = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    memory_format = channels_last if is_channels_last(x) else torch.contiguous_format
+    return torch.empty(*x.shape[:2], *size, dtype=dtype or x.dtype, memory_format=memory_format)
 
 
 def as_rows(x: Tensor, channels_last: bool) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..cpu_blocks import arithmetic, dense, is_channels_last
+from ..cpu_blocks import arithmetic, dense, empty_planes, is_channels_last, laid_out_like
 from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from ..pooling.window import Window, size_of
@@ -83,8 +83,7 @@ def activation_backward(
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of ``x``, of which ReLU gets its output, and of ``weight``."""
     x = dense(x)
-    if dy.stride() != x.stride():
-        dy = torch.empty_like(x).copy_(dy)
+    dy = laid_out_like(dy, x)
     dx = in_large_pages(torch.empty_like(x))
     _run('backward', x, weight, kind, parameter, layout, dy=dy, out=dx)
     dweight = None
@@ -128,18 +127,13 @@ def _run_pooling(
         crew(), *map(pointer, (x, signs, out, winner))))
 
 
-def _like(planes: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Allocate planes of a size, in the memory layout of others."""
-    return in_large_pages(torch.empty(*planes.shape[:2], *size, dtype=dtype, memory_format=_format_of(planes)))
-
-
 def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
     """Compute bipolar max pooling of (N, C, H, W), and which element of each window has won."""
     if window.elements > _MOST_ELEMENTS:
         return max_pool_with_indices_reference(x, window, ceil_mode, layout)
     x = dense(x)
     _, *out_size = window.out_size(size_of(x.shape), ceil_mode)
-    y = _like(x, out_size, x.dtype)
+    y = in_large_pages(empty_planes(x, out_size))
     winner = torch.empty_like(y, dtype=torch.int8)
     _run_pooling(
         'max_pool', x.to(memory_format=_format_of(y)), y, winner, x.shape[2:], window,
@@ -149,7 +143,7 @@ def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[T
 
 def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, int], window: Window) -> Tensor:
     """Compute the gradient of the input, whose spatial dimensions are ``size``."""
-    dx = _like(winner, size, dy.dtype)
+    dx = in_large_pages(empty_planes(winner, size, dy.dtype))
     _run_pooling('max_pool_backward', dy.contiguous(memory_format=_format_of(winner)), dx, winner, size, window)
     return dx
 

@@ -7,7 +7,7 @@ reference up to rounding. The gradient is not: pieces that tie share it.
 import torch
 from torch import Tensor
 
-from ..autocast import autocast_is_on
+from ..autocast import without_autocast
 from .reference import hyper_reference
 from .settings import DyReLUParams, DyReLUSettings
 
@@ -55,17 +55,10 @@ def _attention(x: Tensor, weight: Tensor, bias: Tensor, settings: DyReLUSettings
     """Compute the attention of mode "c", (N, 1, *spatial)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     # A product of matrices, which runtimes compute several times as fast as a product and its sum over the channels
-    logits = _full_precision_product(weight.to(dtype), x.unsqueeze(-1).flatten(2).to(dtype))
+    logits = without_autocast(torch.matmul, weight.to(dtype), x.unsqueeze(-1).flatten(2).to(dtype))
     z = (logits + bias.to(dtype)) / settings.tau
     e = torch.exp(z - z.amax(2, keepdim=True))
     pi = torch.clamp(e / e.mean(2, keepdim=True), max=3.0)
     if settings.paper_scale:
         pi = pi / 3
     return pi.reshape([x.shape[0], 1, *x.shape[2:]])
-
-
-def _full_precision_product(a: Tensor, b: Tensor) -> Tensor:
-    if autocast_is_on(a.device.type):
-        with torch.autocast(a.device.type, enabled=False):
-            return a @ b
-    return a @ b

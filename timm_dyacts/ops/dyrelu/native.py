@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..cpu_blocks import arithmetic, dense, is_channels_last
+from ..cpu_blocks import arithmetic, dense, is_channels_last, laid_out_like
 from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from . import cpu
@@ -66,11 +66,6 @@ def _by_channels(theta: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     return theta.to(dtype).expand(-1, channels, -1).transpose(1, 2).contiguous()
 
 
-def _like(t: Tensor, x: Tensor) -> Tensor:
-    """Give a tensor in the dtype and memory layout of ``x``, which is dense."""
-    return t if t.dtype == x.dtype and t.stride() == x.stride() else torch.empty_like(x).copy_(t)
-
-
 def _weights(pi: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if pi is None else pi.to(dtype).contiguous()
 
@@ -113,7 +108,7 @@ def dyrelu_backward(
     if k > _MOST_PIECES or arithmetic(x, theta) != dtype:
         return cpu.dyrelu_backward(dy, x, theta, pi, max_value)
     x = dense(x)
-    dy = _like(dy, x)
+    dy = laid_out_like(dy, x)
     coefs, shares = _by_channels(theta, x.shape[1], dtype), _weights(pi, dtype)
     dtheta, dpi = _reduce(dy, x, coefs, shares, max_value)
     dx = in_large_pages(torch.empty_like(x))
@@ -165,7 +160,7 @@ def dynamic_relu_backward(
         return cpu.dynamic_relu_backward(dy, x, settings, *params, saved=saved)
     params, saved = DyReLUParams(*params), DyReLUSaved(*saved)
     x = dense(x)
-    dy = _like(dy, x)
+    dy = laid_out_like(dy, x)
     channels, residual, pi = x.shape[1], saved.residual, saved.pi
     coefs = _by_channels(saved.theta, channels, residual.dtype)
     dcoefs, dpi = _reduce(dy, x, coefs, pi, settings.max_value)

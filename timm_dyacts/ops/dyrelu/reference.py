@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autocast import autocast_is_on
+from ..autocast import without_autocast
 from .settings import DyReLUParams, DyReLUSettings
 
 __all__ = [
@@ -77,10 +77,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if not torch.jit.is_scripting():
-        kind = x.device.type
-        if autocast_is_on(kind):
-            with torch.autocast(kind, enabled=False):
-                return F.linear(x, weight, bias)
+        return without_autocast(F.linear, x, weight, bias)
     return F.linear(x, weight, bias)
 
 

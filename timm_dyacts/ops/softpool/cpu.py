@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..cpu_blocks import BLOCK, arithmetic, cut, dense, is_channels_last
+from ..cpu_blocks import BLOCK, arithmetic, cut, dense, empty_planes, is_channels_last
 from ..pooling.window import Sizes, Window, five_dims, reach, size_of
 from .scaling import scale_of, sharpness_of
 
@@ -85,8 +85,7 @@ def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_wei
     """Compute SoftPool of (N, C, *spatial)."""
     out_size = window.out_size(size_of(x.shape), ceil_mode)
     blocks = _Blocks(x, window, out_size, beta)
-    memory_format = torch.channels_last_3d if blocks.channels_last else torch.contiguous_format
-    y = torch.empty(*x.shape[:2], *out_size, dtype=x.dtype, memory_format=memory_format)
+    y = empty_planes(blocks.x, out_size)
     planes = blocks.as_planes(y)
     for at in blocks.cut():
         top, *weighed = blocks.weigh(at)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autocast import autocast_is_on
+from ..autocast import without_autocast
 
 __all__ = ['can_export', 'softpool_exported']
 
@@ -119,7 +119,4 @@ def _take_apart(x: Tensor, dims: list[_Dim], stacked: bool = False) -> list[Tens
     kernels = [picks] if stacked else [picks[i].expand([channels, 1, *kernel_size]) for i in range(count)]
     stride, dilation = [dim.stride for dim in dims], [dim.dilation for dim in dims]
     convolve = _CONVOLUTIONS[len(dims)]
-    if autocast_is_on(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return [convolve(x, kernel, None, stride, padding, dilation, channels) for kernel in kernels]
-    return [convolve(x, kernel, None, stride, padding, dilation, channels) for kernel in kernels]
+    return [without_autocast(convolve, x, kernel, None, stride, padding, dilation, channels) for kernel in kernels]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..cpu_blocks import dense, is_channels_last
+from ..cpu_blocks import dense, empty_planes, is_channels_last
 from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from ..pooling.window import Sizes, Window, reach, size_of
@@ -64,9 +64,7 @@ def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_wei
     """Compute SoftPool of (N, C, *spatial)."""
     out_size = window.out_size(size_of(x.shape), ceil_mode)
     x = dense(x)
-    y = in_large_pages(torch.empty(
-        *x.shape[:2], *out_size, dtype=x.dtype,
-        memory_format=torch.channels_last_3d if is_channels_last(x) else torch.contiguous_format))
+    y = in_large_pages(empty_planes(x, out_size))
     _run('forward', x, window, out_size, beta, y)
     return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
 
