@@ -62,13 +62,16 @@ def check_config(config: Mapping[str, Any], name: str) -> None:
 def _check_requirements(config: Mapping[str, Any], name: str) -> None:
     installed = dict(timm=timm.__version__, timm_dyacts=__version__)
     for package, specifier in recorded(config, 'requires').items():
+        if package not in installed:
+            continue
         try:
-            fits = package not in installed or SpecifierSet(specifier).contains(installed[package], prereleases=True)
-        except (InvalidSpecifier, TypeError, AttributeError):
+            # As text: some versions of packaging take lists as well.
+            allowed = SpecifierSet(str(specifier))
+        except InvalidSpecifier:
             raise HubError(
                 f"The {CONFIG} of '{name}' asks for {package} {specifier!r}, which is no version specifier. Its owner "
                 f"has to publish it again.") from None
-        if not fits:
+        if not allowed.contains(installed[package], prereleases=True):
             raise HubError(
                 f"'{name}' needs {package} {specifier}, and {installed[package]} is installed: "
                 f"pip install --upgrade '{package}{specifier}'")
