@@ -239,9 +239,8 @@ class TestResults:
 def step():
     x = values(4, 16, 40, 40, seed=5).requires_grad_()
     module = trained(DyReLU(16, 'c'))
-    with use_backend('native'):
-        y = softpools.softpool2d(module(x), 3, 2, 1)
-        return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])]
+    y = softpools.softpool2d(module(x), 3, 2, 1)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])]
 
 
 class Pooled(torch.utils.data.Dataset):
@@ -256,8 +255,10 @@ class Pooled(torch.utils.data.Dataset):
 
 @pytest.fixture
 def threads():
+    # Here, not in the threads: the choice is the process's, and one of them would restore that of the other.
     before = torch.get_num_threads()
-    yield torch.set_num_threads
+    with use_backend('native'):
+        yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
@@ -275,8 +276,7 @@ class TestThreads:
         """Their team was left behind in the process that they come from."""
         threads(2)
         step()
-        with use_backend('native'):
-            expected = [softpools.softpool2d(values(8, 16, 64, 64, seed=i), 2) for i in range(4)]
+        expected = [softpools.softpool2d(values(8, 16, 64, 64, seed=i), 2) for i in range(4)]
         loader = DataLoader(Pooled(), batch_size=None, num_workers=2, multiprocessing_context='fork', timeout=100)
         assert all(torch.equal(a, b) for a, b in zip(loader, expected, strict=True))
 
