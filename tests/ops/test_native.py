@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from support.native import LAYOUTS, TOLERANCES, each_dtype, each_layout, needs_library, trained, values
 from torch.utils.data import DataLoader
 
 from timm_dyacts.layers import BELU, BSELU, BipolarMaxPool2d, BLeakyReLU, BPReLU, BReLU, DyReLU
@@ -16,14 +17,6 @@ from timm_dyacts.ops.backends import find_kernel, use_backend
 from timm_dyacts.ops.large_pages import in_large_pages
 from timm_dyacts.ops.softpool import functional as softpools
 
-TOLERANCES = {torch.float32: 5e-6, torch.float64: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
-LAYOUTS = {
-    'contiguous': lambda x: x.contiguous(),
-    'channels_last': lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
-    'slice': lambda x: torch.stack([x, x], 2).flatten(1, 2)[:, ::2],
-}
-each_layout = pytest.mark.parametrize('layout', LAYOUTS)
-each_dtype = pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
 MEMBERS = {
     'brelu': lambda: BReLU(),
     'brelu6': lambda: BReLU(max_value=1, layout='halves'),
@@ -42,17 +35,6 @@ WINDOWS = [
 ]
 
 
-def has_library():
-    return next(backend for backend in backends.BACKENDS if backend.name == 'native').why_not() is None
-
-
-needs_library = pytest.mark.skipif(not has_library(), reason='needs the native library, or a C compiler')
-
-
-def values(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def run(f, x, params=(), dtype=torch.float64):
     """Compute the output of ``f``, and gradients from one of the output that ``dtype`` holds exactly."""
     x = x.detach().requires_grad_()
@@ -69,13 +51,6 @@ def check(f, definition, x, params=(), definition_params=()):
     for a, b in zip(ours, expected, strict=True):
         scale = max(b.abs().max().item(), 1) if b.numel() else 1
         torch.testing.assert_close(a.double(), b, rtol=0, atol=TOLERANCES[x.dtype] * scale)
-
-
-def trained(module):
-    with torch.no_grad():
-        for i, param in enumerate(module.parameters()):
-            param.copy_(values(*param.shape, seed=i) / param.shape[-1] ** 0.5)
-    return module
 
 
 @needs_library

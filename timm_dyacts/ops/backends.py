@@ -60,6 +60,7 @@ __all__ = [
     'describe_backends',
     'differentiate',
     'find_kernel',
+    'is_transforming',
     'run_kernel',
     'use_backend',
 ]
@@ -196,6 +197,11 @@ def backend_in_use(device_type: str) -> str | None:
     return next(works, None)
 
 
+def is_transforming() -> bool:
+    """Tell whether this is inside a transform of ``torch.func``."""
+    return _peek_interpreter_stack() is not None
+
+
 def find_kernel(operator: str, name: str, *operands: Any) -> Kernel | None:
     """Find the kernel for some operands.
 
@@ -211,7 +217,7 @@ def find_kernel(operator: str, name: str, *operands: Any) -> Kernel | None:
     """
     if _choice == 'reference' or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    if _peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
+    if is_transforming() or _get_current_dispatch_mode() is not None:
         return None
     tensors = [t for t in operands if isinstance(t, Tensor)]
     device = tensors[0].device

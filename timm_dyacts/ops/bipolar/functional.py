@@ -16,12 +16,14 @@ from torch import Tensor
 from .. import backends
 from ..checks import check_channels, check_choice, check_input, check_window_fits, expand_window, unless_tracing
 from ..pooling.window import Window
+from ..registered import is_registered_for
 from .reference import (
     activation_reference,
     max_pool_backward_reference,
     max_pool_reference,
     max_pool_with_indices_reference,
 )
+from .registered import MOST_ELEMENTS, max_pool_registered
 from .signs import LAYOUTS, channel_signs, multiply_signs
 
 __all__ = [
@@ -254,6 +256,9 @@ def bipolar_max_pool(
         if kernel is not None:
             window = Window.of(kernel_size, stride, padding, dilation)
             y = _MaxPool.apply(kernel, batch, window, ceil_mode, layout)
+            return y if x.dim() == 4 else y.squeeze(0)
+        if math.prod(kernel_size) <= MOST_ELEMENTS and is_registered_for(x):
+            y = max_pool_registered(batch, kernel_size, stride, padding, dilation, ceil_mode, layout)
             return y if x.dim() == 4 else y.squeeze(0)
     y = max_pool_reference(batch, kernel_size, stride, padding, dilation, ceil_mode, layout)
     return y if x.dim() == 4 else y.squeeze(0)

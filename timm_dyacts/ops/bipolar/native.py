@@ -11,6 +11,7 @@ from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from ..pooling.window import Window, size_of
 from .reference import max_pool_with_indices_reference
+from .registered import MOST_ELEMENTS
 from .signs import channel_signs
 
 __all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
@@ -97,9 +98,6 @@ def activation_backward(
 # ReLU has other names, as in the other back ends: it keeps its output for the backward pass.
 brelu, brelu_backward = activation, activation_backward
 
-# Numbers of the elements of larger windows do not fit into a byte; PyTorch operations compute.
-_MOST_ELEMENTS = 127
-
 
 class _Pooling(ctypes.Structure):
     """The same as ``pooling`` in ``native.c``."""
@@ -129,7 +127,7 @@ def _run_pooling(
 
 def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
     """Compute bipolar max pooling of (N, C, H, W), and which element of each window has won."""
-    if window.elements > _MOST_ELEMENTS:
+    if window.elements > MOST_ELEMENTS:  # PyTorch operations compute
         return max_pool_with_indices_reference(x, window, ceil_mode, layout)
     x = dense(x)
     _, *out_size = window.out_size(size_of(x.shape), ceil_mode)

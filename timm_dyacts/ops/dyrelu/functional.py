@@ -5,6 +5,7 @@ from torch import Tensor
 from .. import backends
 from ..checks import check_channels, check_input, unless_tracing
 from ..exporting import is_exporting
+from ..registered import is_registered_for
 from .exported import dynamic_relu_exported, dyrelu_exported
 from .reference import (
     attention_reference,
@@ -14,6 +15,7 @@ from .reference import (
     static_coefficients_reference,
     statistics_reference,
 )
+from .registered import MOST_PIECES, dynamic_relu_registered
 from .settings import DyReLUParams, DyReLUSettings
 
 __all__ = ['DIMS', 'attention', 'coefficients', 'dynamic_relu', 'dyrelu', 'static_coefficients']
@@ -81,6 +83,8 @@ def dynamic_relu(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> T
             return y
         if is_exporting():
             return dynamic_relu_exported(x, params, settings)
+        if len(settings.alpha) <= MOST_PIECES and is_registered_for(x, *params):
+            return dynamic_relu_registered(x, params, settings)
     return dynamic_relu_reference(x, params, settings)
 
 

@@ -13,12 +13,10 @@ from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from . import cpu
 from .mlp import mlp, mlp_backward
+from .registered import MOST_PIECES
 from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
 
 __all__ = ['dynamic_relu', 'dynamic_relu_backward', 'dyrelu', 'dyrelu_backward']
-
-# With more pieces than there are loops for, PyTorch operations compute. They would take most of the time of compiling.
-_MOST_PIECES = 2
 
 
 class _Operands(ctypes.Structure):
@@ -73,7 +71,7 @@ def _weights(pi: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
     """Compute ``functional.dyrelu``."""
     k, dtype = theta.shape[2] // 2, arithmetic(x)
-    if k > _MOST_PIECES or arithmetic(x, theta) != dtype:
+    if k > MOST_PIECES or arithmetic(x, theta) != dtype:
         return cpu.dyrelu(x, theta, pi, max_value)
     x = dense(x)
     y = in_large_pages(torch.empty_like(x))
@@ -105,7 +103,7 @@ def dyrelu_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, None]:
     """Compute the gradients of ``x``, ``theta`` and ``pi``."""
     k, dtype = theta.shape[2] // 2, arithmetic(x)
-    if k > _MOST_PIECES or arithmetic(x, theta) != dtype:
+    if k > MOST_PIECES or arithmetic(x, theta) != dtype:
         return cpu.dyrelu_backward(dy, x, theta, pi, max_value)
     x = dense(x)
     dy = laid_out_like(dy, x)
@@ -120,7 +118,7 @@ def dyrelu_backward(
 def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) -> tuple[Tensor | None, ...]:
     """Compute ``functional.dynamic_relu``. Returns the output, then the fields of ``DyReLUSaved``."""
     k = len(settings.alpha)
-    if k > _MOST_PIECES:
+    if k > MOST_PIECES:
         return cpu.dynamic_relu(x, settings, *params)
     params = DyReLUParams(*params)
     given, x = x, dense(x)
@@ -156,7 +154,7 @@ def dynamic_relu_backward(
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of ``x`` and the parameters."""
     k = len(settings.alpha)
-    if k > _MOST_PIECES:
+    if k > MOST_PIECES:
         return cpu.dynamic_relu_backward(dy, x, settings, *params, saved=saved)
     params, saved = DyReLUParams(*params), DyReLUSaved(*saved)
     x = dense(x)

@@ -12,8 +12,10 @@ from .. import backends
 from ..checks import check_finite, check_input, check_window_fits, expand_window
 from ..exporting import is_exporting_onnx
 from ..pooling.window import Window
+from ..registered import is_registered_for
 from .exported import can_export, softpool_exported
 from .reference import batch_reference, global_softpool2d_reference, softpool_reference
+from .registered import softpool_registered
 
 __all__ = [
     'global_softpool2d',
@@ -88,6 +90,8 @@ def softpool(
             return y if batch is x else y.squeeze(0)
         if is_exporting_onnx() and can_export(x, kernel_size, beta):
             return softpool_exported(x, kernel_size, stride, padding, dilation, ceil_mode, beta)
+        if is_registered_for(x):
+            return softpool_registered(x, kernel_size, stride, padding, dilation, ceil_mode, beta, detach_weights)
     return softpool_reference(x, kernel_size, stride, padding, dilation, ceil_mode, beta, detach_weights)
 
 
