@@ -28,6 +28,9 @@ MEMBERS = {
 WINDOWS = [
     ((8, 9), dict(kernel_size=2)),
     ((9, 11), dict(kernel_size=2, ceil_mode=True)),
+    ((6, 38), dict(kernel_size=2)),
+    ((7, 71), dict(kernel_size=2)),
+    ((3, 4, 64), dict(kernel_size=(1, 2, 2))),
     ((13, 6), dict(kernel_size=3, stride=2, padding=1)),
     ((12, 14), dict(kernel_size=(3, 2), stride=(1, 3), padding=(0, 1), dilation=(2, 3))),
     ((17,), dict(kernel_size=4, stride=3, padding=2, ceil_mode=True)),

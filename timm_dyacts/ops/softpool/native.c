@@ -39,12 +39,15 @@ INLINE i64 volume(const i64 *size) { return size[0] * size[1] * size[2]; }
     (x) + (at)[0], (x) + (at)[1], (x) + (at)[2], (x) + (at)[3], (x) + (at)[4], (x) + (at)[5], (x) + (at)[6], \
     (x) + (at)[7], (x) + (at)[8]
 
-/* From the elements ``v0``, ... of a window of ``E``: their ``top``, weights ``w0``, ..., the ``total`` of these, and the
-   ``moment``. */
-#define WEIGH_WINDOW(READ) \
+/* The elements of a window of ``E``. */
+#define READ_WINDOW(READ) \
     REAL v0 = READ(x0[i]), v1 = READ(x1[i]), v2 = READ(x2[i]), v3 = READ(x3[i]); \
     REAL v4 = E > 4 ? READ(x4[i]) : 0, v5 = E > 4 ? READ(x5[i]) : 0, v6 = E > 4 ? READ(x6[i]) : 0; \
-    REAL v7 = E > 4 ? READ(x7[i]) : 0, v8 = E > 4 ? READ(x8[i]) : 0; \
+    REAL v7 = E > 4 ? READ(x7[i]) : 0, v8 = E > 4 ? READ(x8[i]) : 0;
+
+/* From the elements ``v0``, ... of a window of ``E``: their ``top``, weights ``w0``, ..., the ``total`` of these, and the
+   ``moment``. */
+#define WEIGH_WINDOW \
     REAL top = larger(larger(larger(v0, v1), v2), v3); \
     if (E > 4) top = larger(larger(larger(larger(larger(top, v4), v5), v6), v7), v8); \
     REAL w0 = EXP2((v0 - top) * sharpness), w1 = EXP2((v1 - top) * sharpness), w2 = EXP2((v2 - top) * sharpness); \
@@ -65,7 +68,8 @@ INLINE REAL larger(REAL top, REAL v) { return v > top ? v : top; }
 INLINE void pool_rows(WINDOW(REAL), REAL *restrict y, i64 count, REAL sharpness, const int E) {
     SIMD
     for (i64 i = 0; i < count; i++) {
-        WEIGH_WINDOW(PLAIN)
+        READ_WINDOW(PLAIN)
+        WEIGH_WINDOW
         y[i] = top + moment / total;
     }
 }
@@ -74,7 +78,8 @@ INLINE void pool_channels(WINDOW(T), T *restrict y, i64 count, REAL scale, REAL 
     const REAL back = 1 / scale;
     SIMD
     for (i64 i = 0; i < count; i++) {
-        WEIGH_WINDOW(SCALED)
+        READ_WINDOW(SCALED)
+        WEIGH_WINDOW
         y[i] = STORE((top + moment / total) * back);
     }
 }
@@ -88,7 +93,8 @@ INLINE void slopes_of_rows(
     enum { E = 4 };
     SIMD
     for (i64 i = 0; i < count; i++) {
-        WEIGH_WINDOW(PLAIN)
+        READ_WINDOW(PLAIN)
+        WEIGH_WINDOW
         REAL factor = dy[i] / total, mean = moment / total;
         d0[i] = SLOPE(w0, v0), d1[i] = SLOPE(w1, v1), d2[i] = SLOPE(w2, v2), d3[i] = SLOPE(w3, v3);
     }
@@ -100,11 +106,120 @@ INLINE void slopes_of_channels(
     enum { E = 4 };
     SIMD
     for (i64 i = 0; i < count; i++) {
-        WEIGH_WINDOW(SCALED)
+        READ_WINDOW(SCALED)
+        WEIGH_WINDOW
         REAL factor = LOAD(dy[i]) / total, mean = moment / total;
         d0[i] = STORE(SLOPE(w0, v0)), d1[i] = STORE(SLOPE(w1, v1));
         d2[i] = STORE(SLOPE(w2, v2)), d3[i] = STORE(SLOPE(w3, v3));
     }
+}
+
+/* ---- Pairs of rows: windows of 2x2 that share nothing, straight from the input to the output ----
+
+A run has as many windows as there are lanes. The last one of a row ends where the row ends, and computes once more what
+the one before it has: a row has at least one run, and no remainder. */
+
+#if defined(__AVX512F__)
+enum { RUN = 64 / sizeof(REAL) };
+#else
+enum { RUN = 32 / sizeof(REAL) };
+#endif
+
+static i64 are_pairs(const operands *o) {
+    return !o->padded && o->kernel[0] == 1 && o->stride[0] == 1 && o->kernel[1] == 2 && o->kernel[2] == 2
+        && o->stride[1] == 2 && o->stride[2] == 2 && o->dilation[1] == 1 && o->dilation[2] == 1
+        && o->out_size[2] >= RUN;
+}
+
+/* Numbers of two bytes are converted on their way, where they lie side by side. */
+enum { CONVERTS = sizeof(T) != sizeof(REAL) };
+
+INLINE const REAL *read_run(const T *restrict x, REAL *restrict buffer, const int count) {
+    if (!CONVERTS) return (const REAL *)x;
+    SIMD
+    for (i64 i = 0; i < count; i++) buffer[i] = LOAD(x[i]);
+    return buffer;
+}
+
+INLINE void write_run(T *restrict to, const REAL *restrict buffer, const int count) {
+    if (!CONVERTS) return;
+    SIMD
+    for (i64 i = 0; i < count; i++) to[i] = STORE(buffer[i]);
+}
+
+#define PAIRS \
+    enum { E = 4 }; \
+    REAL v0 = scale * x[2 * i], v1 = scale * x[2 * i + 1], v2 = scale * below[2 * i], v3 = scale * below[2 * i + 1]; \
+    REAL v4 = 0, v5 = 0, v6 = 0, v7 = 0, v8 = 0;
+
+INLINE void pool_pairs(const T *row, const T *row_below, T *out, REAL scale, REAL sharpness) {
+    const REAL back = 1 / scale;
+    REAL row_buffer[2 * RUN], below_buffer[2 * RUN], out_buffer[RUN];
+    const REAL *restrict x = read_run(row, row_buffer, 2 * RUN);
+    const REAL *restrict below = read_run(row_below, below_buffer, 2 * RUN);
+    REAL *restrict y = CONVERTS ? out_buffer : (REAL *)out;
+    SIMD
+    for (i64 i = 0; i < RUN; i++) {
+        PAIRS
+        WEIGH_WINDOW
+        y[i] = (top + moment / total) * back;
+    }
+    write_run(out, out_buffer, RUN);
+}
+
+/* The units are output rows. */
+static int forward_pairs(const void *args, i64 begin, i64 end) {
+    const operands *o = args;
+    const i64 rows = o->out_size[1], columns = o->out_size[2], width = o->size[2];
+    for (i64 row = begin; row < end; row++) {
+        const T *x = (const T *)o->x + (row / rows * o->size[1] + 2 * (row % rows)) * width;
+        T *y = (T *)o->out + row * columns;
+        for (i64 i = 0; i < columns; i += RUN) {
+            i64 at = least(i, columns - RUN);
+            pool_pairs(x + 2 * at, x + width + 2 * at, y + at, (REAL)o->scale, (REAL)o->sharpness);
+        }
+    }
+    return OK;
+}
+
+INLINE void slopes_of_pairs(
+        const T *row, const T *row_below, const T *grad, T *out, T *out_below, REAL scale, REAL sharpness, REAL slope) {
+    REAL row_buffer[2 * RUN], below_buffer[2 * RUN], grad_buffer[RUN], out_buffer[2 * RUN], out_below_buffer[2 * RUN];
+    const REAL *restrict x = read_run(row, row_buffer, 2 * RUN);
+    const REAL *restrict below = read_run(row_below, below_buffer, 2 * RUN);
+    const REAL *restrict dy = read_run(grad, grad_buffer, RUN);
+    REAL *restrict dx = CONVERTS ? out_buffer : (REAL *)out;
+    REAL *restrict dx_below = CONVERTS ? out_below_buffer : (REAL *)out_below;
+    SIMD
+    for (i64 i = 0; i < RUN; i++) {
+        PAIRS
+        WEIGH_WINDOW
+        REAL factor = dy[i] / total, mean = moment / total;
+        dx[2 * i] = SLOPE(w0, v0);
+        dx[2 * i + 1] = SLOPE(w1, v1);
+        dx_below[2 * i] = SLOPE(w2, v2);
+        dx_below[2 * i + 1] = SLOPE(w3, v3);
+    }
+    write_run(out, out_buffer, 2 * RUN);
+    write_run(out_below, out_below_buffer, 2 * RUN);
+}
+
+/* The units are output rows. */
+static int backward_pairs(const void *args, i64 begin, i64 end) {
+    const operands *o = args;
+    const i64 columns = o->out_size[2], width = o->size[2];
+    const REAL slope = slope_of_weights(o);
+    for (i64 row = begin; row < end; row++) {
+        /* Each row of the input belongs to a window. */
+        const T *x = (const T *)o->x + 2 * row * width, *dy = (const T *)o->dy + row * columns;
+        T *dx = (T *)o->out + 2 * row * width;
+        for (i64 i = 0; i < columns; i += RUN) {
+            i64 at = least(i, columns - RUN);
+            slopes_of_pairs(x + 2 * at, x + width + 2 * at, dy + at, dx + 2 * at, dx + width + 2 * at,
+                            (REAL)o->scale, (REAL)o->sharpness, slope);
+        }
+    }
+    return OK;
 }
 
 /* ---- Rows: the width is what lies side by side ----
@@ -560,11 +675,16 @@ static int backward_channels(const void *args, i64 begin, i64 end) {
 
 EXPORT int NAME(softpool_forward)(const operands *o) {
     i64 row = o->out_size[2] * volume(o->kernel) * (o->channels_last ? o->channels : 1);
-    i64 rows = o->samples * o->out_size[0] * o->out_size[1];
-    return run_job(&o->crew, o->channels_last ? forward_channels : forward_rows, o, rows, most(1, GRAIN / row));
+    i64 rows = o->samples * o->out_size[0] * o->out_size[1], grain = most(1, GRAIN / row);
+    if (o->channels_last) return run_job(&o->crew, forward_channels, o, rows, grain);
+    return run_job(&o->crew, are_pairs(o) ? forward_pairs : forward_rows, o, rows, grain);
 }
 
 EXPORT int NAME(softpool_backward)(const operands *o) {
     if (o->channels_last) return run_job(&o->crew, backward_channels, o, o->samples * parts(o->channels, CHANNELS), 1);
+    if (o->covers && are_pairs(o)) {
+        i64 rows = o->samples * o->out_size[0] * o->out_size[1];
+        return run_job(&o->crew, backward_pairs, o, rows, most(1, GRAIN / (2 * o->size[2])));
+    }
     return run_job(&o->crew, backward_planes, o, o->samples, most(1, GRAIN / volume(o->size)));
 }
