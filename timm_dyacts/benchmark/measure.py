@@ -1,7 +1,9 @@
 """Times and memory of operators and models, each relative to what it replaces."""
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import timm
@@ -62,13 +64,35 @@ class Clock:
         return start.elapsed_time(end)
 
     def peak_mib(self, function: Callable[[], object]) -> float | None:
-        """Give the memory that a function takes beyond what is in use before; ``None`` on CPUs, which do not count."""
+        """Give the memory that a function takes beyond what is in use before.
+
+        On CPUs that is the memory which is resident, as Linux counts it; elsewhere ``None``.
+        """
+        if self.device.type == 'cpu':
+            return _peak_resident_mib(function)
         if self.device.type != 'cuda':
             return None
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         function()
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2 ** 20
+
+
+def _peak_resident_mib(function: Callable[[], object]) -> float | None:
+    process = Path('/proc/self')
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # gives back what is free, or it would be used unseen
+        (process / 'clear_refs').write_text('5')  # forgets the peak so far
+        before = _status_kib(process, 'VmRSS')
+    except (OSError, AttributeError, TypeError):
+        return None
+    function()
+    return (_status_kib(process, 'VmHWM') - before) / 1024
+
+
+def _status_kib(process: Path, field: str) -> int:
+    lines = (process / 'status').read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f'{field}:')))
 
 
 def measure_operator(
