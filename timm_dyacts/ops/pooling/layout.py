@@ -22,7 +22,6 @@ lanes without work, would take it all. A layout avoids them in three ways:
 - *Vectors*: a row of packed pairs is cut into pieces of 16 bytes, and each piece becomes a row of the tile. No lane is
   then without work, whatever the width of the input, and neighbouring threads read on where a row of the input ends.
 """
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -42,6 +41,7 @@ __all__ = [
     'layout_of',
     'patches_held',
     'unroll',
+    'without_dims',
 ]
 
 # The most elements of a window, or of a patch, that registers hold
@@ -84,14 +84,12 @@ class Layout:
     block: tuple[int, int, int]
     packed: bool
 
-    # Cached, as layouts are: small inputs are computed in less time than all of this takes.
-
-    @functools.cached_property
+    @property
     def programs(self) -> int:
         """The number of tiles."""
         return math.prod(self.blocks)
 
-    @functools.cached_property
+    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that all kernels take, by name."""
         return dict(
@@ -105,17 +103,17 @@ class Layout:
             BLOCK=self.block,
         )
 
-    @functools.cached_property
+    @property
     def padded(self) -> bool:
         """Whether any window reaches into the padding or beyond the end."""
         return any(self.window[4])
 
-    @functools.cached_property
+    @property
     def overlap(self) -> Sizes:
         """The number of windows, along D, H and W, that an element may belong to."""
         return Window(*self.window[:4]).overlap
 
-    @functools.cached_property
+    @property
     def shares(self) -> tuple[tuple[int, ...], ...]:
         """Which windows hold the elements of a patch, see ``_shares``."""
         return _shares(Window(*self.window[:4]), self.lanes, self.out_size)
@@ -178,27 +176,11 @@ def layout_of(
         merge_channels: Whether the kernel need not tell channels apart.
     """
     x, item_bytes = inputs[0], inputs[0].element_size()
-    return _layout(
-        window, x.shape, outputs[0].shape, tuple(t.stride() for t in inputs), tuple(t.stride() for t in outputs),
-        channels_inner(x), lanes, merge_channels, item_bytes, all(t.data_ptr() % (2 * item_bytes) == 0 for t in inputs),
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _layout(
-        window: Window,
-        shape: Sequence[int],
-        out_shape: Sequence[int],
-        strides: Sequence[Sequence[int]],
-        out_strides: Sequence[Sequence[int]],
-        inner_channels: bool,
-        lanes: str,
-        merge_channels: bool,
-        item_bytes: int,
-        aligned: bool,
-) -> Layout:
+    inner_channels = channels_inner(x)
+    aligned = all(t.data_ptr() % (2 * item_bytes) == 0 for t in inputs)
+    strides, out_strides = ([t.stride() for t in tensors] for tensors in (inputs, outputs))
     windows = [(1, 1, 0, 1)] * 2 + list(zip(*window, strict=True))
-    sizes = zip(shape, out_shape, zip(*strides, strict=True), zip(*out_strides, strict=True), strict=True)
+    sizes = zip(x.shape, outputs[0].shape, zip(*strides, strict=True), zip(*out_strides, strict=True), strict=True)
     dims = [_Dim(*of_dim, *rest) for of_dim, rest in zip(windows, sizes, strict=True)]
     packed = aligned and not inner_channels and window.elements <= MOST_HELD and _can_be_packed(dims, lanes)
     if packed and lanes == 'windows':
@@ -368,7 +350,12 @@ def unroll(count: int) -> int:
 
 
 def empty_planes(x: Tensor, size: Sizes, dtype: torch.dtype | None = None, count: int = 1) -> Tensor:
-    """Make an empty tensor of shape (count * N, C, *size) in the memory format of ``x``."""
+    """Plan a tensor of shape (count * N, C, *size) in the memory format of ``x``, on the meta device."""
     memory_format = torch.channels_last_3d if channels_inner(x) else torch.contiguous_format
     shape = (count * x.shape[0], x.shape[1], *size)
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
+    return torch.empty(shape, dtype=dtype or x.dtype, device='meta', memory_format=memory_format)
+
+
+def without_dims(planes: Tensor, rank: int) -> Tensor:
+    """View (N, C, D, H, W) as a tensor of ``rank`` dimensions. Those that are left out have size 1."""
+    return planes.reshape(*planes.shape[:2], *planes.shape[2 + 5 - rank:])

@@ -15,15 +15,15 @@ Registers hold windows of up to 9 elements; larger windows are read a second tim
 finite as in ``reference.py``: what is summed up are distances from the element with the largest weight, of a scaled
 input.
 """
-import functools
 import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..pooling.layout import MOST_HELD, empty_planes, layout_of, patches_held
+from ..pooling.layout import MOST_HELD, Layout, empty_planes, layout_of, patches_held, without_dims
 from ..pooling.triton_elements import (
     as_pairs,
     candidate_window,
@@ -40,7 +40,8 @@ from ..pooling.triton_elements import (
     window_element,
 )
 from ..pooling.window import Window, five_dims, size_of
-from ..triton_tiles import launch
+from ..tiling import Space, planned
+from ..triton_tiles import Launch, launch
 from .scaling import scale_of, sharpness_of
 from .triton_global import global_softpool, global_softpool_backward
 
@@ -284,28 +285,99 @@ def _large_backward_kernel(
     tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
-    """Compute SoftPool of (N, C, *spatial)."""
-    out_size = window.out_size(size_of(x.shape), ceil_mode)
-    y = empty_planes(x, out_size)
+@planned
+def _plan_forward(x: Tensor, window: Window, ceil_mode: bool, beta: float) -> tuple[Space, Launch]:
     planes = five_dims(x)
+    y = empty_planes(planes, window.out_size(size_of(x.shape), ceil_mode))
     layout = layout_of(window, (planes,), (y,))
-    launch(
+    run = Launch(
         _forward_kernel, layout.programs,
-        x_ptr=planes,
-        dy_ptr=None,
-        y_ptr=y,
         x_strides=layout.strides[0],
         y_strides=layout.out_strides[0],
         dy_strides=None,
         part=0,
-        PADDED=layout.padded,
-        HELD=window.elements <= MOST_HELD,
-        RISING=beta >= 0,
-        **_scaling(window.elements, beta),
+        **_arguments(layout, window, beta),
+    )
+    return Space.of(without_dims(y, x.dim())), run
+
+
+def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
+    """Compute SoftPool of (N, C, *spatial)."""
+    space, run = _plan_forward(x, window, ceil_mode, beta)
+    y = space.allocate(x)
+    launch(run, x, None, y)
+    return y
+
+
+class _Backward(NamedTuple):
+    """What is planned of the backward pass.
+
+    Attributes:
+        dx: The gradient of the input.
+        has_gaps: Whether there are elements that no window holds.
+        sums: Two numbers of each window, where windows overlap.
+        reduce: The pass that computes them.
+        run: The pass that writes the gradient.
+    """
+    dx: Space
+    has_gaps: bool
+    sums: Space | None
+    reduce: Launch | None
+    run: Launch
+
+
+@planned
+def _plan_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> _Backward:
+    planes = five_dims(x)
+    dx = empty_planes(planes, size_of(x.shape))
+    plan = _plan_disjoint if max(window.overlap) == 1 else _plan_overlapping
+    return plan(Space.of(without_dims(dx, x.dim())), five_dims(dy), planes, dx, window, beta, detach_weights)
+
+
+def _plan_disjoint(
+        space: Space, dy: Tensor, x: Tensor, dx: Tensor, window: Window, beta: float, detach_weights: bool,
+) -> _Backward:
+    layout = layout_of(window, (x, dx), (dy,))
+    run = Launch(
+        _disjoint_backward_kernel, layout.programs,
+        dy_strides=layout.out_strides[0],
+        x_strides=layout.strides[0],
+        dx_strides=layout.strides[1],
+        DETACH=detach_weights,
+        **_arguments(layout, window, beta),
+    )
+    return _Backward(space, not window.covers(size_of(x.shape), size_of(dy.shape)), None, None, run)
+
+
+def _plan_overlapping(
+        space: Space, dy: Tensor, x: Tensor, dx: Tensor, window: Window, beta: float, detach_weights: bool,
+) -> _Backward:
+    sums = empty_planes(x, size_of(dy.shape), torch.float32, count=2).unflatten(0, (2, x.shape[0]))
+    layout = layout_of(window, (x,), (sums[0], dy))
+    reduce = Launch(
+        _forward_kernel, layout.programs,
+        x_strides=layout.strides[0],
+        y_strides=layout.out_strides[0],
+        dy_strides=layout.out_strides[1],
+        part=sums.stride(0),
+        **_arguments(layout, window, beta),
+    )
+    held = patches_held(window)
+    layout = layout_of(window, (x, dx), (sums[0],), 'patches' if held else 'elements')
+    windows = dict(SHARES=layout.shares) if held else dict(OVERLAP=layout.overlap)
+    run = Launch(
+        _overlapping_backward_kernel if held else _large_backward_kernel, layout.programs,
+        lanes=layout.lanes,
+        x_strides=layout.strides[0],
+        dx_strides=layout.strides[1],
+        sums_strides=layout.out_strides[0],
+        part=sums.stride(0),
+        DETACH=detach_weights,
+        **windows,
+        **_scaling(window, beta),
         **layout.arguments,
     )
-    return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
+    return _Backward(space, False, Space.of(sums), reduce, run)
 
 
 def softpool_backward(
@@ -317,75 +389,27 @@ def softpool_backward(
         detach_weights: bool,
 ) -> tuple[Tensor, None, None, None, None]:
     """Compute the gradient of the input."""
-    differentiate = _disjoint_backward if max(window.overlap) == 1 else _overlapping_backward
-    dx = differentiate(five_dims(dy), five_dims(x), window, beta, detach_weights)
-    return dx.reshape(x.shape), None, None, None, None
-
-
-def _disjoint_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> Tensor:
-    dx = empty_planes(x, size_of(x.shape))
-    if not window.covers(size_of(x.shape), size_of(dy.shape)):
+    plan = _plan_backward(dy, x, window, beta, detach_weights)
+    dx = plan.dx.allocate(x)
+    if plan.has_gaps:
         dx.zero_()
-    layout = layout_of(window, (x, dx), (dy,))
-    launch(
-        _disjoint_backward_kernel, layout.programs,
-        dy_ptr=dy,
-        x_ptr=x,
-        dx_ptr=dx,
-        dy_strides=layout.out_strides[0],
-        x_strides=layout.strides[0],
-        dx_strides=layout.strides[1],
-        DETACH=detach_weights,
-        PADDED=layout.padded,
-        HELD=window.elements <= MOST_HELD,
-        RISING=beta >= 0,
-        **_scaling(window.elements, beta),
-        **layout.arguments,
-    )
-    return dx
+    if plan.sums is None:
+        launch(plan.run, dy, x, dx)
+    else:
+        sums = plan.sums.allocate(x)
+        launch(plan.reduce, x, dy, sums)
+        launch(plan.run, x, sums, dx)
+    return dx, None, None, None, None
 
 
-def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> Tensor:
-    sums = empty_planes(x, size_of(dy.shape), torch.float32, count=2).unflatten(0, (2, x.shape[0]))
-    layout = layout_of(window, (x,), (sums[0], dy))
-    launch(
-        _forward_kernel, layout.programs,
-        x_ptr=x,
-        dy_ptr=dy,
-        y_ptr=sums,
-        x_strides=layout.strides[0],
-        y_strides=layout.out_strides[0],
-        dy_strides=layout.out_strides[1],
-        part=sums.stride(0),
-        PADDED=layout.padded,
-        HELD=window.elements <= MOST_HELD,
-        RISING=beta >= 0,
-        **_scaling(window.elements, beta),
-        **layout.arguments,
-    )
-    dx = empty_planes(x, size_of(x.shape))
-    held = patches_held(window)
-    layout = layout_of(window, (x, dx), (sums[0],), 'patches' if held else 'elements')
-    windows = dict(SHARES=layout.shares) if held else dict(OVERLAP=layout.overlap)
-    launch(
-        _overlapping_backward_kernel if held else _large_backward_kernel, layout.programs,
-        x_ptr=x,
-        sums_ptr=sums,
-        dx_ptr=dx,
-        lanes=layout.lanes,
-        x_strides=layout.strides[0],
-        dx_strides=layout.strides[1],
-        sums_strides=layout.out_strides[0],
-        part=sums.stride(0),
-        DETACH=detach_weights,
-        **windows,
-        **_scaling(window.elements, beta),
-        **layout.arguments,
-    )
-    return dx
+def _arguments(layout: Layout, window: Window, beta: float) -> dict[str, Any]:
+    """Give the arguments of kernels that weigh the elements of windows."""
+    return dict(
+        PADDED=layout.padded, HELD=window.elements <= MOST_HELD, RISING=beta >= 0,
+        **_scaling(window, beta), **layout.arguments)
 
 
-@functools.lru_cache(maxsize=1024)
-def _scaling(count: int, beta: float) -> dict[str, float]:
-    """Give the scale for windows of ``count`` elements, and what scaled distances are multiplied by in powers of 2."""
+def _scaling(window: Window, beta: float) -> dict[str, float]:
+    """Give the scale of windows, and what scaled distances are multiplied by in powers of 2."""
+    count = window.elements
     return dict(sharpness=sharpness_of(count, beta) / math.log(2), SCALE=scale_of(count))
