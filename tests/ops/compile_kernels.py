@@ -20,8 +20,8 @@ def widths(found):
     return ','.join(map(str, found))
 
 
-def compile_and_print(kernel, programs, **meta):
-    compiled = compile_kernel(kernel, programs, **meta)
+def compile_and_print(planned, *tensors):
+    compiled = compile_kernel(planned, tensors)
     print(*case, compiled.name, widths(compiled.loads), widths(compiled.stores), compiled.exchanges, compiled.stack)
 
 

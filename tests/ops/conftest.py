@@ -36,9 +36,9 @@ def launches(triton_kernels, monkeypatch):
 
     names = []
 
-    def launch(kernel, *args, **kwargs):
-        names.append(kernel.fn.__name__)
-        triton_tiles.launch(kernel, *args, **kwargs)
+    def launch(planned, *tensors):
+        names.append(planned.kernel.fn.__name__)
+        triton_tiles.launch(planned, *tensors)
 
     replace_launch(monkeypatch, launch)
     return names

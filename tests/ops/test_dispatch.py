@@ -77,10 +77,10 @@ class TestModules:
         module, x = self.MODULES[name](), values(1, 4, 4, 4)
         expected = run(module, x)
 
-        def launch(kernel, *args, **kwargs):
-            if failing == 'all' or ('backward' in kernel.fn.__name__) == (failing == 'backward'):
+        def launch(planned, *tensors):
+            if failing == 'all' or ('backward' in planned.kernel.fn.__name__) == (failing == 'backward'):
                 raise backends.KernelBuildError('no kernel') from RuntimeError('Failed to find C compiler.')
-            triton_tiles.launch(kernel, *args, **kwargs)
+            triton_tiles.launch(planned, *tensors)
 
         replace_launch(monkeypatch, launch)
         with pytest.warns(RuntimeWarning, match='runs without the triton kernel .*Failed to find C compiler') as caught:
@@ -130,21 +130,23 @@ def name_of(error):
 
 
 class TestLaunch:
-    def test_arguments_by_name_in_any_order(self):
-        x = values(5)
-        y = torch.zeros_like(x)
-        triton_tiles.launch(_copy_kernel, 1, size=5, y_ptr=y, x_ptr=x, BLOCK=8, num_warps=1)
-        assert torch.equal(y, x)
+    def test_again_and_again(self):
+        planned = triton_tiles.Launch(_copy_kernel, 1, BLOCK=8, size=5, num_warps=1)
+        for seed in range(3):
+            x = values(5, seed=seed)
+            y = torch.zeros_like(x)
+            triton_tiles.launch(planned, x, y)
+            assert torch.equal(y, x)
 
     def test_no_programs(self):
         x = values(5)
         y = torch.zeros_like(x)
-        triton_tiles.launch(_copy_kernel, 0, x_ptr=x, y_ptr=y, size=5, BLOCK=8)
+        triton_tiles.launch(triton_tiles.Launch(_copy_kernel, 0, size=5, BLOCK=8), x, y)
         assert not y.any()
 
     def test_an_argument_is_missing(self):
         with pytest.raises(TypeError, match='y_ptr'):
-            triton_tiles.launch(_copy_kernel, 1, x_ptr=values(5), size=5, BLOCK=8)
+            triton_tiles.launch(triton_tiles.Launch(_copy_kernel, 1, size=5, BLOCK=8), values(5))
 
     BUILD_FAILURES = [
         CompilationError(None, ast.parse('1'), 'not a language'),
@@ -178,13 +180,13 @@ class TestLaunch:
     @pytest.mark.parametrize('error', BUILD_FAILURES, ids=name_of)
     def test_build_failures(self, error):
         with pytest.raises(backends.KernelBuildError, match='_copy_kernel cannot be compiled') as caught:
-            triton_tiles.launch(Failing(error), 1, x_ptr=values(5))
+            triton_tiles.launch(triton_tiles.Launch(Failing(error), 1), values(5))
         assert caught.value.__cause__ is error
 
     @pytest.mark.parametrize('error', OTHERS, ids=name_of)
     def test_other_errors(self, error):
         with pytest.raises(type(error)) as caught:
-            triton_tiles.launch(Failing(error), 1, x_ptr=values(5))
+            triton_tiles.launch(triton_tiles.Launch(Failing(error), 1), values(5))
         assert caught.value is error
 
 
@@ -192,6 +194,7 @@ class Failing:
     """A kernel that fails when it is launched."""
 
     fn = _copy_kernel.fn
+    arg_names = ['x_ptr']
 
     def __init__(self, error):
         self.error = error

@@ -15,6 +15,7 @@ from support.kernels import (
     replace_launch,
     run,
     saved_bytes,
+    set_constant,
     trained,
     values,
 )
@@ -55,10 +56,10 @@ class TestDyReLU:
         from timm_dyacts.ops.dyrelu import triton_hyper as hyper
         module = trained(DyReLU(shape[1], mode))
         for tile, few in ((8192, 2 ** 16), (16, 2 ** 16), (16, 15)):
-            monkeypatch.setattr(kernels, '_ENOUGH', 1)
-            monkeypatch.setattr(kernels, '_RUN', 2)
-            monkeypatch.setattr(hyper, '_TILE', tile)
-            monkeypatch.setattr(hyper, '_FEW', few)
+            set_constant(monkeypatch, kernels, '_ENOUGH', 1)
+            set_constant(monkeypatch, kernels, '_RUN', 2)
+            set_constant(monkeypatch, hyper, '_TILE', tile)
+            set_constant(monkeypatch, hyper, '_FEW', few)
             x = LAYOUTS[layout](values(*shape))
             check(module, functools.partial(reference.dyrelu_module, module), x, 1e-4)
 
@@ -84,7 +85,7 @@ class TestDyReLU:
         from timm_dyacts.ops.dyrelu import triton_hyper as hyper
         module = moderate(DyReLU(channels, mode, k=k, tau=0.5, max_value=2))
         if channels == 600 and mode != 'a':
-            assert not hyper._are_few(module._params())
+            assert not hyper._are_few(module.fc1_weight, module.fc2_weight)
         check(module, functools.partial(reference.dyrelu_module, module), values(2, channels, 3, 3), 1e-4)
 
     @pytest.mark.parametrize('dtype', HALVES, ids=str)

@@ -59,16 +59,23 @@ def pairs(layout, at):
 
 def windows_read(layout):
     """For the offset of each element of the output, the offsets of the elements of its window, None in padding."""
-    kernel_size, stride, padding, dilation, reaches_outside = layout.window
+    kernel_size, stride, padding, dilation, reaches_outside, before, beyond = layout.window
     read = {}
     for n, c, row, w in each_lane(layout):
         window = (row // layout.out_size[1], row % layout.out_size[1], w)
         elements = []
-        for e in itertools.product(*map(range, kernel_size)):
+        for number, e in enumerate(itertools.product(*map(range, kernel_size))):
             position = [w * s - p + i * d for w, i, s, p, d in zip(window, e, stride, padding, dilation, strict=True)]
             inside = [0 <= at < size for at, size in zip(position, layout.size, strict=True)]
             assert all(inside[dim] or reaches_outside[dim] for dim in range(3))
+            # What is known of each element
+            assert all(at >= 0 or i < end for at, i, end in zip(position, e, before, strict=True))
+            assert all(at < s or i >= first for at, s, i, first in zip(position, layout.size, e, beyond, strict=True))
+            assert all(inside) or layout.outside[number]
             found = pairs(layout, offset((n, c, *position), layout.strides[0], layout.units))
+            if layout.packed:
+                column = 2 * (number % -(-layout.columns[1] // 2))
+                found = [at for i, at in enumerate(found, column) if layout.columns[0] <= i < layout.columns[1]]
             elements += found if all(inside) else [None] * len(found)
         at = offset((n, c, *window), layout.out_strides[0], layout.units)
         assert at not in read
@@ -106,7 +113,7 @@ def patches_shared(layout):
 def elements_held(layout):
     """The same, for layouts whose lanes are elements."""
     held = {}
-    kernel_size, stride, padding, dilation, _ = layout.window
+    kernel_size, stride, padding, dilation, *_ = layout.window
     for n, c, row, w in each_lane(layout):
         position = (row // layout.size[1], row % layout.size[1], w)
         at = offset((n, c, *position), layout.strides[0], layout.units)
@@ -177,7 +184,9 @@ class TestAgainstBruteForce:
     def test_any_pooling(self, pooling, merge_channels):
         window, x, y = pooling
         expected = expected_windows(window, x, y)
-        assert windows_read(layout_of(window, (x,), (y,), 'windows', merge_channels)) == expected
+        for partial_pairs in (False, True):
+            layout = layout_of(window, (x,), (y,), 'windows', merge_channels, partial_pairs)
+            assert windows_read(layout) == expected
         held = turned(expected)
         assert elements_held(layout_of(window, (x,), (y,), 'elements', merge_channels)) == held
         if patches_held(window):
@@ -190,15 +199,20 @@ class TestAgainstBruteForce:
         ((1, 3, 3), (1, 2, 2), (0, 1, 1), (1, 1, 1)),
         ((1, 1, 2), (1, 1, 2), (0, 0, 0), (1, 1, 1)),
         ((1, 3, 2), (1, 2, 2), (0, 1, 0), (1, 1, 1)),
+        ((1, 3, 3), (1, 2, 2), (0, 0, 0), (1, 1, 1)),
+        ((1, 2, 4), (1, 1, 2), (0, 1, 1), (1, 1, 1)),
+        ((1, 2, 4), (1, 2, 2), (0, 0, 2), (1, 1, 1)),
+        ((1, 1, 5), (1, 2, 2), (0, 0, 1), (1, 1, 1)),
     ], ids=str)
     def test_windows_of_two_columns(self, arguments, size, memory):
         window = Window(*arguments)
         x = MEMORY[memory](torch.zeros(2, 3, *size))
-        if x.shape[3] + 2 * window.padding[1] < window.kernel_size[1]:
+        if any(n + 2 * p < k for n, p, k in zip(size, window.padding, window.kernel_size, strict=True)):
             pytest.skip('does not fit')
         y = empty_planes(x, window.out_size(size, False))
         expected = expected_windows(window, x, y)
-        assert windows_read(layout_of(window, (x,), (y,))) == expected
+        for partial_pairs in (False, True):
+            assert windows_read(layout_of(window, (x,), (y,), partial_pairs=partial_pairs)) == expected
         assert patches_shared(layout_of(window, (x,), (y,), 'patches')) == turned(expected)
 
     @settings(max_examples=200, deadline=None)
@@ -324,6 +338,16 @@ class TestPackedPairs:
     ])
     def test_of_two_columns_side_by_side(self, size, kernel_size, stride, padding, lanes, packed):
         assert plan((2, 3, *size), kernel_size, stride, padding, lanes=lanes).packed == packed
+
+    @pytest.mark.parametrize('width, kernel_size, stride, padding, packed', [
+        (8, 3, 2, 1, (2, 1)), (8, 3, 2, 0, (2, 0)), (9, 3, 2, 1, None), (8, 3, 1, 1, None), (8, 2, 2, 1, None),
+    ])
+    def test_of_which_windows_hold_a_part(self, width, kernel_size, stride, padding, packed):
+        layout = plan((2, 3, 6, width), kernel_size, stride, padding, partial_pairs=True)
+        assert layout.packed == (packed is not None)
+        if packed:
+            # In pairs: the size of the window, its step and the padding
+            assert [of_dim[2] for of_dim in layout.window[:3]] == [packed[0], 1, packed[1]]
 
     @pytest.mark.parametrize('dtype, columns, vector', [
         (torch.float32, 16, 2), (torch.float32, 14, 1), (torch.bfloat16, 16, 4), (torch.bfloat16, 12, 2),

@@ -21,6 +21,7 @@ from support.roofline import GPU, LAUNCH
 from support.traffic import Moved, Operations, count_bytes, full_runs, kernels_on_cpus, run_passes
 from timm_dyacts.benchmark import DTYPES, LAYOUTS, Row
 from timm_dyacts.operators import Benchmark, benchmarks
+from timm_dyacts.ops.triton_tiles import Launch
 
 __all__ = ['SHAPES', 'Case', 'cases', 'compile_cases', 'count_cases', 'peak_bytes', 'predict', 'predict_models']
 
@@ -95,8 +96,8 @@ def compile_cases(
     known: dict[Any, Compiled] = {}
     launches: list[tuple[Compiled, int]] = []
 
-    def launch(kernel: Any, programs: int, **kwargs: Any) -> None:
-        launches.append((compile_kernel(kernel, programs, known, **kwargs), programs))
+    def launch(planned: Launch, *tensors: Tensor | None) -> None:
+        launches.append((compile_kernel(planned, tensors, known), planned.programs))
 
     for case, shape in itertools.product(cases(names), SHAPES):
         launches.clear()

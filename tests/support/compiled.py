@@ -3,13 +3,17 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-__all__ = ['Compiled', 'compile_for', 'compile_kernel']
+from timm_dyacts.ops.triton_tiles import Launch
+
+__all__ = ['Compiled', 'Driver', 'compile_for', 'compile_kernel']
 
 # Where the hardware computes what: the first pattern that fits an instruction names its pipe. After the throughputs of
 # arithmetic instructions in the CUDA programming guide; what stands in no line only takes its turn to be issued.
@@ -45,7 +49,7 @@ class Compiled:
     instructions: dict[str, int]
 
 
-class _Driver:
+class Driver:
     """As much of a driver as compilation needs."""
 
     def __init__(self, arch: int) -> None:
@@ -63,21 +67,25 @@ class _Driver:
 
 def compile_for(arch: int) -> None:
     """Have all that is compiled from now on compiled for a GPU, 90 for ``sm_90``."""
-    triton.runtime.driver.set_active(_Driver(arch))
+    triton.runtime.driver.set_active(Driver(arch))
 
 
-def compile_kernel(kernel: Any, programs: int, known: dict[Any, 'Compiled'] | None = None, **kwargs: Any) -> Compiled:
+def compile_kernel(
+        planned: Launch,
+        tensors: Sequence[Tensor | None],
+        known: dict[Any, 'Compiled'] | None = None,
+) -> Compiled:
     """Compile a kernel.
 
     Args:
-        kernel: The kernel.
-        programs: The number of its programs.
+        planned: The launch that it is compiled for.
+        tensors: The tensors of the launch.
         known: Kernels that are known already, by what identifies their code. Instructions are counted only with it:
             that takes as long as compiling.
-        **kwargs: Arguments of the kernel, and options.
     """
-    compiled = kernel.warmup(grid=(programs,), enable_fp_fusion=True, **kwargs)
-    steps = [kwargs.get('STEPS_C', 1), kwargs.get('STEPS_P', 1)]
+    compiled = planned.kernel.warmup(
+        grid=(planned.programs,), enable_fp_fusion=True, **planned.with_tensors(tensors))
+    steps = [planned.arguments.get(name, 1) for name in ('STEPS_C', 'STEPS_P')]
     if known is None:
         return _describe(compiled, steps, False)
     if compiled.hash not in known:

@@ -20,12 +20,15 @@ __all__ = [
     'ON_GPU',
     'check',
     'each_layout',
+    'forget_plans',
     'interpreter_loops',
     'kernel_modules',
     'moderate',
+    'plans',
     'replace_launch',
     'run',
     'saved_bytes',
+    'set_constant',
     'trained',
     'values',
 ]
@@ -87,6 +90,26 @@ def replace_launch(monkeypatch, launch):
     """Have all kernels launched by another function."""
     for module in kernel_modules():
         monkeypatch.setattr(module, 'launch', launch)
+
+
+def plans():
+    """Give the plans of each function that keeps them, by its name."""
+    return {
+        f'{module.__name__}.{name}': function.plans
+        for module in kernel_modules() for name, function in vars(module).items() if hasattr(function, 'plans')
+    }
+
+
+def forget_plans():
+    """Have all launches planned anew."""
+    for of_function in plans().values():
+        of_function.clear()
+
+
+def set_constant(monkeypatch, module, name, value):
+    """Set a constant that launches are planned by. What is planned with it is to be forgotten with it."""
+    monkeypatch.setattr(module, name, value)
+    forget_plans()
 
 
 def values(*shape, seed=0):

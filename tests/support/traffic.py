@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
-from support.kernels import kernel_modules, replace_launch
+from support.kernels import forget_plans, kernel_modules, replace_launch, set_constant
 from timm_dyacts.ops import backends, triton_tiles
 
 __all__ = ['Moved', 'Operations', 'count_bytes', 'full_runs', 'kernels_on_cpus', 'run_passes']
@@ -135,7 +135,7 @@ def count_bytes() -> Iterator[list[Moved]]:
     """Run kernels under the interpreter, and give what each launch moves, in their order."""
     launches: list[Moved] = []
 
-    def launch(kernel: Any, programs: int, **kwargs: Any) -> None:
+    def launch(planned: triton_tiles.Launch, *tensors: Tensor | None) -> None:
         loads, stores = _Accesses(), _Accesses()
         builder = interpreter.interpreter_builder
         load, store = builder.create_masked_load, builder.create_masked_store
@@ -151,9 +151,9 @@ def count_bytes() -> Iterator[list[Moved]]:
         with pytest.MonkeyPatch.context() as patch, _disable_current_modes():
             patch.setattr(builder, 'create_masked_load', counted_load)
             patch.setattr(builder, 'create_masked_store', counted_store)
-            triton_tiles.launch(kernel, programs, **kwargs)
+            triton_tiles.launch(planned, *tensors)
         launches.append(Moved(
-            kernel.fn.__name__, programs, loads.bytes, stores.bytes, loads.different, stores.different))
+            planned.kernel.fn.__name__, planned.programs, loads.bytes, stores.bytes, loads.different, stores.different))
 
     with kernels_on_cpus(launch, lambda: Operations(launches)):
         yield launches
@@ -165,8 +165,9 @@ def full_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in kernel_modules():
             if hasattr(module, '_ENOUGH'):
-                patch.setattr(module, '_ENOUGH', 1)
+                set_constant(patch, module, '_ENOUGH', 1)
         yield
+    forget_plans()
 
 
 def run_passes(module: nn.Module, x: Tensor, launches: list) -> dict[str, list]:

@@ -61,6 +61,7 @@ __all__ = [
     'differentiate',
     'find_kernel',
     'is_transforming',
+    'needs_grad',
     'run_kernel',
     'use_backend',
 ]
@@ -224,10 +225,10 @@ def find_kernel(operator: str, name: str, *operands: Any) -> Kernel | None:
     for t in tensors:
         if t.device != device or not _is_plain(t):
             return None
-    device_type = device.type
+    device_type, dtypes = device.type, {t.dtype for t in tensors}
     for backend in BACKENDS:
         if (_choice == 'auto' or _choice == backend.name) and backend.takes(device_type):
-            if backend.dtypes is None or all(t.dtype in backend.dtypes for t in tensors):
+            if backend.dtypes is None or dtypes <= backend.dtypes:
                 kernel = _offered(backend, operator, name)
                 if kernel is not None:
                     return kernel
@@ -276,6 +277,11 @@ def _give_up(key: tuple[str, str, str] | str, what: str, error: BaseException) -
     warnings.warn(
         f'timm_dyacts runs without {what}, and more slowly: it cannot be built here ({error!r})',
         RuntimeWarning, stacklevel=4)
+
+
+def needs_grad(*operands: Any) -> bool:
+    """Tell whether a gradient may be asked for, of what is computed from some operands, tensors and other things."""
+    return torch.is_grad_enabled() and any([isinstance(t, Tensor) and t.requires_grad for t in operands])
 
 
 def run_kernel(kernel: Kernel, reference: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -6,12 +6,79 @@ and positions; whichever of the two is contiguous in memory gets the longer side
 neighbouring addresses in vectors of 16 bytes. Coefficients of a channel are loaded once per tile, and no thread divides
 to find its channel.
 """
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
-__all__ = ['Tiling', 'alignment', 'cdiv', 'channels_inner', 'fold_of', 'power_of_2', 'readable', 'strides', 'tiling_of']
+__all__ = [
+    'Space',
+    'Tiling',
+    'alignment',
+    'cdiv',
+    'channels_inner',
+    'fold_of',
+    'planned',
+    'power_of_2',
+    'readable',
+    'strides',
+    'tiling_of',
+]
+
+T = TypeVar('T')
+
+# The plans of a function that are kept. Beyond, all are made anew.
+_MOST_PLANS = 4096
+
+
+def planned(plan: Callable[..., T]) -> Callable[..., T]:
+    """Keep what a function plans: small inputs are computed in less time than it takes to plan that.
+
+    Of the tensors among its arguments, the function may look at the shape, the strides and the dtype, and at how their
+    memory is aligned, up to 16 bytes. Its other arguments are hashable. The plans are in the attribute ``plans``.
+    """
+    plans: dict[tuple[Any, ...], T] = {}
+
+    @functools.wraps(plan)
+    def find(*args: Any) -> T:
+        key = tuple([
+            (arg.shape, arg.stride(), arg.dtype, arg.data_ptr() % 16) if isinstance(arg, Tensor) else arg
+            for arg in args
+        ])
+        found = plans.get(key)
+        if found is None:
+            if len(plans) >= _MOST_PLANS:
+                plans.clear()
+            found = plans[key] = plan(*args)
+        return found
+
+    find.plans = plans
+    return find
+
+
+class Space(NamedTuple):
+    """What a tensor takes in memory, to allocate more like it."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, t: Tensor) -> 'Space':
+        """Give that of a tensor, which may be on the meta device."""
+        return cls(tuple(t.shape), t.stride(), t.dtype)
+
+    @classmethod
+    def fp32(cls, *shape: int) -> 'Space':
+        """Give that of a contiguous tensor in fp32."""
+        return cls.of(torch.empty(shape, dtype=torch.float32, device='meta'))
+
+    def allocate(self, beside: Tensor) -> Tensor:
+        """Allocate a tensor on the device of another."""
+        return beside.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
+
 
 # Triton has the next two as well, but for the host they are several times as slow as these.
 
@@ -95,9 +162,14 @@ def strides(x: Tensor) -> tuple[int, int, int] | None:
     return x.stride(0), x.stride(1), step
 
 
+@planned
+def _is_readable(x: Tensor) -> bool:
+    return strides(x) is not None
+
+
 def readable(x: Tensor) -> Tensor:
     """Give the tensor itself, or a contiguous copy where its positions have no common stride."""
-    return x.contiguous() if strides(x) is None else x
+    return x if _is_readable(x) else x.contiguous()
 
 
 def alignment(tiling: Tiling, *tensors: Tensor) -> int:

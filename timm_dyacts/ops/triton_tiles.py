@@ -2,6 +2,7 @@
 
 ``tiling`` plans the tiles on the host. Offsets are 64 bits wide: tensors may hold more than 2^31 elements.
 """
+from collections.abc import Callable, Sequence
 from subprocess import CalledProcessError
 from typing import Any
 
@@ -9,36 +10,76 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from .backends import KernelBuildError
 
-__all__ = ['aligned', 'existing', 'expm1', 'grouped', 'launch', 'locate', 'offsets']
+__all__ = ['Launch', 'aligned', 'existing', 'expm1', 'grouped', 'launch', 'locate', 'offsets']
 
 
-def launch(kernel: Any, programs: int, **kwargs: Any) -> None:
-    """Launch a kernel on the device of its first tensor, which need not be the current one.
+class Launch:
+    """A launch that is planned: a kernel with all that it takes but its tensors.
+
+    It is made once for tensors of some shapes, strides and dtypes, and launched as often as such tensors come.
 
     Args:
-        kernel: The kernel.
+        kernel: The kernel. Its tensors are its first arguments.
         programs: The number of its programs. None are no launch.
-        **kwargs: Arguments of the kernel, and options such as ``num_warps``.
+        **arguments: The other arguments of the kernel, and options such as ``num_warps``.
+    """
+
+    def __init__(self, kernel: Any, programs: int, **arguments: Any) -> None:
+        self.kernel = kernel
+        self.programs = programs
+        self.arguments = arguments
+        # By device: how the compiled kernel is launched, and all of its arguments that are not tensors.
+        self._compiled: dict[int, tuple[Callable[..., None], tuple[Any, ...]]] = {}
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> dict[str, Any]:
+        """Give all arguments of the kernel by name, and the options."""
+        return dict(zip(self.kernel.arg_names, tensors), **self.arguments)  # noqa: B905  the others have other names
+
+
+def launch(planned: Launch, *tensors: Tensor | None) -> None:
+    """Launch a kernel on the device of its first tensor, which need not be the current one.
+
+    Triton looks at each argument of a call before it knows which code to run: whether numbers are 1 or multiples of 16,
+    how pointers are aligned. Those of a plan do not change but for the pointers. So Triton is asked once, and what it
+    has compiled for pointers that are multiples of 16 runs for all that are.
+
+    Args:
+        planned: The kernel, and its other arguments.
+        *tensors: Its tensors, in the order of its arguments; None where it has none.
 
     Raises:
         KernelBuildError: If the kernel cannot be compiled or loaded.
     """
-    if not programs:
+    if not planned.programs:
         return
-    first = next(value for value in kwargs.values() if isinstance(value, Tensor))
+    first = tensors[0]
+    bits = 0
+    for t in tensors:
+        if t is not None:
+            bits |= t.data_ptr()
+    compiled = planned._compiled.get(first.get_device()) if bits % 16 == 0 else None
     with torch.cuda.device_of(first):
+        if compiled is not None:
+            run, others = compiled
+            run(*tensors, *others)
+            return
         try:
             # Products and sums may be fused, as compilers for CPUs and inductor do.
-            kernel[(programs,)](**kwargs, enable_fp_fusion=True)
+            kernel = planned.kernel[(planned.programs,)](**planned.with_tensors(tensors), enable_fp_fusion=True)
         except Exception as e:
             if _is_build_failure(e):
-                raise KernelBuildError(f'{kernel.fn.__name__} cannot be compiled') from e
+                raise KernelBuildError(f'{planned.kernel.fn.__name__} cannot be compiled') from e
             raise
+    if bits % 16 == 0 and isinstance(kernel, CompiledKernel) and torch.version.hip is None:
+        # For AMD, Triton also looks at the size of tensors.
+        others = tuple(planned.arguments[name] for name in planned.kernel.arg_names[len(tensors):])
+        planned._compiled[first.get_device()] = kernel[(planned.programs, 1, 1)], others
 
 
 # What the driver says of compiled code that it cannot load: for another GPU, or of a newer CUDA.

@@ -134,7 +134,12 @@ def _activate(
     if not torch.jit.is_scripting():
         kernel = backends.find_kernel('bipolar', 'brelu' if kind == 'relu' else 'activation', x, weight)
         if kernel is not None:
-            y = _Activation.apply(kernel, planes, weight, kind, parameter, layout, inplace)
+            args = planes, weight, kind, parameter, layout, inplace
+            # Autograd has to hear of what is overwritten, even if it asks for no gradient.
+            if inplace or backends.needs_grad(x, weight):
+                y = _Activation.apply(kernel, *args)
+            else:
+                y = backends.run_kernel(kernel, activation_reference, *args)
             return y if channel_dim == 1 else y.movedim(1, channel_dim)
     y = activation_reference(planes, weight, kind, parameter, layout, inplace)
     return y if channel_dim == 1 else y.movedim(1, channel_dim)
@@ -255,7 +260,11 @@ def bipolar_max_pool(
         kernel = backends.find_kernel('bipolar', 'max_pool', x)
         if kernel is not None:
             window = Window.of(kernel_size, stride, padding, dilation)
-            y = _MaxPool.apply(kernel, batch, window, ceil_mode, layout)
+            args = batch, window, ceil_mode, layout
+            if backends.needs_grad(x):
+                y = _MaxPool.apply(kernel, *args)
+            else:
+                y, _ = backends.run_kernel(kernel, max_pool_with_indices_reference, *args)
             return y if x.dim() == 4 else y.squeeze(0)
         if math.prod(kernel_size) <= MOST_ELEMENTS and is_registered_for(x):
             y = max_pool_registered(batch, kernel_size, stride, padding, dilation, ceil_mode, layout)

@@ -4,12 +4,14 @@ ReLU keeps its output for the backward pass, whose mask ``y != 0`` does not depe
 pooling keeps one byte per window, the number of the element that has won: its backward pass reads neither the input nor
 64-bit indices.
 """
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..pooling.layout import empty_planes, layout_of, patches_held, unroll
+from ..pooling.layout import empty_planes, layout_of, patches_held, unroll, without_dims
 from ..pooling.triton_elements import (
     as_pairs,
     candidate_window,
@@ -24,8 +26,8 @@ from ..pooling.triton_elements import (
     window_element,
 )
 from ..pooling.window import Window, five_dims, size_of
-from ..tiling import alignment, readable, strides, tiling_of
-from ..triton_tiles import existing, expm1, launch, locate, offsets
+from ..tiling import Space, Tiling, alignment, planned, readable, strides, tiling_of
+from ..triton_tiles import Launch, existing, expm1, launch, locate, offsets
 
 __all__ = ['activation', 'activation_backward', 'brelu', 'brelu_backward', 'max_pool', 'max_pool_backward']
 
@@ -118,31 +120,76 @@ def _activation_backward_kernel(
     tl.store(dx_ptr + offsets(n, c, p, dx_strides, ALIGN, CHANNELS_INNER), dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def activation(x: Tensor, weight: Tensor | None, kind: str, parameter: float, layout: str, inplace: bool) -> Tensor:
-    """Compute the bipolar form of an activation; arguments as of ``activation_reference``."""
-    source = readable(x)
-    y = x if inplace and source is x else torch.empty_like(source)
-    tiling = tiling_of(source)
-    scale, parameter = _numbers(kind, parameter)
-    launch(
+class _Elementwise(NamedTuple):
+    """What is planned of a pass over an activation.
+
+    Attributes:
+        result: The output, or the gradient of the input.
+        sums: Summands of the gradient of the weights, if there are any: a row for each block of positions. Without
+            atomics, results are reproducible.
+        run: The pass.
+    """
+    result: Space
+    sums: Space | None
+    run: Launch
+
+
+@planned
+def _plan_activation(
+        x: Tensor, weight: Tensor | None, kind: str, parameter: float, layout: str, inplace: bool,
+) -> _Elementwise:
+    y = x if inplace else torch.empty_like(x, device='meta')
+    tiling = tiling_of(x)
+    run = Launch(
         _activation_kernel, tiling.programs,
-        x_ptr=source,
-        y_ptr=y,
-        weight_ptr=weight,
+        x_strides=strides(x),
+        y_strides=strides(y),
+        ALIGN=alignment(tiling, x, y),
+        **_arguments(tiling, weight, kind, parameter, layout),
+    )
+    return _Elementwise(Space.of(y), None, run)
+
+
+@planned
+def _plan_activation_backward(
+        dy: Tensor, saved: Tensor, weight: Tensor | None, kind: str, parameter: float, layout: str,
+) -> _Elementwise:
+    dx = torch.empty_like(saved, device='meta')
+    tiling = tiling_of(saved)
+    run = Launch(
+        _activation_backward_kernel, tiling.programs,
+        dy_strides=strides(dy),
+        saved_strides=strides(saved),
+        dx_strides=strides(dx),
+        ALIGN=alignment(tiling, dy, saved, dx),
+        **_arguments(tiling, weight, kind, parameter, layout),
+    )
+    sums = None if weight is None else Space.fp32(tiling.batch, tiling.blocks[1], tiling.channels)
+    return _Elementwise(Space.of(dx), sums, run)
+
+
+def _arguments(tiling: Tiling, weight: Tensor | None, kind: str, parameter: float, layout: str) -> dict[str, Any]:
+    """Give the arguments that both kernels take."""
+    scale, parameter = _SELU if kind == 'selu' else (1.0, parameter)
+    return dict(
         size=tiling.size,
         blocks=tiling.blocks,
-        x_strides=strides(source),
-        y_strides=strides(y),
-        weight_stride=_step(weight),
+        weight_stride=0 if weight is None or weight.numel() == 1 else weight.stride(0),
         scale=scale,
         parameter=parameter,
         KIND=kind,
         HALVES=layout == 'halves',
-        ALIGN=alignment(tiling, source, y),
-        CHANNELS_INNER=tiling.channels_inner,
-        BLOCK_C=tiling.block_c,
-        BLOCK_P=tiling.block_p,
+        **tiling.constants,
     )
+
+
+def activation(x: Tensor, weight: Tensor | None, kind: str, parameter: float, layout: str, inplace: bool) -> Tensor:
+    """Compute the bipolar form of an activation; arguments as of ``activation_reference``."""
+    source = readable(x)
+    inplace_here = inplace and source is x
+    plan = _plan_activation(source, weight, kind, parameter, layout, inplace_here)
+    y = x if inplace_here else plan.result.allocate(x)
+    launch(plan.run, source, y, weight)
     return x.copy_(y) if inplace and y is not x else y
 
 
@@ -160,51 +207,17 @@ def activation_backward(
     ``saved`` is the output of ``'relu'`` and the input of the other kinds; other arguments as of ``activation``.
     """
     dy, saved = readable(dy), readable(saved)
-    dx = torch.empty_like(saved)
-    tiling = tiling_of(saved)
-    # A row for each block of positions, summed up afterwards: no atomics, so that results are reproducible.
-    rows = (tiling.batch, tiling.blocks[1], tiling.channels)
-    dweight = None if weight is None else torch.empty(rows, dtype=torch.float32, device=saved.device)
-    scale, parameter = _numbers(kind, parameter)
-    launch(
-        _activation_backward_kernel, tiling.programs,
-        dy_ptr=dy,
-        saved_ptr=saved,
-        dx_ptr=dx,
-        weight_ptr=weight,
-        dweight_ptr=dweight,
-        size=tiling.size,
-        blocks=tiling.blocks,
-        dy_strides=strides(dy),
-        saved_strides=strides(saved),
-        dx_strides=strides(dx),
-        weight_stride=_step(weight),
-        scale=scale,
-        parameter=parameter,
-        KIND=kind,
-        HALVES=layout == 'halves',
-        ALIGN=alignment(tiling, dy, saved, dx),
-        CHANNELS_INNER=tiling.channels_inner,
-        BLOCK_C=tiling.block_c,
-        BLOCK_P=tiling.block_p,
-    )
-    if weight is not None:
-        dweight = dweight.sum((0, 1)).sum_to_size(weight.shape).to(weight.dtype)
+    plan = _plan_activation_backward(dy, saved, weight, kind, parameter, layout)
+    dx = plan.result.allocate(saved)
+    sums = None if weight is None else plan.sums.allocate(saved)
+    launch(plan.run, dy, saved, dx, weight, sums)
+    dweight = None if weight is None else sums.sum((0, 1)).sum_to_size(weight.shape).to(weight.dtype)
     return dx, dweight, None, None, None, None
 
 
 # On CPUs, ReLU is the only member with kernels of its own.
 brelu = activation
 brelu_backward = activation_backward
-
-
-def _numbers(kind: str, parameter: float) -> tuple[float, float]:
-    """Give the scale and the parameter."""
-    return _SELU if kind == 'selu' else (1.0, parameter)
-
-
-def _step(weight: Tensor | None) -> int:
-    return 0 if weight is None or weight.numel() == 1 else weight.stride(0)
 
 
 @triton.jit
@@ -296,40 +309,40 @@ def _large_max_pool_backward_kernel(
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
-    """Compute bipolar max pooling of (N, C, *spatial), and which element of each window has won, (N, C, D, H, W)."""
+class _MaxPool(NamedTuple):
+    """What is planned of max pooling."""
+    y: Space
+    winner: Space
+    run: Launch
+
+
+@planned
+def _plan_max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> _MaxPool:
     planes = five_dims(x)
     out_size = window.out_size(size_of(x.shape), ceil_mode)
     y = empty_planes(planes, out_size)
     winner = empty_planes(planes, out_size, torch.int8 if window.elements <= 127 else torch.int32)
     tiles = layout_of(window, (planes,), (y, winner), merge_channels=False)
-    launch(
+    run = Launch(
         _max_pool_kernel, tiles.programs,
-        x_ptr=planes,
-        y_ptr=y,
-        winner_ptr=winner,
         x_strides=tiles.strides[0],
         y_strides=tiles.out_strides[0],
         HALVES=layout == 'halves',
         UNROLL=unroll(window.elements),
         **tiles.arguments,
     )
-    return y.reshape(*x.shape[:2], *out_size[5 - x.dim():]), winner
+    return _MaxPool(Space.of(without_dims(y, x.dim())), Space.of(winner), run)
 
 
-def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window: Window) -> Tensor:
-    """Compute the gradient of the input, whose spatial dimensions are ``size``."""
+@planned
+def _plan_max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window: Window) -> tuple[Space, Launch]:
     dy_planes = five_dims(dy)
-    shape = (*dy.shape[:2], *size)
-    dx = empty_planes(winner, size_of(shape), dy.dtype)
+    dx = empty_planes(winner, size_of((*dy.shape[:2], *size)), dy.dtype)
     held = patches_held(window)
     tiles = layout_of(window, (dx,), (dy_planes, winner), 'patches' if held else 'elements')
     windows = dict(SHARES=tiles.shares) if held else dict(OVERLAP=tiles.overlap)
-    launch(
+    run = Launch(
         _max_pool_backward_kernel if held else _large_max_pool_backward_kernel, tiles.programs,
-        dy_ptr=dy_planes,
-        winner_ptr=winner,
-        dx_ptr=dx,
         lanes=tiles.lanes,
         dx_strides=tiles.strides[0],
         dy_strides=tiles.out_strides[0],
@@ -337,4 +350,20 @@ def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window:
         **windows,
         **tiles.arguments,
     )
-    return dx.reshape(shape)
+    return Space.of(without_dims(dx, dy.dim())), run
+
+
+def max_pool(x: Tensor, window: Window, ceil_mode: bool, layout: str) -> tuple[Tensor, Tensor]:
+    """Compute bipolar max pooling of (N, C, *spatial), and which element of each window has won, (N, C, D, H, W)."""
+    plan = _plan_max_pool(x, window, ceil_mode, layout)
+    y, winner = plan.y.allocate(x), plan.winner.allocate(x)
+    launch(plan.run, x, y, winner)
+    return y, winner
+
+
+def max_pool_backward(dy: Tensor, winner: Tensor, size: tuple[int, ...], window: Window) -> Tensor:
+    """Compute the gradient of the input, whose spatial dimensions are ``size``."""
+    space, run = _plan_max_pool_backward(dy, winner, size, window)
+    dx = space.allocate(dy)
+    launch(run, dy, winner, dx)
+    return dx

@@ -50,7 +50,9 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float 
         _check_operands(x, theta, pi)
         kernel = backends.find_kernel('dyrelu', 'dyrelu', x, theta, pi)
         if kernel is not None:
-            return _DyReLUFunction.apply(kernel, x, theta, pi, max_value)
+            if backends.needs_grad(x, theta, pi):
+                return _DyReLUFunction.apply(kernel, x, theta, pi, max_value)
+            return backends.run_kernel(kernel, dyrelu_reference, x, theta, pi, max_value)
         if is_exporting():
             return dyrelu_exported(x, theta, pi, max_value)
     return dyrelu_reference(x, theta, pi, max_value)
@@ -76,7 +78,7 @@ def dynamic_relu(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> T
         _check_module_input(x, params)
         kernel = backends.find_kernel('dyrelu', 'dynamic_relu', x, *params)
         if kernel is not None:
-            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *params)):
+            if backends.needs_grad(x, *params):
                 # The backward pass needs the input.
                 return _DynamicReLUFunction.apply(kernel, x, settings._replace(inplace=False), *params)
             y, *_ = backends.run_kernel(kernel, _forward_reference, x, settings, *params)

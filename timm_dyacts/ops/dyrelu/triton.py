@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tiling import Tiling, alignment, cdiv, channels_inner, fold_of, readable, strides, tiling_of
-from ..triton_tiles import existing, grouped, launch, locate, offsets
+from ..tiling import Space, Tiling, alignment, cdiv, channels_inner, fold_of, planned, readable, strides, tiling_of
+from ..triton_tiles import Launch, existing, grouped, launch, locate, offsets
 from . import triton_hyper as hyper
 from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
 
@@ -245,26 +245,58 @@ class _Runs(NamedTuple):
             size=self.tiling.size, blocks=self.blocks, **self.tiling.constants,
             STEPS_C=self.steps[0], STEPS_P=self.steps[1], num_warps=self.warps)
 
-    def partial_sums(self, x: Tensor, *shape: int) -> Tensor:
-        """Allocate one partial sum per run: (N, runs, C, *shape)."""
-        shape = (self.tiling.batch, self.blocks[1], self.tiling.channels, *shape)
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
+    def partial_sums(self, *shape: int) -> Space:
+        """Plan one partial sum per run: (N, runs, C, *shape)."""
+        return Space.fp32(self.tiling.batch, self.blocks[1], self.tiling.channels, *shape)
+
+
+@planned
+def _plan_apply(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> tuple[Space, Launch]:
+    y = torch.empty_like(x, device='meta')
+    tiling = _tiling(x, attended=pi is not None)
+    run = Launch(
+        _apply_kernel, tiling.programs,
+        size=tiling.size, blocks=tiling.blocks, x_strides=strides(x), theta_strides=_theta_strides(theta),
+        pi_strides=None if pi is None else strides(pi), y_strides=strides(y), max_value=max_value,
+        K=theta.shape[2] // 2, ALIGN=alignment(tiling, x, y), **tiling.constants,
+    )
+    return Space.of(y), run
 
 
 def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
     """Compute ``functional.dyrelu``."""
     x = readable(x)
     pi = None if pi is None else readable(pi)
-    y = torch.empty_like(x)
-    tiling = _tiling(x, attended=pi is not None)
-    launch(
-        _apply_kernel, tiling.programs,
-        x_ptr=x, theta_ptr=theta, pi_ptr=pi, y_ptr=y, size=tiling.size, blocks=tiling.blocks,
-        x_strides=strides(x), theta_strides=_theta_strides(theta), pi_strides=None if pi is None else strides(pi),
-        y_strides=strides(y), max_value=max_value,
-        K=theta.shape[2] // 2, ALIGN=alignment(tiling, x, y), **tiling.constants,
-    )
+    space, run = _plan_apply(x, theta, pi, max_value)
+    y = space.allocate(x)
+    launch(run, x, theta, pi, y)
     return y
+
+
+class _ApplyBackward(NamedTuple):
+    """What is planned of the pass that differentiates the functions."""
+    dx: Space
+    dtheta: Space
+    dpi: Space | None
+    run: Launch
+
+
+@planned
+def _plan_apply_backward(
+        dy: Tensor, x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None,
+) -> _ApplyBackward:
+    dx = torch.empty_like(x, device='meta')
+    runs = _Runs.of(x, over_channels=pi is not None)
+    align = alignment(runs.tiling, dy, x, dx)
+    run = Launch(
+        _apply_backward_kernel, runs.programs,
+        dy_strides=strides(dy), x_strides=strides(x), theta_strides=_theta_strides(theta),
+        pi_strides=None if pi is None else strides(pi), dx_strides=strides(dx), max_value=max_value,
+        K=theta.shape[2] // 2, ALIGN=align, FOLD=fold_of(runs.tiling, align, x.element_size(), runs.warps),
+        **runs.arguments,
+    )
+    dpi = None if pi is None else Space.fp32(*pi.shape)
+    return _ApplyBackward(Space.of(dx), runs.partial_sums(theta.shape[2]), dpi, run)
 
 
 def dyrelu_backward(
@@ -275,12 +307,12 @@ def dyrelu_backward(
         max_value: float | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, None]:
     """Compute the gradients of ``x``, ``theta`` and ``pi``."""
-    dx, dtheta, dpi = _dyrelu_backward(dy, x, theta, pi, max_value)
+    dx, dtheta, dpi = _apply_backward(dy, readable(x), theta, pi, max_value)
     dtheta = dtheta.sum(1).sum_to_size(theta.shape).to(theta.dtype)
     return dx, dtheta, None if pi is None else dpi.to(pi.dtype), None
 
 
-def _dyrelu_backward(
+def _apply_backward(
         dy: Tensor,
         x: Tensor,
         theta: Tensor,
@@ -288,37 +320,49 @@ def _dyrelu_backward(
         max_value: float | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Do as ``dyrelu_backward``, but leave the smaller gradients in fp32, that of ``theta`` as (N, runs, C, 2K)."""
-    dy, x = readable(dy), readable(x)
+    dy = readable(dy)
     pi = None if pi is None else readable(pi)
-    dx = torch.empty_like(x)
-    runs = _Runs.of(x, over_channels=pi is not None)
-    dtheta = runs.partial_sums(x, theta.shape[2])
-    dpi = None if pi is None else torch.empty(pi.shape, dtype=torch.float32, device=x.device)
-    align = alignment(runs.tiling, dy, x, dx)
-    launch(
-        _apply_backward_kernel, runs.programs,
-        dy_ptr=dy, x_ptr=x, theta_ptr=theta, pi_ptr=pi, dx_ptr=dx, dtheta_ptr=dtheta, dpi_ptr=dpi,
-        dy_strides=strides(dy), x_strides=strides(x), theta_strides=_theta_strides(theta),
-        pi_strides=None if pi is None else strides(pi), dx_strides=strides(dx), max_value=max_value,
-        K=theta.shape[2] // 2, ALIGN=align, FOLD=fold_of(runs.tiling, align, x.element_size(), runs.warps),
-        **runs.arguments,
-    )
+    plan = _plan_apply_backward(dy, x, theta, pi, max_value)
+    dx, dtheta = plan.dx.allocate(x), plan.dtheta.allocate(x)
+    dpi = None if pi is None else plan.dpi.allocate(x)
+    launch(plan.run, dy, x, theta, pi, dx, dtheta, dpi)
     return dx, dtheta, dpi
+
+
+class _Statistics(NamedTuple):
+    """What is planned of the pass that the coefficients, and the attention, are computed from."""
+    means: Space
+    logits: Space | None
+    run: Launch
+
+
+@planned
+def _plan_statistics(x: Tensor, weight: Tensor | None) -> _Statistics:
+    runs = _Runs.of(x, over_channels=weight is not None)
+    run = Launch(
+        _statistics_kernel, runs.programs, x_strides=strides(x), ALIGN=alignment(runs.tiling, x), **runs.arguments)
+    logits = None if weight is None else Space.fp32(x.shape[0], 1, *x.shape[2:])
+    return _Statistics(runs.partial_sums(), logits, run)
+
+
+@planned
+def _plan_statistics_backward(dx: Tensor, x: Tensor, weight: Tensor | None) -> tuple[Space | None, Launch]:
+    # Only the gradient of the weight is made of partial sums.
+    runs = _Runs.of(x, over_channels=False, attended=True) if weight is not None else _Runs(_tiling(x), (1, 1))
+    run = Launch(
+        _statistics_backward_kernel, runs.programs,
+        dx_strides=strides(dx), x_strides=strides(x), ALIGN=alignment(runs.tiling, dx, x), **runs.arguments,
+    )
+    return None if weight is None else runs.partial_sums(), run
 
 
 def _statistics(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Compute summands of the means, (N, runs, C), and, given a ``weight``, its product with ``x``, (N, 1, *)."""
-    runs = _Runs.of(x, over_channels=weight is not None)
-    means = runs.partial_sums(x)
-    logits = None
-    if weight is not None:
-        weight = weight.contiguous()
-        logits = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=torch.float32, device=x.device)
-    launch(
-        _statistics_kernel, runs.programs,
-        x_ptr=x, weight_ptr=weight, means_ptr=means, logits_ptr=logits,
-        x_strides=strides(x), ALIGN=alignment(runs.tiling, x), **runs.arguments,
-    )
+    weight = None if weight is None else weight.contiguous()
+    plan = _plan_statistics(x, weight)
+    means = plan.means.allocate(x)
+    logits = None if weight is None else plan.logits.allocate(x)
+    launch(plan.run, x, weight, means, logits)
     return means, logits
 
 
@@ -330,16 +374,10 @@ def _add_statistics_backward(
         weight: Tensor | None,
 ) -> Tensor | None:
     """Add to ``dx`` the gradients that pass through the statistics, and compute the gradient of ``weight``."""
-    x = readable(x)
-    # Only the gradient of the weight is made of partial sums.
-    runs = _Runs.of(x, over_channels=False, attended=True) if weight is not None else _Runs(_tiling(x), (1, 1))
-    dweight = None if weight is None else runs.partial_sums(x)
-    launch(
-        _statistics_backward_kernel, runs.programs,
-        dx_ptr=dx, dmean_ptr=dmean, dlogits_ptr=dlogits, x_ptr=x,
-        weight_ptr=None if weight is None else weight.contiguous(), dweight_ptr=dweight,
-        dx_strides=strides(dx), x_strides=strides(x), ALIGN=alignment(runs.tiling, dx, x), **runs.arguments,
-    )
+    weight = None if weight is None else weight.contiguous()
+    sums, run = _plan_statistics_backward(dx, x, weight)
+    dweight = None if weight is None else sums.allocate(x)
+    launch(run, dx, dmean, dlogits, x, weight, dweight)
     return None if weight is None else dweight.sum((0, 1)).reshape(weight.shape).to(weight.dtype)
 
 
@@ -364,7 +402,8 @@ def dynamic_relu_backward(
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of ``x`` and the parameters."""
     params, saved = DyReLUParams(*params), DyReLUSaved(*saved)
-    dx, dtheta, dpi = _dyrelu_backward(dy, x, saved.theta, saved.pi, settings.max_value)
+    x = readable(x)
+    dx, dtheta, dpi = _apply_backward(dy, x, saved.theta, saved.pi, settings.max_value)
     dlogits = dspatial_bias = None
     if dpi is not None:
         dlogits = hyper.attention_backward(dpi, saved.share, settings)

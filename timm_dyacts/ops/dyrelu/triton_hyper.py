@@ -6,14 +6,15 @@ Everything is computed in fp32. The passes over the input exchange partial sums 
 each sample should not read them anew are left to cuBLAS.
 """
 import math
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tiling import cdiv, power_of_2
-from ..triton_tiles import expm1, launch
+from ..tiling import Space, cdiv, planned, power_of_2
+from ..triton_tiles import Launch, expm1, launch
 from .mlp import mlp, mlp_backward
 from .settings import DyReLUParams, DyReLUSettings
 
@@ -259,13 +260,62 @@ def _row_options(t: Tensor) -> dict[str, int]:
     return dict(positions=positions, BLOCK=block, num_warps=_WARPS if block <= _TILE else 4 * _WARPS)
 
 
-def _are_few(params: DyReLUParams) -> bool:
-    return params.fc1_weight.numel() + params.fc2_weight.numel() <= _FEW
+def _are_few(fc1_weight: Tensor, fc2_weight: Tensor) -> bool:
+    return fc1_weight.numel() + fc2_weight.numel() <= _FEW
 
 
-def _few_rows(parts: Tensor) -> Tensor:
-    """Give (N, summands, columns) with a single summand if there are many."""
-    return parts.sum(1, keepdim=True) if parts.shape[1] * parts.shape[2] > _FEW else parts
+def _are_many(rows: int, columns: int) -> bool:
+    """Tell whether so many partial sums are added up by a launch of its own, which leaves one row of them."""
+    return rows * columns > _FEW
+
+
+class _Coefficients(NamedTuple):
+    """What is planned of the way from the means to the coefficients.
+
+    Attributes:
+        reduced: Whether the summands of the means are added up first.
+        theta: The coefficients.
+        mean: The means, None where the layers are left to PyTorch.
+        hidden: The hidden units, likewise.
+        residual: The residuals, likewise.
+        run: The kernel: all of it, or what follows the layers.
+    """
+    reduced: bool
+    theta: Space
+    mean: Space | None
+    hidden: Space | None
+    residual: Space | None
+    run: Launch
+
+
+@planned
+def _plan_coefficients(
+        parts: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor,
+        starts: tuple[float, ...], ranges: tuple[float, ...],
+) -> _Coefficients:
+    n, rows, channels = parts.shape
+    hidden, out = fc1_weight.shape[0], fc2_weight.shape[0]
+    coefs = len(starts)
+    # In memory with the channels last
+    theta = Space((n, out // coefs, coefs), (out, 1, out // coefs), torch.float32)
+    if not _are_few(fc1_weight, fc2_weight):
+        block_o = min(_block(out), 1024)
+        blocks = cdiv(out, block_o)
+        run = Launch(
+            _head_kernel, n * blocks, out=out, blocks=blocks, start=starts, scale=ranges, COEFS=coefs, BLOCK_O=block_o)
+        return _Coefficients(rows > 1, theta, None, None, None, run)
+    reduced = _are_many(rows, channels)
+    rows = 1 if reduced else rows
+    block_h = _block(hidden)
+    block_c, block_o = _block(channels, block_h), _block(out, block_h)
+    blocks = cdiv(out, block_o)
+    run = Launch(
+        _coefficients_kernel, n * blocks,
+        rows=rows, channels=channels, hidden=hidden, out=out, blocks=blocks, start=starts, scale=ranges,
+        COEFS=coefs, BLOCK_R=_block(rows, block_c), BLOCK_C=block_c, BLOCK_H=block_h, BLOCK_O=block_o,
+        num_warps=_WARPS, **_REGISTERS,
+    )
+    return _Coefficients(reduced, theta, *(Space.fp32(n, size) for size in (channels, hidden, out)), run)
 
 
 def coefficients(parts: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> tuple[Tensor, ...]:
@@ -280,37 +330,74 @@ def coefficients(parts: Tensor, params: DyReLUParams, settings: DyReLUSettings) 
         The coefficients, (N, C or 1, 2K), in memory with the channels last; and what their gradients are computed from:
         the means, the hidden units and the residuals.
     """
-    parts = _few_rows(parts)
-    n, rows, channels = parts.shape
-    hidden_size, out = params.fc1_weight.shape[0], params.fc2_weight.shape[0]
-    coefs = len(settings.starts)
-    theta = parts.new_empty(n, coefs, out // coefs)
-    if _are_few(params):
-        mean, hidden, residual = (parts.new_empty(n, size) for size in (channels, hidden_size, out))
-        block_h = _block(hidden_size)
-        block_c, block_o = _block(channels, block_h), _block(out, block_h)
-        blocks = cdiv(out, block_o)
-        launch(
-            _coefficients_kernel, n * blocks,
-            parts_ptr=parts, fc1_weight_ptr=params.fc1_weight.contiguous(), fc1_bias_ptr=params.fc1_bias.contiguous(),
-            fc2_weight_ptr=params.fc2_weight.contiguous(), fc2_bias_ptr=params.fc2_bias.contiguous(),
-            mean_ptr=mean, hidden_ptr=hidden, residual_ptr=residual, theta_ptr=theta,
-            rows=rows, channels=channels, hidden=hidden_size, out=out, blocks=blocks,
-            start=settings.starts, scale=settings.ranges,
-            COEFS=coefs, BLOCK_R=_block(rows, block_c), BLOCK_C=block_c, BLOCK_H=block_h, BLOCK_O=block_o,
-            num_warps=_WARPS, **_REGISTERS,
-        )
+    plan = _plan_coefficients(parts, *params[:4], settings.starts, settings.ranges)
+    theta = plan.theta.allocate(parts)
+    if plan.reduced:
+        parts = parts.sum(1, keepdim=True)
+    if plan.hidden is not None:
+        mean, hidden, residual = (space.allocate(parts) for space in (plan.mean, plan.hidden, plan.residual))
+        layers = [param.contiguous() for param in params[:4]]
+        launch(plan.run, parts, *layers, mean, hidden, residual, theta)
     else:
-        mean = parts.sum(1) if rows > 1 else parts.squeeze(1)
+        mean = parts.squeeze(1)
         hidden, residual = mlp(mean, params)
-        block_o = min(_block(out), 1024)
+        launch(plan.run, residual, theta)
+    return theta, mean, hidden, residual
+
+
+class _CoefficientsBackward(NamedTuple):
+    """What is planned of the gradients of that.
+
+    Attributes:
+        reduced: Whether the summands of the gradients of the coefficients are added up first.
+        dparams: The gradients of the four parameters, None where the layers are left to PyTorch.
+        run: The kernel that comes first.
+        run_params: The kernel that computes the gradients of the parameters, likewise.
+    """
+    reduced: bool
+    dparams: tuple[Space, ...] | None
+    run: Launch
+    run_params: Launch | None
+
+
+@planned
+def _plan_coefficients_backward(
+        dtheta: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor,
+        ranges: tuple[float, ...],
+) -> _CoefficientsBackward:
+    n, (hidden, channels), out = dtheta.shape[0], fc1_weight.shape, fc2_weight.shape[0]
+    coefs = len(ranges)
+    rows = math.prod(dtheta.shape[1:]) // out
+    reduced = _are_many(rows, out)
+    rows = 1 if reduced else rows
+    if not _are_few(fc1_weight, fc2_weight):
+        block_o = min(_block(out), 256)
         blocks = cdiv(out, block_o)
-        launch(
-            _head_kernel, n * blocks,
-            residual_ptr=residual, theta_ptr=theta, out=out, blocks=blocks, start=settings.starts,
-            scale=settings.ranges, COEFS=coefs, BLOCK_O=block_o,
+        run = Launch(
+            _head_backward_kernel, n * blocks,
+            rows=rows, out=out, blocks=blocks, scale=ranges, COEFS=coefs, BLOCK_R=_block(rows, block_o),
+            BLOCK_O=block_o, num_warps=_WARPS,
         )
-    return theta.transpose(1, 2), mean, hidden, residual
+        return _CoefficientsBackward(reduced, None, run, None)
+    block_h = _block(hidden)
+    block_o = _block(out, block_h)
+    run = Launch(
+        _coefficients_backward_kernel, n,
+        rows=rows, channels=channels, hidden=hidden, out=out, scale=ranges,
+        COEFS=coefs, BLOCK_R=_block(rows, block_o), BLOCK_C=_block(channels, block_h), BLOCK_H=block_h,
+        BLOCK_O=block_o, num_warps=_WARPS, **_REGISTERS,
+    )
+    tiles = [cdiv(len(t), _SIDE) * cdiv(t.shape[1], _SIDE) for t in (fc1_weight, fc2_weight)]
+    run_params = Launch(
+        _parameters_backward_kernel, sum(tiles),
+        batch=n, channels=channels, hidden=hidden, out=out, tiles=tiles[0],
+        BLOCK_N=_block(n, _SIDE * _SIDE), BLOCK_O=_SIDE, BLOCK_I=_SIDE, num_warps=_WARPS,
+    )
+    dparams = tuple(
+        Space.of(torch.empty(t.shape, dtype=t.dtype, device='meta'))
+        for t in (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    )
+    return _CoefficientsBackward(reduced, dparams, run, run_params)
 
 
 def coefficients_backward(
@@ -331,44 +418,29 @@ def coefficients_backward(
         params: Parameters of the layers.
         settings: Start and range of the coefficients.
     """
-    n, channels = mean.shape
-    hidden_size, out = params.fc1_weight.shape[0], params.fc2_weight.shape[0]
-    coefs = len(settings.ranges)
-    dtheta = _few_rows(dtheta.view(n, math.prod(dtheta.shape[1:]) // out, out))
-    rows = dtheta.shape[1]
+    plan = _plan_coefficients_backward(dtheta, *params[:4], settings.ranges)
+    if plan.reduced:
+        dtheta = dtheta.flatten(1).unflatten(1, (-1, residual.shape[1])).sum(1)
     dz = torch.empty_like(residual)
-    if not _are_few(params):
-        block_o = min(_block(out), 256)
-        blocks = cdiv(out, block_o)
-        launch(
-            _head_backward_kernel, n * blocks,
-            dtheta_ptr=dtheta, residual_ptr=residual, dz_ptr=dz, rows=rows, out=out, blocks=blocks,
-            scale=settings.ranges, COEFS=coefs, BLOCK_R=_block(rows, block_o), BLOCK_O=block_o, num_warps=_WARPS,
-        )
+    if plan.dparams is None:
+        launch(plan.run, dtheta, residual, dz)
         return mlp_backward(dz, mean, hidden, params)
     dhidden, dmean = torch.empty_like(hidden), torch.empty_like(mean)
-    block_h = _block(hidden_size)
-    block_o = _block(out, block_h)
-    launch(
-        _coefficients_backward_kernel, n,
-        dtheta_ptr=dtheta, residual_ptr=residual, hidden_ptr=hidden, fc1_weight_ptr=params.fc1_weight.contiguous(),
-        fc2_weight_ptr=params.fc2_weight.contiguous(), dz_ptr=dz, dhidden_ptr=dhidden, dmean_ptr=dmean,
-        rows=rows, channels=channels, hidden=hidden_size, out=out, scale=settings.ranges,
-        COEFS=coefs, BLOCK_R=_block(rows, block_o), BLOCK_C=_block(channels, block_h), BLOCK_H=block_h,
-        BLOCK_O=block_o, num_warps=_WARPS, **_REGISTERS,
-    )
-    dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias = (
-        torch.empty_like(param, memory_format=torch.contiguous_format) for param in params[:4]
-    )
-    tiles = [cdiv(len(t), _SIDE) * cdiv(t.shape[1], _SIDE) for t in (params.fc1_weight, params.fc2_weight)]
-    launch(
-        _parameters_backward_kernel, sum(tiles),
-        mean_ptr=mean, hidden_ptr=hidden, dhidden_ptr=dhidden, dz_ptr=dz,
-        dfc1_weight_ptr=dfc1_weight, dfc1_bias_ptr=dfc1_bias, dfc2_weight_ptr=dfc2_weight, dfc2_bias_ptr=dfc2_bias,
-        batch=n, channels=channels, hidden=hidden_size, out=out, tiles=tiles[0],
-        BLOCK_N=_block(n, _SIDE * _SIDE), BLOCK_O=_SIDE, BLOCK_I=_SIDE, num_warps=_WARPS,
-    )
-    return dmean, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias
+    weights = params.fc1_weight.contiguous(), params.fc2_weight.contiguous()
+    launch(plan.run, dtheta, residual, hidden, *weights, dz, dhidden, dmean)
+    dparams = [space.allocate(dz) for space in plan.dparams]
+    launch(plan.run_params, mean, hidden, dhidden, dz, *dparams)
+    return dmean, *dparams
+
+
+@planned
+def _plan_attention(logits: Tensor, bias: Tensor, tau: float, divisor: float) -> Launch:
+    return Launch(_attention_kernel, len(logits), tau=tau, divisor=divisor, **_row_options(logits))
+
+
+@planned
+def _plan_attention_backward(share: Tensor, tau: float, divisor: float) -> Launch:
+    return Launch(_attention_backward_kernel, len(share), tau=tau, divisor=divisor, **_row_options(share))
 
 
 def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[Tensor, Tensor]:
@@ -383,11 +455,7 @@ def attention(logits: Tensor, bias: Tensor, settings: DyReLUSettings) -> tuple[T
         The attention, and the attention before it is bounded and divided, which is written over the logits.
     """
     pi = torch.empty_like(logits)
-    launch(
-        _attention_kernel, len(logits),
-        logits_ptr=logits, bias_ptr=bias, pi_ptr=pi, tau=settings.tau, divisor=settings.divisor,
-        **_row_options(logits),
-    )
+    launch(_plan_attention(logits, bias, settings.tau, settings.divisor), logits, bias, pi)
     return pi, logits
 
 
@@ -396,8 +464,5 @@ def attention_backward(dpi: Tensor, share: Tensor, settings: DyReLUSettings) -> 
 
     That of the bias is zero: softmax does not see it.
     """
-    launch(
-        _attention_backward_kernel, len(share),
-        dpi_ptr=dpi, share_ptr=share, tau=settings.tau, divisor=settings.divisor, **_row_options(share),
-    )
+    launch(_plan_attention_backward(share, settings.tau, settings.divisor), dpi, share)
     return dpi

@@ -22,7 +22,6 @@ lanes without work, would take it all. A layout avoids them in three ways:
 - *Vectors*: a row of packed pairs is cut into pieces of 16 bytes, and each piece becomes a row of the tile. No lane is
   then without work, whatever the width of the input, and neighbouring threads read on where a row of the input ends.
 """
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -42,6 +41,7 @@ __all__ = [
     'layout_of',
     'patches_held',
     'unroll',
+    'without_dims',
 ]
 
 # The most elements of a window, or of a patch, that registers hold
@@ -66,11 +66,13 @@ class Layout:
         blocks: The number of samples, and of tiles along the rows, the channels and the columns.
         strides: Of each tensor with the size of the input, along the five dimensions, in multiples of ``units``.
         out_strides: Of each tensor with the size of the output, likewise.
-        window: Kernel size, stride, padding and dilation along D, H and W, and whether windows reach outside there.
+        window: Kernel size, stride, padding and dilation along D, H and W, whether windows reach outside there, and the
+            end of the elements that may lie before the input and the first that may lie beyond it.
         units: A common divisor of the strides along each dimension, 1 for the dimension that is contiguous in memory.
             The kernel multiplies by it: that is how the compiler knows that vectors are aligned.
         block: Rows, channels and columns of a tile.
         packed: Whether the tensors with the size of the input are read and written as packed pairs.
+        columns: The first and the end of the columns of a window, counted in the elements of its packed pairs.
     """
     channels: int
     lanes: Sizes
@@ -83,15 +85,14 @@ class Layout:
     units: tuple[int, ...]
     block: tuple[int, int, int]
     packed: bool
+    columns: tuple[int, int]
 
-    # Cached, as layouts are: small inputs are computed in less time than all of this takes.
-
-    @functools.cached_property
+    @property
     def programs(self) -> int:
         """The number of tiles."""
         return math.prod(self.blocks)
 
-    @functools.cached_property
+    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that all kernels take, by name."""
         return dict(
@@ -105,17 +106,26 @@ class Layout:
             BLOCK=self.block,
         )
 
-    @functools.cached_property
+    @property
     def padded(self) -> bool:
         """Whether any window reaches into the padding or beyond the end."""
         return any(self.window[4])
 
-    @functools.cached_property
+    @property
+    def outside(self) -> tuple[bool, ...]:
+        """Whether each element of a window, or each packed pair, may lie in the padding or beyond the end."""
+        along = [
+            [e < before or e >= beyond for e in range(kernel_size)]
+            for kernel_size, before, beyond in zip(self.window[0], *self.window[5:], strict=True)
+        ]
+        return tuple(any(e) for e in itertools.product(*along))
+
+    @property
     def overlap(self) -> Sizes:
         """The number of windows, along D, H and W, that an element may belong to."""
         return Window(*self.window[:4]).overlap
 
-    @functools.cached_property
+    @property
     def shares(self) -> tuple[tuple[int, ...], ...]:
         """Which windows hold the elements of a patch, see ``_shares``."""
         return _shares(Window(*self.window[:4]), self.lanes, self.out_size)
@@ -152,6 +162,17 @@ class _Dim(NamedTuple):
         return self.padding > 0 or last >= self.size
 
     @property
+    def outside(self) -> tuple[bool, int, int]:
+        """Whether windows reach outside, the end of their elements that do before, and the first that does beyond."""
+        first = (self.out_size - 1) * self.stride - self.padding
+        return self.reaches_outside, cdiv(self.padding, self.dilation), cdiv(max(self.size - first, 0), self.dilation)
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """The first and the end of the columns of a window, from the first column of a pair on."""
+        return self.padding % 2, self.padding % 2 + self.kernel_size
+
+    @property
     def used_strides(self) -> tuple[int, ...]:
         """The strides that offsets are made of: not those of a dimension of size 1."""
         return (self.strides if self.size > 1 else ()) + (self.out_strides if self.out_size > 1 else ())
@@ -167,6 +188,7 @@ def layout_of(
         outputs: Sequence[Tensor],
         lanes: str = 'windows',
         merge_channels: bool = True,
+        partial_pairs: bool = False,
 ) -> Layout:
     """Find the layout for tensors of shape (N, C, D, H, W), some of the size of the input and some of the output.
 
@@ -176,34 +198,23 @@ def layout_of(
         outputs: Tensors of the size of the output.
         lanes: What a lane computes, ``'windows'``, ``'elements'`` or ``'patches'``.
         merge_channels: Whether the kernel need not tell channels apart.
+        partial_pairs: Whether the kernel can do with windows that hold one of the two columns of a packed pair, which
+            two neighbouring windows then load.
     """
     x, item_bytes = inputs[0], inputs[0].element_size()
-    return _layout(
-        window, x.shape, outputs[0].shape, tuple(t.stride() for t in inputs), tuple(t.stride() for t in outputs),
-        channels_inner(x), lanes, merge_channels, item_bytes, all(t.data_ptr() % (2 * item_bytes) == 0 for t in inputs),
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _layout(
-        window: Window,
-        shape: Sequence[int],
-        out_shape: Sequence[int],
-        strides: Sequence[Sequence[int]],
-        out_strides: Sequence[Sequence[int]],
-        inner_channels: bool,
-        lanes: str,
-        merge_channels: bool,
-        item_bytes: int,
-        aligned: bool,
-) -> Layout:
+    inner_channels = channels_inner(x)
+    aligned = all(t.data_ptr() % (2 * item_bytes) == 0 for t in inputs)
+    strides, out_strides = ([t.stride() for t in tensors] for tensors in (inputs, outputs))
     windows = [(1, 1, 0, 1)] * 2 + list(zip(*window, strict=True))
-    sizes = zip(shape, out_shape, zip(*strides, strict=True), zip(*out_strides, strict=True), strict=True)
+    sizes = zip(x.shape, outputs[0].shape, zip(*strides, strict=True), zip(*out_strides, strict=True), strict=True)
     dims = [_Dim(*of_dim, *rest) for of_dim, rest in zip(windows, sizes, strict=True)]
-    packed = aligned and not inner_channels and window.elements <= MOST_HELD and _can_be_packed(dims, lanes)
+    held = window.elements <= MOST_HELD
+    packed = aligned and not inner_channels and held and _can_be_packed(dims, lanes, partial_pairs)
+    columns = dims[-1].columns
     if packed and lanes == 'windows':
         *outer, w = _in_pairs(dims)
-        dims = [*outer, w._replace(kernel_size=1, stride=1, size=w.out_size)]  # two columns are one pair
+        dims = [*outer, w._replace(
+            kernel_size=cdiv(columns[1], 2), stride=1, padding=cdiv(w.padding, 2), size=w.size // 2)]
     vector = _VECTOR_BYTES // (2 * item_bytes) if packed and lanes == 'windows' else 1
     merged = _merge(dims, inner_channels or not merge_channels, inner_channels, vector)
     if merged[2].size * merged[3].size > _MOST_ROWS:
@@ -211,14 +222,16 @@ def _layout(
     if packed and lanes == 'patches':
         # Last: the window and the size of a patch still count columns, and would not fit strides that count pairs.
         merged = _in_pairs(merged)
-    return _cut_into_tiles(merged, inner_channels, lanes, packed)
+    return _cut_into_tiles(merged, inner_channels, lanes, packed, columns)
 
 
-def _can_be_packed(dims: Sequence[_Dim], lanes: str) -> bool:
-    """Whether each lane has two columns, side by side in memory, of which the first has an even offset."""
+def _can_be_packed(dims: Sequence[_Dim], lanes: str, partial_pairs: bool) -> bool:
+    """Whether the columns of each lane are pairs, side by side in memory, of which the first has an even offset."""
     *outer, w = dims
     if lanes == 'windows':
         two = (w.kernel_size, w.stride, w.padding, w.dilation) == (2, 2, 0, 1) and not w.reaches_outside
+        if partial_pairs and w.kernel_size > 2:
+            two = w.stride == 2 and w.dilation == 1 and w.size % 2 == 0
     else:
         two = lanes == 'patches' and w.stride == 2 and w.size % 2 == 0
     return (
@@ -289,7 +302,9 @@ def _cut(dim: _Dim, length: int) -> tuple[_Dim, _Dim]:
     return pieces, dim._replace(size=length, out_size=length)
 
 
-def _cut_into_tiles(dims: Sequence[_Dim], inner_channels: bool, lanes: str, packed: bool) -> Layout:
+def _cut_into_tiles(
+        dims: Sequence[_Dim], inner_channels: bool, lanes: str, packed: bool, columns: tuple[int, int],
+) -> Layout:
     counts = [dim.lanes(lanes) for dim in dims]
     n, c, d, h, w = counts
     block_c = _block(c, 128, 32) if inner_channels else 1
@@ -307,10 +322,11 @@ def _cut_into_tiles(dims: Sequence[_Dim], inner_channels: bool, lanes: str, pack
         blocks=(n, cdiv(d * h, block_r), cdiv(c, block_c), cdiv(w, block_w)),
         strides=_in_units([dim.strides for dim in dims], units),
         out_strides=_in_units([dim.out_strides for dim in dims], units),
-        window=tuple(zip(*((*dim[:4], dim.reaches_outside) for dim in dims[2:]), strict=True)),
+        window=tuple(zip(*((*dim[:4], *dim.outside) for dim in dims[2:]), strict=True)),
         units=units,
         block=(block_r, block_c, block_w),
         packed=packed,
+        columns=columns,
     )
 
 
@@ -368,7 +384,12 @@ def unroll(count: int) -> int:
 
 
 def empty_planes(x: Tensor, size: Sizes, dtype: torch.dtype | None = None, count: int = 1) -> Tensor:
-    """Make an empty tensor of shape (count * N, C, *size) in the memory format of ``x``."""
+    """Plan a tensor of shape (count * N, C, *size) in the memory format of ``x``, on the meta device."""
     memory_format = torch.channels_last_3d if channels_inner(x) else torch.contiguous_format
     shape = (count * x.shape[0], x.shape[1], *size)
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
+    return torch.empty(shape, dtype=dtype or x.dtype, device='meta', memory_format=memory_format)
+
+
+def without_dims(planes: Tensor, rank: int) -> Tensor:
+    """View (N, C, D, H, W) as a tensor of ``rank`` dimensions. Those that are left out have size 1."""
+    return planes.reshape(*planes.shape[:2], *planes.shape[2 + 5 - rank:])

@@ -83,22 +83,33 @@ def _within(position, size):
 
 
 @triton.jit
-def _position(window, e, size, WINDOW: tl.constexpr, DIM: tl.constexpr):
+def _position(window, e, size, WINDOW: tl.constexpr, DIM: tl.constexpr, KNOWN: tl.constexpr):
     """Give the position of element ``e`` of windows along one dimension, and whether it lies within the input."""
-    position = window * WINDOW[1][DIM] - WINDOW[2][DIM] + e * WINDOW[3][DIM]
-    if WINDOW[4][DIM]:
-        return position, _within(position, size[DIM])
-    else:
-        return position, tl.full(position.shape, True, tl.int1)
+    # A sum of which the compiler sees that it is aligned, where the element is known and as far on as the padding.
+    position = window * WINDOW[1][DIM] + (e * WINDOW[3][DIM] - WINDOW[2][DIM])
+    inside = tl.full(position.shape, True, tl.int1)
+    if KNOWN:
+        if e < WINDOW[5][DIM]:
+            inside = inside & (position >= 0)
+        if e >= WINDOW[6][DIM]:
+            inside = inside & (position < size[DIM])
+    elif WINDOW[4][DIM]:
+        inside = _within(position, size[DIM])
+    return position, inside
 
 
 @triton.jit
-def window_element(e, row, w, size, out_size, strides, WINDOW: tl.constexpr, UNITS: tl.constexpr):
-    """Give the offsets of element number ``e`` of windows, and whether it lies within the input."""
+def window_element(
+        e, row, w, size, out_size, strides, WINDOW: tl.constexpr, UNITS: tl.constexpr, KNOWN: tl.constexpr = False,
+):
+    """Give the offsets of element number ``e`` of windows, and whether it lies within the input.
+
+    If the compiler is to know ``e``, it leaves out what need not be asked.
+    """
     KERNEL: tl.constexpr = WINDOW[0]
-    d, d_inside = _position(row // out_size[1], e // (KERNEL[1] * KERNEL[2]), size, WINDOW, 0)
-    h, h_inside = _position(row % out_size[1], e // KERNEL[2] % KERNEL[1], size, WINDOW, 1)
-    w, w_inside = _position(w, e % KERNEL[2], size, WINDOW, 2)
+    d, d_inside = _position(row // out_size[1], e // (KERNEL[1] * KERNEL[2]), size, WINDOW, 0, KNOWN)
+    h, h_inside = _position(row % out_size[1], e // KERNEL[2] % KERNEL[1], size, WINDOW, 1, KNOWN)
+    w, w_inside = _position(w, e % KERNEL[2], size, WINDOW, 2, KNOWN)
     inside = (d_inside & h_inside)[:, None, None] & w_inside[None, None, :]
     return _offsets_in_plane(d, h, w, strides, UNITS), inside
 

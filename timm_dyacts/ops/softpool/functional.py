@@ -86,7 +86,11 @@ def softpool(
         if kernel is not None:
             batch = x if x.dim() == len(kernel_size) + 2 else x.unsqueeze(0)
             window = Window.of(kernel_size, stride, padding, dilation)
-            y = _SoftPool.apply(kernel, batch, window, ceil_mode, beta, detach_weights)
+            args = batch, window, ceil_mode, beta, detach_weights
+            if backends.needs_grad(x):
+                y = _SoftPool.apply(kernel, *args)
+            else:
+                y = backends.run_kernel(kernel, batch_reference, *args)
             return y if batch is x else y.squeeze(0)
         if is_exporting_onnx() and can_export(x, kernel_size, beta):
             return softpool_exported(x, kernel_size, stride, padding, dilation, ceil_mode, beta)
@@ -186,7 +190,11 @@ def global_softpool2d(x: Tensor, beta: float = 1.0, keepdim: bool = True, detach
         check_finite('beta', beta)
         kernel = backends.find_kernel('softpool', 'global_softpool', x)
         if kernel is not None:
-            y = _GlobalSoftPool.apply(kernel, x if x.dim() == 4 else x.unsqueeze(0), beta, detach_weights)
+            args = x if x.dim() == 4 else x.unsqueeze(0), beta, detach_weights
+            if backends.needs_grad(x):
+                y = _GlobalSoftPool.apply(kernel, *args)
+            else:
+                y, *_ = backends.run_kernel(kernel, _global_forward_reference, *args)
             y = y if x.dim() == 4 else y.squeeze(0)
             return y.unsqueeze(-1) if keepdim else y.squeeze(-1)
     y = global_softpool2d_reference(x, beta, detach_weights)

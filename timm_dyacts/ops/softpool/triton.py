@@ -15,15 +15,15 @@ Registers hold windows of up to 9 elements; larger windows are read a second tim
 finite as in ``reference.py``: what is summed up are distances from the element with the largest weight, of a scaled
 input.
 """
-import functools
 import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..pooling.layout import MOST_HELD, empty_planes, layout_of, patches_held
+from ..pooling.layout import MOST_HELD, Layout, empty_planes, layout_of, patches_held, without_dims
 from ..pooling.triton_elements import (
     as_pairs,
     candidate_window,
@@ -40,7 +40,8 @@ from ..pooling.triton_elements import (
     window_element,
 )
 from ..pooling.window import Window, five_dims, size_of
-from ..triton_tiles import launch
+from ..tiling import Space, planned
+from ..triton_tiles import Launch, launch
 from .scaling import scale_of, sharpness_of
 from .triton_global import global_softpool, global_softpool_backward
 
@@ -50,9 +51,12 @@ LN_2 = tl.constexpr(math.log(2))
 
 
 @triton.jit
-def _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW: tl.constexpr, UNITS: tl.constexpr):
+def _load(
+        x_ptr, e, row, w, mask, size, out_size, x_strides,
+        WINDOW: tl.constexpr, UNITS: tl.constexpr, KNOWN: tl.constexpr = False,
+):
     """Load element number ``e`` of each window; also tell where it lies within the input."""
-    at, inside = window_element(e, row, w, size, out_size, x_strides, WINDOW, UNITS)
+    at, inside = window_element(e, row, w, size, out_size, x_strides, WINDOW, UNITS, KNOWN)
     mask = mask & inside
     return tl.load(x_ptr + at, mask, 0), mask
 
@@ -60,28 +64,37 @@ def _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW: tl.constexp
 @triton.jit
 def _hold(
         x_ptr, row, w, mask, size, out_size, x_strides,
-        DTYPE: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, HELD: tl.constexpr,
+        DTYPE: tl.constexpr, WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, COLUMNS: tl.constexpr,
+        OUTSIDE: tl.constexpr, HELD: tl.constexpr,
 ):
-    """Load all elements of each window, if they are so few that registers can hold them."""
+    """Load all elements of each window, if they are so few that registers can hold them.
+
+    With each goes where it lies within the input, and whether that needs to be asked.
+    """
     elements = ()
+    # In a row of a window. Rows of one pair may have been merged with other dimensions.
+    PAIRS: tl.constexpr = (COLUMNS[1] + 1) // 2
     if HELD:
         for e in tl.static_range(WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2]):
-            loaded, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS)
+            loaded, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS, True)
             if PACKED:
                 first, second = split_pair(loaded, DTYPE)
-                elements = elements + ((first, inside), (second, inside))
+                if 2 * (e % PAIRS) >= COLUMNS[0]:
+                    elements = elements + ((first, inside, OUTSIDE[e]),)
+                if 2 * (e % PAIRS) + 1 < COLUMNS[1]:
+                    elements = elements + ((second, inside, OUTSIDE[e]),)
             else:
-                elements = elements + ((loaded.to(tl.float32), inside),)
+                elements = elements + ((loaded.to(tl.float32), inside, OUTSIDE[e]),)
     return elements
 
 
 @triton.jit
-def _heavier(top, value, mask, PADDED: tl.constexpr, RISING: tl.constexpr):
+def _heavier(top, value, inside, ASK: tl.constexpr, RISING: tl.constexpr):
     """Give the one of two elements that has the larger weight."""
     if RISING:
-        return tl.maximum(top, tl.where(mask, value, float('-inf')) if PADDED else value)
+        return tl.maximum(top, tl.where(inside, value, float('-inf')) if ASK else value)
     else:
-        return tl.minimum(top, tl.where(mask, value, float('inf')) if PADDED else value)
+        return tl.minimum(top, tl.where(inside, value, float('inf')) if ASK else value)
 
 
 @triton.jit
@@ -92,40 +105,41 @@ def _reciprocal(total):
 
 
 @triton.jit
-def _add(total, moment, value, mask, top, sharpness, SCALE: tl.constexpr, PADDED: tl.constexpr):
+def _add(total, moment, value, inside, top, sharpness, SCALE: tl.constexpr, ASK: tl.constexpr):
     """Add an element to the sum of the weights and to the sum of the weighted distances."""
     distance = value * SCALE - top
     weight = tl.exp2(sharpness * distance)
-    if PADDED:
-        weight = tl.where(mask, weight, 0.0)
+    if ASK:
+        weight = tl.where(inside, weight, 0.0)
     return total + weight, moment + weight * distance
 
 
 @triton.jit
 def _window_sums(
         x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
-        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
+        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, HELD: tl.constexpr,
         SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Give the scaled element with the largest weight, 1 over the sum of the weights, and the mean distance from it."""
-    COUNT: tl.constexpr = WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2] * (2 if PACKED else 1)
+    COUNT: tl.constexpr = WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2]
     top = tl.full(BLOCK, float('-inf') if RISING else float('inf'), tl.float32)
     total = tl.zeros(BLOCK, tl.float32)
     moment = tl.zeros(BLOCK, tl.float32)
     if HELD:
-        for e in tl.static_range(COUNT):
-            top = _heavier(top, elements[e][0], elements[e][1], PADDED, RISING)
+        for e in tl.static_range(len(elements)):
+            top = _heavier(top, elements[e][0], elements[e][1], elements[e][2], RISING)
         top *= SCALE
-        for e in tl.static_range(COUNT):
-            total, moment = _add(total, moment, elements[e][0], elements[e][1], top, sharpness, SCALE, PADDED)
+        for e in tl.static_range(len(elements)):
+            value, inside, ask = elements[e]
+            total, moment = _add(total, moment, value, inside, top, sharpness, SCALE, ask)
     else:
         for e in range(COUNT):
             value, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS)
-            top = _heavier(top, value.to(tl.float32), inside, PADDED, RISING)
+            top = _heavier(top, value.to(tl.float32), inside, True, RISING)
         top *= SCALE
         for e in range(COUNT):
             value, inside = _load(x_ptr, e, row, w, mask, size, out_size, x_strides, WINDOW, UNITS)
-            total, moment = _add(total, moment, value.to(tl.float32), inside, top, sharpness, SCALE, PADDED)
+            total, moment = _add(total, moment, value.to(tl.float32), inside, top, sharpness, SCALE, True)
     share = _reciprocal(total)
     return top, share, moment * share
 
@@ -144,8 +158,8 @@ def _slope(value, top, mean, sharpness, SCALE: tl.constexpr, DETACH: tl.constexp
 @triton.jit
 def _forward_kernel(
         x_ptr, dy_ptr, y_ptr, channels, size, out_size, blocks, x_strides, y_strides, dy_strides, part, sharpness,
-        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
-        SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
+        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, COLUMNS: tl.constexpr, OUTSIDE: tl.constexpr,
+        HELD: tl.constexpr, SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Write the output; or, given its gradient, the two numbers of each window that ``_gradient`` takes.
 
@@ -155,10 +169,11 @@ def _forward_kernel(
     n, row, c, w = locate_lanes(blocks, BLOCK)
     mask = lanes_exist(row, c, w, channels, out_size, UNITS)
     x_ptr = (as_pairs(x_ptr) if PACKED else x_ptr) + plane_offsets(n, c, x_strides, UNITS)
-    elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, PACKED, HELD)
+    elements = _hold(
+        x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, PACKED, COLUMNS, OUTSIDE, HELD)
     top, share, mean = _window_sums(
         x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
-        WINDOW, UNITS, PACKED, PADDED, HELD, SCALE, RISING, BLOCK)
+        WINDOW, UNITS, PACKED, HELD, SCALE, RISING, BLOCK)
     center = top + mean
     y_ptr += plane_offsets(n, c, y_strides, UNITS) + lane_offsets(row, w, out_size, y_strides, UNITS)
     if dy_ptr is None:
@@ -174,8 +189,8 @@ def _forward_kernel(
 def _disjoint_backward_kernel(
         dy_ptr, x_ptr, dx_ptr, channels, size, out_size, blocks, dy_strides, x_strides, dx_strides, sharpness,
         DETACH: tl.constexpr,
-        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr, HELD: tl.constexpr,
-        SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
+        WINDOW: tl.constexpr, UNITS: tl.constexpr, PACKED: tl.constexpr, COLUMNS: tl.constexpr, OUTSIDE: tl.constexpr,
+        HELD: tl.constexpr, SCALE: tl.constexpr, RISING: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Write the gradient of the input where no element is in two windows. A lane is a window."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -185,15 +200,16 @@ def _disjoint_backward_kernel(
     dx_ptr = (as_pairs(dx_ptr) if PACKED else dx_ptr) + plane_offsets(n, c, dx_strides, UNITS)
     dy_ptr += plane_offsets(n, c, dy_strides, UNITS) + lane_offsets(row, w, out_size, dy_strides, UNITS)
     dy = tl.load(dy_ptr, mask, 0.0).to(tl.float32)
-    elements = _hold(x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, PACKED, HELD)
+    elements = _hold(
+        x_ptr, row, w, mask, size, out_size, x_strides, DTYPE, WINDOW, UNITS, PACKED, COLUMNS, OUTSIDE, HELD)
     top, share, mean = _window_sums(
         x_ptr, elements, row, w, mask, size, out_size, x_strides, sharpness,
-        WINDOW, UNITS, PACKED, PADDED, HELD, SCALE, RISING, BLOCK)
+        WINDOW, UNITS, PACKED, HELD, SCALE, RISING, BLOCK)
     dy *= share
     COUNT: tl.constexpr = WINDOW[0][0] * WINDOW[0][1] * WINDOW[0][2]
     if HELD:
         for e in tl.static_range(COUNT):
-            at, inside = window_element(e, row, w, size, out_size, dx_strides, WINDOW, UNITS)
+            at, inside = window_element(e, row, w, size, out_size, dx_strides, WINDOW, UNITS, True)
             if PACKED:
                 first = dy * _slope(elements[2 * e][0], top, mean, sharpness, SCALE, DETACH)
                 second = dy * _slope(elements[2 * e + 1][0], top, mean, sharpness, SCALE, DETACH)
@@ -284,28 +300,99 @@ def _large_backward_kernel(
     tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
-    """Compute SoftPool of (N, C, *spatial)."""
-    out_size = window.out_size(size_of(x.shape), ceil_mode)
-    y = empty_planes(x, out_size)
+@planned
+def _plan_forward(x: Tensor, window: Window, ceil_mode: bool, beta: float) -> tuple[Space, Launch]:
     planes = five_dims(x)
-    layout = layout_of(window, (planes,), (y,))
-    launch(
+    y = empty_planes(planes, window.out_size(size_of(x.shape), ceil_mode))
+    layout = layout_of(window, (planes,), (y,), partial_pairs=True)
+    run = Launch(
         _forward_kernel, layout.programs,
-        x_ptr=planes,
-        dy_ptr=None,
-        y_ptr=y,
         x_strides=layout.strides[0],
         y_strides=layout.out_strides[0],
         dy_strides=None,
         part=0,
-        PADDED=layout.padded,
-        HELD=window.elements <= MOST_HELD,
-        RISING=beta >= 0,
-        **_scaling(window.elements, beta),
+        **_arguments(layout, window, beta),
+    )
+    return Space.of(without_dims(y, x.dim())), run
+
+
+def softpool(x: Tensor, window: Window, ceil_mode: bool, beta: float, detach_weights: bool) -> Tensor:
+    """Compute SoftPool of (N, C, *spatial)."""
+    space, run = _plan_forward(x, window, ceil_mode, beta)
+    y = space.allocate(x)
+    launch(run, x, None, y)
+    return y
+
+
+class _Backward(NamedTuple):
+    """What is planned of the backward pass.
+
+    Attributes:
+        dx: The gradient of the input.
+        has_gaps: Whether there are elements that no window holds.
+        sums: Two numbers of each window, where windows overlap.
+        reduce: The pass that computes them.
+        run: The pass that writes the gradient.
+    """
+    dx: Space
+    has_gaps: bool
+    sums: Space | None
+    reduce: Launch | None
+    run: Launch
+
+
+@planned
+def _plan_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> _Backward:
+    planes = five_dims(x)
+    dx = empty_planes(planes, size_of(x.shape))
+    plan = _plan_disjoint if max(window.overlap) == 1 else _plan_overlapping
+    return plan(Space.of(without_dims(dx, x.dim())), five_dims(dy), planes, dx, window, beta, detach_weights)
+
+
+def _plan_disjoint(
+        space: Space, dy: Tensor, x: Tensor, dx: Tensor, window: Window, beta: float, detach_weights: bool,
+) -> _Backward:
+    layout = layout_of(window, (x, dx), (dy,))
+    run = Launch(
+        _disjoint_backward_kernel, layout.programs,
+        dy_strides=layout.out_strides[0],
+        x_strides=layout.strides[0],
+        dx_strides=layout.strides[1],
+        DETACH=detach_weights,
+        **_arguments(layout, window, beta),
+    )
+    return _Backward(space, not window.covers(size_of(x.shape), size_of(dy.shape)), None, None, run)
+
+
+def _plan_overlapping(
+        space: Space, dy: Tensor, x: Tensor, dx: Tensor, window: Window, beta: float, detach_weights: bool,
+) -> _Backward:
+    sums = empty_planes(x, size_of(dy.shape), torch.float32, count=2).unflatten(0, (2, x.shape[0]))
+    layout = layout_of(window, (x,), (sums[0], dy), partial_pairs=True)
+    reduce = Launch(
+        _forward_kernel, layout.programs,
+        x_strides=layout.strides[0],
+        y_strides=layout.out_strides[0],
+        dy_strides=layout.out_strides[1],
+        part=sums.stride(0),
+        **_arguments(layout, window, beta),
+    )
+    held = patches_held(window)
+    layout = layout_of(window, (x, dx), (sums[0],), 'patches' if held else 'elements')
+    windows = dict(SHARES=layout.shares) if held else dict(OVERLAP=layout.overlap)
+    run = Launch(
+        _overlapping_backward_kernel if held else _large_backward_kernel, layout.programs,
+        lanes=layout.lanes,
+        x_strides=layout.strides[0],
+        dx_strides=layout.strides[1],
+        sums_strides=layout.out_strides[0],
+        part=sums.stride(0),
+        DETACH=detach_weights,
+        **windows,
+        **_scaling(window, beta),
         **layout.arguments,
     )
-    return y.reshape(*x.shape[:2], *out_size[5 - x.dim():])
+    return _Backward(space, False, Space.of(sums), reduce, run)
 
 
 def softpool_backward(
@@ -317,75 +404,28 @@ def softpool_backward(
         detach_weights: bool,
 ) -> tuple[Tensor, None, None, None, None]:
     """Compute the gradient of the input."""
-    differentiate = _disjoint_backward if max(window.overlap) == 1 else _overlapping_backward
-    dx = differentiate(five_dims(dy), five_dims(x), window, beta, detach_weights)
-    return dx.reshape(x.shape), None, None, None, None
-
-
-def _disjoint_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> Tensor:
-    dx = empty_planes(x, size_of(x.shape))
-    if not window.covers(size_of(x.shape), size_of(dy.shape)):
+    plan = _plan_backward(dy, x, window, beta, detach_weights)
+    dx = plan.dx.allocate(x)
+    if plan.has_gaps:
         dx.zero_()
-    layout = layout_of(window, (x, dx), (dy,))
-    launch(
-        _disjoint_backward_kernel, layout.programs,
-        dy_ptr=dy,
-        x_ptr=x,
-        dx_ptr=dx,
-        dy_strides=layout.out_strides[0],
-        x_strides=layout.strides[0],
-        dx_strides=layout.strides[1],
-        DETACH=detach_weights,
-        PADDED=layout.padded,
-        HELD=window.elements <= MOST_HELD,
-        RISING=beta >= 0,
-        **_scaling(window.elements, beta),
-        **layout.arguments,
-    )
-    return dx
+    if plan.sums is None:
+        launch(plan.run, dy, x, dx)
+    else:
+        sums = plan.sums.allocate(x)
+        launch(plan.reduce, x, dy, sums)
+        launch(plan.run, x, sums, dx)
+    return dx, None, None, None, None
 
 
-def _overlapping_backward(dy: Tensor, x: Tensor, window: Window, beta: float, detach_weights: bool) -> Tensor:
-    sums = empty_planes(x, size_of(dy.shape), torch.float32, count=2).unflatten(0, (2, x.shape[0]))
-    layout = layout_of(window, (x,), (sums[0], dy))
-    launch(
-        _forward_kernel, layout.programs,
-        x_ptr=x,
-        dy_ptr=dy,
-        y_ptr=sums,
-        x_strides=layout.strides[0],
-        y_strides=layout.out_strides[0],
-        dy_strides=layout.out_strides[1],
-        part=sums.stride(0),
-        PADDED=layout.padded,
-        HELD=window.elements <= MOST_HELD,
-        RISING=beta >= 0,
-        **_scaling(window.elements, beta),
-        **layout.arguments,
-    )
-    dx = empty_planes(x, size_of(x.shape))
-    held = patches_held(window)
-    layout = layout_of(window, (x, dx), (sums[0],), 'patches' if held else 'elements')
-    windows = dict(SHARES=layout.shares) if held else dict(OVERLAP=layout.overlap)
-    launch(
-        _overlapping_backward_kernel if held else _large_backward_kernel, layout.programs,
-        x_ptr=x,
-        sums_ptr=sums,
-        dx_ptr=dx,
-        lanes=layout.lanes,
-        x_strides=layout.strides[0],
-        dx_strides=layout.strides[1],
-        sums_strides=layout.out_strides[0],
-        part=sums.stride(0),
-        DETACH=detach_weights,
-        **windows,
-        **_scaling(window.elements, beta),
-        **layout.arguments,
-    )
-    return dx
+def _arguments(layout: Layout, window: Window, beta: float) -> dict[str, Any]:
+    """Give the arguments of kernels that weigh the elements of windows."""
+    held = window.elements <= MOST_HELD
+    return dict(
+        COLUMNS=layout.columns, OUTSIDE=layout.outside if held else None, HELD=held, RISING=beta >= 0,
+        **_scaling(window, beta), **layout.arguments)
 
 
-@functools.lru_cache(maxsize=1024)
-def _scaling(count: int, beta: float) -> dict[str, float]:
-    """Give the scale for windows of ``count`` elements, and what scaled distances are multiplied by in powers of 2."""
+def _scaling(window: Window, beta: float) -> dict[str, float]:
+    """Give the scale of windows, and what scaled distances are multiplied by in powers of 2."""
+    count = window.elements
     return dict(sharpness=sharpness_of(count, beta) / math.log(2), SCALE=scale_of(count))

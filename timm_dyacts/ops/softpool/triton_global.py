@@ -9,15 +9,15 @@ Inputs are scaled so that no sum of distances overflows, and so that the largest
 number if ``beta`` is negative.
 """
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tiling import Tiling, alignment, cdiv, fold_of, power_of_2, readable, strides, tiling_of
-from ..triton_tiles import existing, grouped, launch, locate, offsets
+from ..tiling import Space, Tiling, alignment, cdiv, fold_of, planned, power_of_2, readable, strides, tiling_of
+from ..triton_tiles import Launch, existing, grouped, launch, locate, offsets
 from .scaling import scale_of, sharpness_of
 
 __all__ = ['global_softpool', 'global_softpool_backward']
@@ -132,33 +132,72 @@ def _global_backward_kernel(
     tl.store(dx_ptr + offsets(n, c, p, dx_strides, ALIGN, CHANNELS_INNER), dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def global_softpool(x: Tensor, beta: float, detach_weights: bool) -> tuple[Tensor, Tensor]:
-    """Compute SoftPool of (N, C, *spatial) over the whole plane: (N, C, 1), and two numbers of each plane."""
-    x = readable(x)
+class _Forward(NamedTuple):
+    """What is planned of the forward pass.
+
+    Attributes:
+        y: The output.
+        kept: Two numbers of each plane.
+        parts: The sums of the runs of each plane, if there are several.
+        run: The pass over the input.
+        join: The kernel that joins the sums of the runs.
+    """
+    y: Space
+    kept: Space
+    parts: Space | None
+    run: Launch
+    join: Launch | None
+
+
+@planned
+def _plan_forward(x: Tensor, beta: float) -> _Forward:
     n, channels = x.shape[:2]
-    y = x.new_empty(n, channels, 1)
-    kept = torch.empty(2, n, channels, dtype=torch.float32, device=x.device)
     tiling = tiling_of(x, channels=64)
     runs = min(_MOST_RUNS, cdiv(tiling.blocks[1], _FEWEST_TILES), cdiv(_ENOUGH, max(1, n * tiling.blocks[0])))
     steps = cdiv(tiling.blocks[1], runs)
     runs = cdiv(tiling.blocks[1], steps)
-    parts = torch.empty(n, runs, 3, channels, dtype=torch.float32, device=x.device) if runs > 1 else None
     scaling, align = _scaling(tiling, beta), alignment(tiling, x)
-    launch(
+    run = Launch(
         _global_kernel, n * tiling.blocks[0] * runs,
-        x_ptr=x, y_ptr=y, kept_ptr=kept, parts_ptr=parts, size=tiling.size, blocks=(tiling.blocks[0], runs),
-        x_strides=strides(x), planes=n * channels, ALIGN=align, STEPS_P=steps,
-        FOLD=fold_of(tiling, align, x.element_size()),
-        **scaling, **tiling.constants,
+        size=tiling.size, blocks=(tiling.blocks[0], runs), x_strides=strides(x), planes=n * channels,
+        ALIGN=align, STEPS_P=steps, FOLD=fold_of(tiling, align, x.element_size()), **scaling, **tiling.constants,
     )
-    if parts is not None:
+    parts = join = None
+    if runs > 1:
+        parts = Space.fp32(n, runs, 3, channels)
         block = min(power_of_2(channels), 64)
         blocks = cdiv(channels, block)
-        launch(
+        join = Launch(
             _global_join_kernel, n * blocks,
-            parts_ptr=parts, y_ptr=y, kept_ptr=kept, runs=runs, channels=channels, blocks=blocks, planes=n * channels,
+            runs=runs, channels=channels, blocks=blocks, planes=n * channels,
             BLOCK_C=block, BLOCK_R=power_of_2(runs), **scaling,
         )
+    y = torch.empty(n, channels, 1, dtype=x.dtype, device='meta')
+    return _Forward(Space.of(y), Space.fp32(2, n, channels), parts, run, join)
+
+
+@planned
+def _plan_backward(dy: Tensor, x: Tensor, beta: float, detach_weights: bool) -> tuple[Space, Launch]:
+    dx = torch.empty_like(x, device='meta')
+    tiling = tiling_of(x, channels=64)
+    run = Launch(
+        _global_backward_kernel, tiling.programs,
+        size=tiling.size, blocks=tiling.blocks, dy_strides=dy.stride()[:2], x_strides=strides(x),
+        dx_strides=strides(dx), planes=dy.shape[0] * dy.shape[1], DETACH=detach_weights,
+        ALIGN=alignment(tiling, x, dx), **_scaling(tiling, beta), **tiling.constants,
+    )
+    return Space.of(dx), run
+
+
+def global_softpool(x: Tensor, beta: float, detach_weights: bool) -> tuple[Tensor, Tensor]:
+    """Compute SoftPool of (N, C, *spatial) over the whole plane: (N, C, 1), and two numbers of each plane."""
+    x = readable(x)
+    plan = _plan_forward(x, beta)
+    y, kept = plan.y.allocate(x), plan.kept.allocate(x)
+    parts = None if plan.parts is None else plan.parts.allocate(x)
+    launch(plan.run, x, y, kept, parts)
+    if parts is not None:
+        launch(plan.join, parts, y, kept)
     return y, kept
 
 
@@ -171,14 +210,9 @@ def global_softpool_backward(
 ) -> tuple[Tensor, None, None]:
     """Compute the gradient of the input."""
     x = readable(x)
-    dx = torch.empty_like(x)
-    tiling = tiling_of(x, channels=64)
-    launch(
-        _global_backward_kernel, tiling.programs,
-        dy_ptr=dy, x_ptr=x, kept_ptr=saved[0], dx_ptr=dx, size=tiling.size, blocks=tiling.blocks,
-        dy_strides=dy.stride()[:2], x_strides=strides(x), dx_strides=strides(dx), planes=dy.shape[0] * dy.shape[1],
-        DETACH=detach_weights, ALIGN=alignment(tiling, x, dx), **_scaling(tiling, beta), **tiling.constants,
-    )
+    space, run = _plan_backward(dy, x, beta, detach_weights)
+    dx = space.allocate(x)
+    launch(run, dy, x, saved[0], dx)
     return dx, None, None
 
 
