@@ -107,11 +107,6 @@ class Layout:
         )
 
     @property
-    def padded(self) -> bool:
-        """Whether any window reaches into the padding or beyond the end."""
-        return any(self.window[4])
-
-    @property
     def outside(self) -> tuple[bool, ...]:
         """Whether each element of a window, or each packed pair, may lie in the padding or beyond the end."""
         along = [
