@@ -97,7 +97,10 @@ class _Table(dict):
 
 
 class _ListTable(defaultdict):
-    """A table of lists that asks for what it lacks; ``[]`` gives a new list, to which timm adds what it registers."""
+    """A table of lists that asks for what it lacks.
+
+    Where that is not known either, ``[]`` gives a new list, to which timm adds what it registers.
+    """
 
     def __init__(self, table: dict[str, list[str]], find: Callable[[str], list[str] | None]) -> None:
         super().__init__(list, table)
@@ -116,6 +119,10 @@ class _ListTable(defaultdict):
             return self[name]
         found = self.find(name)
         return default if found is None else found
+
+    def __missing__(self, name: str) -> list[str]:  # what timm before 1.0.31 asks, where later ones use ``get``
+        found = self.find(name)
+        return super().__missing__(name) if found is None else found
 
 
 class _Set(set):
