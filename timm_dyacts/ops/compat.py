@@ -1,0 +1,33 @@
+"""What the oldest supported releases of PyTorch and Triton lack, or have under another name."""
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+__all__ = ['before_loading', 'torch_exports', 'triton_build_errors']
+
+if hasattr(torch.compiler, 'is_exporting'):  # since PyTorch 2.7
+    torch_exports = torch.compiler.is_exporting
+else:
+    def torch_exports() -> bool:
+        """Tell whether ``torch.export`` records. Before PyTorch 2.7 nothing tells it from compilation: never."""
+        return False
+
+
+def before_loading(module: nn.Module, hook: Callable[..., None]) -> None:
+    """Have a module call ``hook(module, state_dict, prefix, ...)`` before it loads a state dict."""
+    if hasattr(module, 'register_load_state_dict_pre_hook'):  # since PyTorch 2.5
+        module.register_load_state_dict_pre_hook(hook)
+    else:
+        module._register_load_state_dict_pre_hook(hook, with_module=True)
+
+
+def triton_build_errors() -> tuple[type[Exception], ...]:
+    """Give what Triton raises, besides a ``RuntimeError``, where it cannot build a kernel. Imports Triton."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime import errors
+
+    found = [CompilationError, errors.OutOfResources]
+    if hasattr(errors, 'PTXASError'):  # since Triton 3.3; before, a RuntimeError
+        found.append(errors.PTXASError)
+    return tuple(found)
