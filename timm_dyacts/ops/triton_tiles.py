@@ -52,7 +52,8 @@ def _is_build_failure(error: Exception) -> bool:
     if type(error) is RuntimeError:
         # No C compiler, no driver, a pass of the compiler that fails; but also, after these words, any error of CUDA.
         message = str(error)
-        return not message.startswith(('Triton Error [', 'CUDA error:')) or any(text in message for text in _NOT_LOADABLE)
+        of_cuda = message.startswith(('Triton Error [', 'CUDA error:'))
+        return not of_cuda or any(text in message for text in _NOT_LOADABLE)
     # Compilers are files, and so is what they write.
     return isinstance(error, (*triton_build_errors(), CalledProcessError, OSError, ImportError))
 
