@@ -4,7 +4,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-__all__ = ['before_loading', 'torch_exports', 'triton_build_errors']
+__all__ = ['as_constants', 'before_loading', 'torch_exports', 'triton_build_errors']
 
 if hasattr(torch.compiler, 'is_exporting'):  # since PyTorch 2.7
     torch_exports = torch.compiler.is_exporting
@@ -12,6 +12,15 @@ else:
     def torch_exports() -> bool:
         """Tell whether ``torch.export`` records. Before PyTorch 2.7 nothing tells it from compilation: never."""
         return False
+
+
+def as_constants(sizes: list[int]) -> list[int]:
+    """Give sizes that ``torch.compile(dynamic=True)`` takes for constants, while it compiles.
+
+    Before PyTorch 2.7 it has symbols for them, even where they are attributes of a module, and cannot slice in steps of
+    a symbol. The length of a range it has to know.
+    """
+    return sizes if hasattr(torch.compiler, 'is_exporting') else [len(range(size)) for size in sizes]
 
 
 def before_loading(module: nn.Module, hook: Callable[..., None]) -> None:
