@@ -137,6 +137,19 @@ def test_supported_versions_are_those_of_the_project(project):
     ) in ' '.join(README.split())
 
 
+def test_the_oldest_releases_are_those_of_the_project(project):
+    """Each constraint is the lower bound of a requirement, but where that has no wheel for some Python."""
+    lines = (ROOT / 'tests' / 'constraints-oldest.txt').read_text().splitlines()
+    oldest = [Requirement(line) for line in lines if not line.startswith('#')]
+    pinned = {r.name: r.specifier for r in oldest if r.marker is None or r.marker.evaluate({'python_version': '3.10'})}
+    required = map(Requirement, project['dependencies'] + project['optional-dependencies']['demo'])
+    floors = {r.name: next(s.version for s in r.specifier if s.operator == '>=') for r in required}
+    assert pinned.keys() == floors.keys()
+    for name, floor in floors.items():
+        [exactly] = pinned[name]
+        assert exactly.operator == '==' and exactly.version in (floor, f'{floor}.0', f'{floor}.1'), name
+
+
 def test_what_is_imported_is_declared(project):
     """Packages that come with another one only as long as that one needs them, too."""
     names = {

@@ -26,7 +26,7 @@ class Without(ModuleType):
 
 @pytest.mark.parametrize('module, package, part, name', [
     ('stage', timm, 'timm.models', 'filter_pretrained_cfg'),
-    ('errors', huggingface_hub, 'huggingface_hub.errors', 'RemoteEntryNotFoundError'),
+    ('errors', huggingface_hub, 'huggingface_hub.errors', 'EntryNotFoundError'),
     ('push', huggingface_hub, 'huggingface_hub.utils', 'validate_repo_id'),
 ])
 def test_an_unknown_version_is_refused(module, package, part, name, monkeypatch):

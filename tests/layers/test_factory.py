@@ -13,6 +13,8 @@ from timm_dyacts.layers import factory
 from timm_dyacts.operators import OPERATORS
 from timm_dyacts.version import SUPPORTED
 
+AA_LOOKUP = '_normalize_aa_layer' if hasattr(blur_pool, '_normalize_aa_layer') else 'create_aa'
+
 ACTIVATIONS = {name: operator for name, operator in OPERATORS.items() if operator.replaces == 'act'}
 
 
@@ -93,12 +95,12 @@ def test_a_misspelt_name_gets_the_known_ones(factory_function):
 
 
 def test_registering_again_changes_nothing(recwarn):
-    tables = create_act._ACT_LAYER_DEFAULT, create_act._ACT_FN_DEFAULT, blur_pool._normalize_aa_layer
+    tables = create_act._ACT_LAYER_DEFAULT, create_act._ACT_FN_DEFAULT, getattr(blur_pool, AA_LOOKUP)
     models = timm.list_models()
     timm_dyacts.register()
     timm_dyacts.register()
     importlib.reload(timm_dyacts)
-    assert tables == (create_act._ACT_LAYER_DEFAULT, create_act._ACT_FN_DEFAULT, blur_pool._normalize_aa_layer)
+    assert tables == (create_act._ACT_LAYER_DEFAULT, create_act._ACT_FN_DEFAULT, getattr(blur_pool, AA_LOOKUP))
     assert create_act._ACT_LAYER_DEFAULT is tables[0]
     assert timm.list_models() == models
     assert not recwarn.list
@@ -134,7 +136,7 @@ def test_tables_of_a_timm_that_nobody_has_added_to(monkeypatch):
 
 
 @pytest.mark.parametrize('module, name', [
-    (create_act, '_ACT_LAYER_DEFAULT'), (create_act, '_ACT_FN_DEFAULT'), (blur_pool, '_normalize_aa_layer'),
+    (create_act, '_ACT_LAYER_DEFAULT'), (create_act, '_ACT_FN_DEFAULT'), (blur_pool, AA_LOOKUP),
 ])
 @pytest.mark.parametrize('replacement', [None, {}, lambda aa_layer, more: aa_layer], ids=['nothing', 'empty', 'other'])
 def test_an_unknown_timm_is_refused(module, name, replacement, monkeypatch):

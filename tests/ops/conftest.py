@@ -23,6 +23,10 @@ def triton_kernels(monkeypatch):
         if not interpreter_loops():
             pytest.skip('the interpreter of this Triton cannot loop with this NumPy')
         backend, = (backend for backend in backends.BACKENDS if backend.name == 'triton')
+        try:
+            backend.require()
+        except backends.TooOld as e:
+            pytest.skip(str(e))
         monkeypatch.setattr(backends, 'BACKENDS', (dataclasses.replace(backend, device_type='cpu'),))
     monkeypatch.setattr(backends, '_unusable', set())
 

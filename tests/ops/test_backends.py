@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.autograd import forward_ad
@@ -97,6 +98,14 @@ class TestChoice:
         assert backends.describe_backends()['cpu'] == 'works'
         monkeypatch.setitem(sys.modules, 'triton', None)
         assert backends.describe_backends()['triton'].startswith('triton cannot be imported: ')
+
+
+    def test_a_package_that_is_too_old(self):
+        backend = dataclasses.replace(backends.BACKENDS[-1], requires='timm', least='99')
+        with pytest.raises(backends.TooOld, match=f'back end triton needs timm>=99, got {timm.__version__}') as caught:
+            backend.require()
+        assert backend.why_not() == str(caught.value)
+        assert backend.is_missing(caught.value), 'others take over'
 
 
 class TestFindKernel:

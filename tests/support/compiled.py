@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -112,8 +113,8 @@ def _describe(compiled: Any, steps: list[int], disassemble: bool) -> Compiled:
 
 
 def _cuobjdump(option: str, path: str) -> str:
-    tool = triton.knobs.nvidia.cuobjdump.path
-    return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
+    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
+    return subprocess.run([str(tool), option, path], check=True, capture_output=True, text=True).stdout
 
 
 def _widths(ptx: str, instruction: str) -> dict[int, int]:

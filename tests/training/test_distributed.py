@@ -13,12 +13,12 @@ import torch
 import torch.multiprocessing as mp
 from support.photos import write_photos
 from support.small_run import train_with
-from timm.task import ClassificationTask
 from torch import nn
 
 import timm_dyacts  # noqa: F401
 from timm_dyacts.evaluation import evaluate
 from timm_dyacts.training import train_one_epoch
+from timm_dyacts.training.task import classification_task
 from timm_dyacts.world import StopSignal, World
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def _check_accumulation(rank, store):
     world = _join(rank, store)
     torch.manual_seed(rank)  # DDP takes the weights of the first process
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    task = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False).prepare_distributed()
+    task = classification_task(model, nn.CrossEntropyLoss()).prepare_distributed()
     syncs = []
     task.trainable_module.register_comm_hook(None, lambda _, bucket: _average(bucket, syncs))
     generator = torch.Generator().manual_seed(0)
@@ -156,7 +156,7 @@ def _check_accumulation(rank, store):
     torch.manual_seed(0)
     alone = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
-    task = ClassificationTask(alone, nn.CrossEntropyLoss(), verbose=False)
+    task = classification_task(alone, nn.CrossEntropyLoss())
     data = list(zip(images.movedim(0, 1).flatten(1, 2), labels.movedim(0, 1).flatten(1, 2), strict=True))
     expected = train_one_epoch(task, data, optimizer, 0, grad_accum_steps=4)
     torch.testing.assert_close(model[1].weight, alone[1].weight)

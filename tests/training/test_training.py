@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.small_run import train_small
 from timm.scheduler import CosineLRScheduler
-from timm.task import ClassificationTask
 from torch import nn
 
 import timm_dyacts  # noqa: F401
@@ -21,6 +20,7 @@ from timm_dyacts.device import resolve_device
 from timm_dyacts.evaluation import evaluate, plot_curves
 from timm_dyacts.loading import resolve_model_name
 from timm_dyacts.training import NonFiniteLossError, save_checkpoint, set_pretrained_cfg, train_one_epoch
+from timm_dyacts.training.task import classification_task
 
 COLORS = dict(blue=(30, 30, 200), green=(30, 200, 30), red=(200, 30, 30))
 
@@ -77,7 +77,7 @@ def test_train_one_epoch_is_plain_training():
     ours, by_hand = small_net(), small_net()
 
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9)
-    metrics = train_one_epoch(ClassificationTask(ours, nn.CrossEntropyLoss(), verbose=False), data, optimizer, epoch=0)
+    metrics = train_one_epoch(classification_task(ours, nn.CrossEntropyLoss()), data, optimizer, epoch=0)
 
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9)
     losses = []
@@ -99,7 +99,7 @@ def test_train_loss_weighs_every_sample_once(log_interval):
     model = small_net()
     expected = sum(F.cross_entropy(model(x), y, reduction='sum').item() for x, y in data) / 18
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    task = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    task = classification_task(model, nn.CrossEntropyLoss())
     assert train_one_epoch(task, data, optimizer, 0, log_interval=log_interval)['loss'] == pytest.approx(expected)
 
 
@@ -107,7 +107,7 @@ def test_schedule_counts_updates_over_epochs():
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scheduler = CosineLRScheduler(optimizer, t_initial=10, t_in_epochs=False)
-    task = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    task = classification_task(model, nn.CrossEntropyLoss())
     for epoch, updates in enumerate((5, 10)):
         train_one_epoch(task, batches(5), optimizer, epoch, scheduler=scheduler)
         assert optimizer.param_groups[0]['lr'] == pytest.approx((1 + math.cos(math.pi * updates / 10)) / 2)
@@ -117,7 +117,7 @@ def test_clip_grad_bounds_the_update():
     model = small_net()
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    task = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    task = classification_task(model, nn.CrossEntropyLoss())
     train_one_epoch(task, batches(1), optimizer, 0, clip_grad=1e-2)
     update = torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), before, strict=True)])
     assert update.norm().item() == pytest.approx(1e-2, rel=1e-3)
@@ -130,7 +130,7 @@ def test_non_finite_loss_names_epoch_and_step(value, log_interval):
     data[5][0][0, 0, 0, 0] = value
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    task = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    task = classification_task(model, nn.CrossEntropyLoss())
     with pytest.raises(NonFiniteLossError, match=r'The training loss is (nan|inf) at epoch 3, step 5\.'):
         train_one_epoch(task, data, optimizer, epoch=3, log_interval=log_interval)
 

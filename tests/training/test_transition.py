@@ -13,8 +13,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from support.photos import write_photos
 from support.small_run import assert_same_end, config_of, train_small, train_with
-from timm.models import save_for_hf
-from timm.task import ClassificationTask
+from timm.models._hub import save_for_hf
 from torch import nn
 
 from timm_dyacts import finish_transition, get_transition, hub, set_transition
@@ -25,6 +24,7 @@ from timm_dyacts.evaluation.curves import plot_curves
 from timm_dyacts.hub.errors import HubError
 from timm_dyacts.training import TrainingInterrupted
 from timm_dyacts.training.log import best_row
+from timm_dyacts.training.task import classification_task
 from timm_dyacts.training.transition import move_transition, t_of_update
 
 MODEL = 'mobilenetv3_small_050_dyrelu_b'
@@ -228,7 +228,7 @@ def _step_by_step(rank, store, results):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.PReLU(4), nn.Flatten(), nn.Linear(16, 3))
     convert(model, act='dyrelu_b', transition=True, input_size=(3, 2, 2))
-    task = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    task = classification_task(model, nn.CrossEntropyLoss())
 
     class Setup:
         world = type('World', (), dict(size=2, device=torch.device('cpu')))

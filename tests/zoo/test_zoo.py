@@ -9,7 +9,8 @@ import timm
 import torch
 from support.loopback_hub import LoopbackHub, run_python
 from support.trained_like import max_diff, output, probe, trained_like, trained_like_
-from timm.models import get_pretrained_cfg, is_model_in_modules, save_for_hf
+from timm.models import get_pretrained_cfg, is_model_in_modules
+from timm.models._hub import save_for_hf
 from torch import nn
 
 from timm_dyacts import BipolarMaxPool2d, BReLU, DyReLUB, PretrainedWeightsError, SoftPool2d, zoo

@@ -1,5 +1,6 @@
 """Where in the code of a model something is called: in which method, of which module, by which call expression."""
 import ast
+import dis
 import inspect
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,11 @@ _COMPREHENSIONS = ('<listcomp>', '<setcomp>', '<dictcomp>', '<genexpr>')
 _LOOPS = (
     ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda,
     ast.FunctionDef, ast.AsyncFunctionDef)
+
+# What is compiled to code of its own
+_OTHER_CODE = (
+    ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef,
+    ast.ClassDef)
 
 
 @dataclass(eq=False)
@@ -143,12 +149,48 @@ def _find_call(tree: ast.FunctionDef, code: CodeType, at: int, line: int) -> ast
     """Find the call expression of an instruction."""
     ends = _ends(code)
     end = ends[at // 2] if ends else (None, None)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     if None in end:  # Python 3.10, or one that was started without positions: the line has to do
-        calls = [call for call in calls if call.lineno <= line <= call.end_lineno]
-    else:
-        calls = [call for call in calls if (call.end_lineno, call.end_col_offset) == end]
+        return _find_call_by_line(tree, code, at, line)
+    calls = [
+        node for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and (node.end_lineno, node.end_col_offset) == end]
     return calls[0] if len(calls) == 1 else None
+
+
+def _find_call_by_line(tree: ast.FunctionDef, code: CodeType, at: int, line: int) -> ast.Call | None:
+    """Find the call expression of an instruction by its line and, if that has several, by their order."""
+    over = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.lineno <= line <= node.end_lineno]
+    if len(over) == 1:
+        return over[0]
+    # Calls and instructions come in the same order, unless something is compiled twice or calls without saying so: a
+    # context manager, a comprehension. There are then more instructions than calls.
+    calls = [call for call in _in_order(tree) if call.lineno == line]
+    places = _calls_on(code, line)
+    nested = any(isinstance(node, _OTHER_CODE) and node.lineno <= line <= node.end_lineno
+                 for node in ast.walk(tree) if node is not tree)
+    if nested or code.co_name != tree.name or len(calls) != len(places) or at not in places:
+        return None
+    return calls[places.index(at)]
+
+
+def _in_order(node: ast.AST) -> Iterator[ast.Call]:
+    """Give the call expressions of a method in the order in which they are compiled."""
+    first = [node.value] if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value else []
+    for child in [*first, *(child for child in ast.iter_child_nodes(node) if child not in first)]:
+        yield from _in_order(child)
+    if isinstance(node, ast.Call):
+        yield node
+
+
+@lru_cache(maxsize=1024)
+def _calls_on(code: CodeType, line: int) -> list[int]:
+    """Give the indices of the instructions on a line that call something."""
+    found, current = [], None
+    for instruction in dis.get_instructions(code):
+        current = instruction.starts_line or current
+        if current == line and instruction.opname.startswith('CALL_'):
+            found.append(instruction.offset)
+    return found
 
 
 @lru_cache(maxsize=1024)

@@ -3,22 +3,44 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
-import timm
 import torch
-from timm.task import ClassificationEvaluator
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..data.resumable import without_worker_trace
 from ..modes import evaluating
-from ..version import unsupported
 from ..world import World
 
 __all__ = ['evaluate']
 
 _ONE_PROCESS = World(torch.device('cpu'))
 
-if not {'loss_sum', 'counts'} <= vars(ClassificationEvaluator()).keys():
-    raise unsupported('timm', timm.__version__, 'the sums of timm.task.ClassificationEvaluator')
+
+class _Sums:
+    """Sums over samples, kept on a device: loss, number of samples, and of those whose label is among the top 1 and 5.
+
+    Samples are counted as integers, the loss is summed in double precision where the device has it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float32 if device.type == 'mps' else torch.float64, device=device)
+        self.counts = torch.zeros(3, dtype=torch.int64, device=device)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f'model and loader must give logits (N, num_classes) and labels (N,), got the shapes '
+                f'{tuple(logits.shape)} and {tuple(labels.shape)}.')
+        logits = logits.float()
+        self.loss += F.cross_entropy(logits, labels).to(self.loss.dtype) * len(logits)
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        self.counts[0] += len(logits)
+        self.counts[1] += hits[:, 0].sum()
+        self.counts[2] += hits.any(1).sum()
+
+    def tensor(self) -> Tensor:
+        """Give all of them, on the CPU."""
+        return torch.cat([self.loss.cpu().double()[None], self.counts.cpu().double()])
 
 
 @torch.inference_mode()
@@ -47,24 +69,22 @@ def evaluate(
     Raises:
         ValueError: There is no sample.
     """
-    evaluator = None
+    sums = None
     with evaluating(model):
         for images, labels in without_worker_trace(loader):
             if len(images) == 0:
                 continue
-            if evaluator is None:
-                evaluator = ClassificationEvaluator(images.device)
+            if sums is None:
+                sums = _Sums(images.device)
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with autocast():
                 logits = model(images)
-            evaluator.update(logits, labels)
+            sums.update(logits, labels)
             if after_batch is not None:
                 after_batch()
-    sums = torch.zeros(4, dtype=torch.float64)
-    if evaluator is not None:
-        sums = torch.cat([evaluator.loss_sum.double()[None], evaluator.counts.double()]).cpu()
-    loss, count, top1, top5 = world.sum(sums).tolist()
+    local = torch.zeros(4, dtype=torch.float64) if sums is None else sums.tensor()
+    loss, count, top1, top5 = world.sum(local).tolist()
     if count == 0:
         raise ValueError('loader must hold at least one batch, got none.')
     return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)

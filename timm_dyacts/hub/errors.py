@@ -9,11 +9,11 @@ from ..version import unsupported
 
 try:
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
-        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -67,7 +67,7 @@ def explained(what: str, repo_id: str, token: str | None, missing: str = '') -> 
         message = f'{what}: {type(shown).__name__}: {summarize(shown)}\n{_remedy(e, repo_id, missing)}'
         for secret in {token, get_token()} - {None}:
             message = message.replace(secret, '<token>')
-        error = (MissingFileError if isinstance(e, RemoteEntryNotFoundError) else HubError)(message)
+        error = (MissingFileError if _lacks_file(e) else HubError)(message)
     else:
         return
     raise error from None  # the cause quotes the server too
@@ -87,7 +87,7 @@ def _remedy(error: Exception, repo_id: str, missing: str) -> str:
         return f'Ask for access at {page} and log in as the one who has it: hf auth login, or HF_TOKEN.'
     if is_a(RevisionNotFoundError):
         return f'Give a branch, tag or commit that {page} lists.'
-    if is_a(RemoteEntryNotFoundError):
+    if any(_lacks_file(e) for e in causes):
         return missing
     if is_a(RepositoryNotFoundError):
         return (
@@ -110,6 +110,11 @@ def _remedy(error: Exception, repo_id: str, missing: str) -> str:
     return (
         'If there is no network, or it broke off, do it again later. To use a mirror of the Hub, set the environment '
         'variable HF_ENDPOINT to its address.')
+
+
+def _lacks_file(error: BaseException) -> bool:
+    """Whether the Hub said that the repo does not have the file, as opposed to the cache, while the Hub is away."""
+    return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..ops.compat import before_loading
 from .dyrelu import DyReLU
 
 __all__ = ['ByWidth', 'InTurn', 'accept_old_entries', 'log_completed', 'places_left_plain', 'update_entries']
@@ -149,7 +150,7 @@ def _operators_in(module: nn.Module) -> list[DyReLU]:
 
 def accept_old_entries(model: nn.Module) -> None:
     """Make a model load state dicts of version 0.1, also with ``strict=True``."""
-    model.register_load_state_dict_pre_hook(_update_before_loading)
+    before_loading(model, _update_before_loading)
 
 
 def _update_before_loading(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

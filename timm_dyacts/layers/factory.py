@@ -11,6 +11,7 @@ After ``register(...)`` these work everywhere in timm::
 """
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,12 @@ from ..version import unsupported
 from .softpool import SoftPool2d
 
 __all__ = ['UnknownActivation', 'register']
+
+# What looks up the names of anti-aliasing layers, and its parameters: since timm 1.0.21, and before
+_AA_LOOKUPS = dict(
+    _normalize_aa_layer=['aa_layer'],
+    create_aa=['aa_layer', 'channels', 'stride', 'enable', 'noop'],
+)
 
 
 class UnknownActivation(KeyError):
@@ -53,15 +60,14 @@ def register(activations: Mapping[str, type[nn.Module]], functions: Mapping[str,
     _check_timm()
     create_act._ACT_LAYER_DEFAULT = _extended(create_act._ACT_LAYER_DEFAULT, activations)
     create_act._ACT_FN_DEFAULT = _extended(create_act._ACT_FN_DEFAULT, functions)
-    if not hasattr(blur_pool._normalize_aa_layer, 'timm_dyacts'):
-        blur_pool._normalize_aa_layer = _with_softpool(blur_pool._normalize_aa_layer)
+    _add_softpool()
 
 
 def _check_timm() -> None:
     tables = [getattr(create_act, name, None) for name in ('_ACT_LAYER_DEFAULT', '_ACT_FN_DEFAULT')]
     known = all(isinstance(table, dict) and 'relu' in table for table in tables)
-    normalize = getattr(blur_pool, '_normalize_aa_layer', None)
-    if not known or not callable(normalize) or len(inspect.signature(normalize).parameters) != 1:
+    lookup = getattr(blur_pool, _aa_lookup(), None)
+    if not known or not callable(lookup) or list(inspect.signature(lookup).parameters) != _AA_LOOKUPS[_aa_lookup()]:
         raise unsupported('timm', timm.__version__, 'the tables of activations and of anti-aliasing layers')
 
 
@@ -73,18 +79,34 @@ def _extended(table: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, An
     return table
 
 
-def _with_softpool(normalize: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    @functools.wraps(normalize)
-    def normalize_aa_layer(aa_layer: Any) -> Any:
-        if isinstance(aa_layer, str):
-            if aa_layer.lower().replace('_', '') in ('softpool', 'softpool2d'):
-                # It then has as many outputs as the strided convolution in whose place it is, for odd sizes too.
-                return functools.partial(SoftPool2d, ceil_mode=True)
-            try:
-                return normalize(aa_layer)
-            except AssertionError as e:
-                raise AssertionError(f"{e} Known: 'avg', 'blur', 'blurpc', 'softpool'.") from None
-        return normalize(aa_layer)
+def _aa_lookup() -> str:
+    """The function of timm that knows what the names of anti-aliasing layers stand for."""
+    return next((name for name in _AA_LOOKUPS if hasattr(blur_pool, name)), 'create_aa')
 
-    normalize_aa_layer.timm_dyacts = True
-    return normalize_aa_layer
+
+def _add_softpool() -> None:
+    name = _aa_lookup()
+    before = getattr(blur_pool, name)
+    if hasattr(before, 'timm_dyacts'):
+        return
+    after = _with_softpool(before)
+    for module in [m for key, m in sys.modules.items() if key.startswith('timm.')]:
+        if vars(module).get(name) is before:  # timm's modules have imported ``create_aa`` by name
+            setattr(module, name, after)
+
+
+def _with_softpool(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(lookup)
+    def with_softpool(aa_layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(aa_layer, str) and aa_layer.lower().replace('_', '') in ('softpool', 'softpool2d'):
+            # It then has as many outputs as the strided convolution in whose place it is, for odd sizes too.
+            aa_layer = functools.partial(SoftPool2d, ceil_mode=True)
+        try:
+            return lookup(aa_layer, *args, **kwargs)
+        except AssertionError as e:
+            if not isinstance(aa_layer, str):
+                raise
+            raise AssertionError(f"{e} Known: 'avg', 'blur', 'blurpc', 'softpool'.") from None
+
+    with_softpool.timm_dyacts = True
+    return with_softpool

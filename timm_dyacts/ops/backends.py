@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -55,6 +56,7 @@ __all__ = [
     'Kernel',
     'KernelBuildError',
     'NotBuilt',
+    'TooOld',
     'backend_in_use',
     'current_backend',
     'describe_backends',
@@ -71,6 +73,10 @@ class NotBuilt(ImportError):
     """Raised where a back end is not there, and nothing went wrong: it is an optional one, and none is missed."""
 
 
+class TooOld(ImportError):
+    """Raised where the package that a back end requires is there, and too old."""
+
+
 class KernelBuildError(RuntimeError):
     """Raised for a kernel that cannot be compiled on this machine. Its cause is what the compiler raised."""
 
@@ -84,6 +90,7 @@ class Backend:
         device_type: The device type that it computes on.
         dtypes: The dtypes that its kernels take, None for all.
         requires: The package, or module, that its modules import, None if torch is enough.
+        least: The oldest version of this package that will do, None for any.
         interpreter: The environment variable that, set to ``1``, has the kernels run on CPU tensors too, provided that
             the back end is chosen by name. For tests.
     """
@@ -91,6 +98,7 @@ class Backend:
     device_type: str
     dtypes: frozenset[torch.dtype] | None = None
     requires: str | None = None
+    least: str | None = None
     interpreter: str | None = None
 
     def takes(self, device_type: str) -> bool:
@@ -103,7 +111,7 @@ class Backend:
         """Give the reason why it does not work on this machine, None if it works."""
         try:
             self.require()
-        except NotBuilt as e:
+        except (NotBuilt, TooOld) as e:
             return str(e)
         except ImportError as e:
             return f'{self.requires} cannot be imported: {e}'
@@ -119,11 +127,15 @@ class Backend:
         """
         if self.requires is not None:
             try:
-                importlib.import_module(self.requires)
+                package = importlib.import_module(self.requires)
             except NotBuilt:
                 raise
             except ImportError as e:
                 raise ImportError(str(e), name=self.requires) from e
+            if self.least is not None and Version(package.__version__) < Version(self.least):
+                raise TooOld(
+                    f'the back end {self.name} needs {self.requires}>={self.least}, got {package.__version__}',
+                    name=self.requires)
 
     def is_missing(self, error: ImportError) -> bool:
         """Tell whether an import failed in the package that it requires, not in one of our own modules."""
@@ -136,7 +148,8 @@ BACKENDS = (
         f'{__package__}.native_library'),
     Backend('cpu', 'cpu'),
     Backend(
-        'triton', 'cuda', frozenset({torch.float32, torch.float16, torch.bfloat16}), 'triton', 'TRITON_INTERPRET'),
+        'triton', 'cuda', frozenset({torch.float32, torch.float16, torch.bfloat16}), 'triton', '3.6',
+        'TRITON_INTERPRET'),  # before, SoftPool's do not compile; before 3.3, none does
 )
 CHOICES = ('auto', 'reference', *(backend.name for backend in BACKENDS))
 

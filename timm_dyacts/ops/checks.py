@@ -85,6 +85,15 @@ def check_channels(x: Tensor, channels: int) -> None:
         raise ValueError(f'x must have {channels} channels (dimension 1), got {x.shape[1]} (shape {tuple(x.shape)})')
 
 
+def _expand(name: str, value: int | Sequence[int], minimum: int, rank: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
+    if len(values) != rank:
+        raise ValueError(f'{name} must be an int or {rank} ints, got {value!r}')
+    for v in values:
+        check_int(name, v, minimum)
+    return values
+
+
 def expand_window(
         rank: int,
         kernel_size: int | Sequence[int],
@@ -93,19 +102,10 @@ def expand_window(
         dilation: int | Sequence[int],
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Check the arguments of a pooling window, and expand each to one int per spatial dimension."""
-
-    def expand(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, ...]:
-        values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
-        if len(values) != rank:
-            raise ValueError(f'{name} must be an int or {rank} ints, got {value!r}')
-        for v in values:
-            check_int(name, v, minimum)
-        return values
-
-    kernel_size = expand('kernel_size', kernel_size, 1)
-    stride = kernel_size if stride is None else expand('stride', stride, 1)
-    padding = expand('padding', padding, 0)
-    dilation = expand('dilation', dilation, 1)
+    kernel_size = _expand('kernel_size', kernel_size, 1, rank)
+    stride = kernel_size if stride is None else _expand('stride', stride, 1, rank)
+    padding = _expand('padding', padding, 0, rank)
+    dilation = _expand('dilation', dilation, 1, rank)
     if any(p > k // 2 for k, p in zip(kernel_size, padding, strict=True)):
         raise ValueError(
             f'padding must be at most half of the kernel, got padding={padding} for kernel_size={kernel_size}'

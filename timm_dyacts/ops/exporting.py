@@ -1,14 +1,16 @@
 """Whether a program is being exported, and which one: what runs it may want another form than eager mode does."""
 import torch
 
+from .compat import torch_exports
+
 __all__ = ['is_exporting', 'is_exporting_onnx']
 
 
 def is_exporting() -> bool:
     """Tell whether ``torch.export`` or an exporter of ONNX records: the program is for inference elsewhere."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+    return torch_exports() or torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def is_exporting_onnx() -> bool:
     """Tell whether ``torch.onnx.export`` records by way of ``torch.export``."""
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return torch_exports() and torch.onnx.is_in_onnx_export()

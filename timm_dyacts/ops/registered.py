@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import backends
+from .compat import TELLS_EXPORTS, torch_exports
 
 __all__ = ['is_registered_for', 'register']
 
@@ -38,8 +39,10 @@ def register(
         setup_context: What keeps for ``gradient`` what that needs.
 
     Returns:
-        The operator.
+        The operator. Before PyTorch 2.7, the kernel: no program that is exported may have such operators in it.
     """
+    if not TELLS_EXPORTS:
+        return kernel
     name = signature[:signature.index('(')]
     qualified = f'{_NAMESPACE}::{name}'
     tags = torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag
@@ -62,7 +65,7 @@ def is_registered_for(*operands: Any) -> bool:
     It has on CPUs where they work, in the dtypes that they take, but for programs to be exported, and but for the
     transforms of ``torch.func``: some of them know no registered operators, and ``jvp`` gives zeros for those.
     """
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not TELLS_EXPORTS or not torch.compiler.is_compiling() or torch_exports():
         return False
     tensors = [t for t in operands if isinstance(t, Tensor)]
     return (

@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.compiler import CompiledKernel
-from triton.compiler.errors import CompilationError
-from triton.runtime.errors import OutOfResources, PTXASError
 
 from .backends import KernelBuildError
+from .compat import triton_build_errors
 
 __all__ = ['Launch', 'aligned', 'existing', 'expm1', 'grouped', 'launch', 'locate', 'offsets']
 
@@ -94,10 +93,10 @@ def _is_build_failure(error: Exception) -> bool:
     if type(error) is RuntimeError:
         # No C compiler, no driver, a pass of the compiler that fails; but also, after these words, any error of CUDA.
         message = str(error)
-        return not message.startswith('Triton Error [') or any(text in message for text in _NOT_LOADABLE)
+        of_cuda = message.startswith(('Triton Error [', 'CUDA error:'))
+        return not of_cuda or any(text in message for text in _NOT_LOADABLE)
     # Compilers are files, and so is what they write.
-    return isinstance(
-        error, (CompilationError, OutOfResources, PTXASError, CalledProcessError, OSError, ImportError))
+    return isinstance(error, (*triton_build_errors(), CalledProcessError, OSError, ImportError))
 
 
 @triton.jit

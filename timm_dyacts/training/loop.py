@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from ..world import World
 from .nonfinite import NonFiniteLossError, find_nonfinite
 from .state import EpochMeter
+from .task import Task
 
 __all__ = ['train_one_epoch']
 
@@ -21,7 +21,7 @@ _ONE_PROCESS = World(torch.device('cpu'))
 
 
 def train_one_epoch(
-        task: TrainingTask,
+        task: Task,
         loader: Iterable,
         optimizer: torch.optim.Optimizer,
         epoch: int,
@@ -175,7 +175,7 @@ def _backward(
         loss_scaler: NativeScaler | None,
         clip_grad: float | None,
         clip_mode: str,
-        task: TrainingTask,
+        task: Task,
         update: bool,
 ) -> None:
     """Add the gradients of a loss, and update the parameters with them if it is time."""

@@ -12,7 +12,6 @@ from timm.layers import convert_sync_batchnorm
 from timm.models import load_checkpoint
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.scheduler.scheduler import Scheduler
-from timm.task import TrainingTask
 from timm.utils import NativeScaler, random_seed
 from torch import nn
 from torch.utils.data import Dataset
@@ -36,7 +35,7 @@ from ..world import World
 from .checkpoint import dataset_title, describe_start, set_pretrained_cfg
 from .config import TrainConfig
 from .finetune import build_optimizer
-from .task import build_task
+from .task import Task, build_task
 from .transition import check_transition, create_arguments
 
 __all__ = ['Datasets', 'Setup', 'build_datasets', 'build_setup', 'build_validation_loader']
@@ -93,7 +92,7 @@ class Setup:
     held_out_loader: Any
     model: nn.Module
     start: Start
-    task: TrainingTask
+    task: Task
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     num_epochs: int

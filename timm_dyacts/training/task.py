@@ -1,30 +1,36 @@
 """Loss and task of a training run, from timm's parts."""
+from typing import TypeAlias
+
 import timm
 import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 from ..loading import resolve_model_name
-from ..version import unsupported
+from ..version import needs
 from .config import TrainConfig
+from .plain_task import PlainTask
 
-__all__ = ['build_criterion', 'build_task']
+__all__ = ['Task', 'build_criterion', 'build_task', 'classification_task']
 
 # Tasks are young in timm: what a run asks of them
 _METHODS = (
     'compile',
     'get_clip_parameters',
-    'get_eval_model',
     'get_trainable_module',
     'no_sync',
     'prepare_distributed',
     'setup_ema',
     'update_ema',
 )
-for _name in _METHODS:
-    if not hasattr(TrainingTask, _name):
-        raise unsupported('timm', timm.__version__, f'timm.task.TrainingTask.{_name}')
+try:
+    from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
+except ImportError:
+    _TIMM_HAS_TASKS = False
+else:
+    _TIMM_HAS_TASKS = all(hasattr(TrainingTask, name) for name in _METHODS)  # since timm 1.0.27
+
+Task: TypeAlias = 'TrainingTask | PlainTask'
 
 
 def build_criterion(config: TrainConfig) -> nn.Module:
@@ -36,7 +42,14 @@ def build_criterion(config: TrainConfig) -> nn.Module:
     return nn.CrossEntropyLoss()
 
 
-def build_task(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingTask:
+def classification_task(model: nn.Module, criterion: nn.Module, device: torch.device | None = None) -> Task:
+    """Create the task of a model, on its device, with a loss: timm's where timm has one."""
+    if _TIMM_HAS_TASKS:
+        return ClassificationTask(model, criterion, device=device, verbose=False)
+    return PlainTask(model, criterion.to(device))
+
+
+def build_task(config: TrainConfig, model: nn.Module, device: torch.device) -> Task:
     """Create the training task: classification, or distillation where there is a teacher.
 
     Args:
@@ -46,10 +59,13 @@ def build_task(config: TrainConfig, model: nn.Module, device: torch.device) -> T
 
     Raises:
         ValueError: The teacher does not fit the model, or there is no such one.
+        ImportError: There is to be a teacher, and timm is too old for it.
     """
     criterion = build_criterion(config)
     if config.kd_model is None:
-        return ClassificationTask(model, criterion, device=device, verbose=False)
+        return classification_task(model, criterion, device)
+    if not _TIMM_HAS_TASKS:
+        raise needs('--kd-model', 'timm', '1.0.27', timm.__version__)
     teacher = timm.create_model(resolve_model_name(config.kd_model, '--kd-model'), pretrained=True)
     if (teacher.num_classes, teacher.in_chans) != (config.num_classes, config.in_chans):
         raise ValueError(

@@ -97,7 +97,10 @@ class _Table(dict):
 
 
 class _ListTable(defaultdict):
-    """A table of lists that asks for what it lacks; ``[]`` gives a new list, to which timm adds what it registers."""
+    """A table of lists that asks for what it lacks.
+
+    Where that is not known either, ``[]`` gives a new list, to which timm adds what it registers.
+    """
 
     def __init__(self, table: dict[str, list[str]], find: Callable[[str], list[str] | None]) -> None:
         super().__init__(list, table)
@@ -116,6 +119,10 @@ class _ListTable(defaultdict):
             return self[name]
         found = self.find(name)
         return default if found is None else found
+
+    def __missing__(self, name: str) -> list[str]:  # what timm before 1.0.31 asks, where later ones use ``get``
+        found = self.find(name)
+        return super().__missing__(name) if found is None else found
 
 
 class _Set(set):
@@ -235,11 +242,21 @@ def suggest_names(suggest: Callable[[str], str]) -> None:
     Args:
         suggest: Gives what to add to the message for a name, with a space in front, or an empty text.
     """
-    resolve = getattr(_factory, '_resolve_model_source', None)
-    if not callable(resolve) or hasattr(resolve, 'timm_dyacts'):
-        return
+    if hasattr(_factory, '_resolve_model_source'):
+        _replace_in_factory('_resolve_model_source', lambda resolve: _with_suggestions(resolve, suggest))
+    else:  # timm before 1.0.31: ``create_model`` raises it itself, if ``is_model`` says no
+        _replace_in_factory('is_model', lambda known: _known_or_suggest(known, suggest))
 
-    @functools.wraps(resolve)
+
+def _replace_in_factory(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    function = getattr(_factory, name, None)
+    if callable(function) and not hasattr(function, 'timm_dyacts'):
+        wrapped = functools.wraps(function)(wrap(function))
+        wrapped.timm_dyacts = True
+        setattr(_factory, name, wrapped)
+
+
+def _with_suggestions(resolve: Callable[..., Any], suggest: Callable[[str], str]) -> Callable[..., Any]:
     def resolve_model_source(*args: Any, **kwargs: Any) -> Any:
         try:
             return resolve(*args, **kwargs)
@@ -250,5 +267,14 @@ def suggest_names(suggest: Callable[[str], str]) -> None:
                 raise
             raise RuntimeError(f'{e}.{more}') from None
 
-    resolve_model_source.timm_dyacts = True
-    _factory._resolve_model_source = resolve_model_source
+    return resolve_model_source
+
+
+def _known_or_suggest(known: Callable[[str], bool], suggest: Callable[[str], str]) -> Callable[[str], bool]:
+    def is_model(name: str) -> bool:
+        more = '' if known(name) else suggest(name)
+        if more:
+            raise RuntimeError(f'Unknown model ({name}).{more}')
+        return known(name)
+
+    return is_model

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import backends
 from ..checks import check_finite, check_input, check_window_fits, expand_window
+from ..compat import as_constants
 from ..exporting import is_exporting_onnx
 from ..pooling.window import Window
 from ..registered import is_registered_for
@@ -92,6 +93,9 @@ def softpool(
             else:
                 y = backends.run_kernel(kernel, batch_reference, *args)
             return y if batch is x else y.squeeze(0)
+        if torch.compiler.is_compiling():
+            kernel_size, stride = as_constants(kernel_size), as_constants(stride)
+            padding, dilation = as_constants(padding), as_constants(dilation)
         if is_exporting_onnx() and can_export(x, kernel_size, beta):
             return softpool_exported(x, kernel_size, stride, padding, dilation, ceil_mode, beta)
         if is_registered_for(x):
