@@ -3,7 +3,7 @@ __all__ = ['SUPPORTED', '__version__', 'needs', 'unsupported']
 
 __version__ = '0.1.0'
 
-SUPPORTED = dict(torch='>=2.4', timm='>=1.0.12,<2', huggingface_hub='>=0.25')
+SUPPORTED = dict(torch='>=2.4', timm='>=1.0.16,<2', huggingface_hub='>=0.25')
 
 
 def unsupported(package: str, installed: str, what: str) -> ImportError:

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from support.trained_like import max_diff, output, probe, trained_like
-from timm.models._hub import save_for_hf
+from timm.models import save_for_hf
 
 from timm_dyacts import BReLU, DyReLUB, SoftPool2d, finish_transition, get_transition, hub, set_transition, zoo
 from timm_dyacts.cli import main as timm_dyacts

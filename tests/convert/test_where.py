@@ -3,7 +3,7 @@ import pytest
 import timm
 import torch
 from support.trained_like import max_diff, output, probe, trained_like
-from timm.models._hub import save_for_hf
+from timm.models import save_for_hf
 from torch import nn
 
 from timm_dyacts import ConversionError, DyReLU, DyReLUB, convert

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import yaml
-from timm.models._hub import save_for_hf
+from timm.models import save_for_hf
 from torch import nn
 
 RESULTS = dict(

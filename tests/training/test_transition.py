@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from support.photos import write_photos
 from support.small_run import assert_same_end, config_of, train_small, train_with
-from timm.models._hub import save_for_hf
+from timm.models import save_for_hf
 from torch import nn
 
 from timm_dyacts import finish_transition, get_transition, hub, set_transition

@@ -17,8 +17,8 @@ from timm.models import (
     is_model_pretrained,
     model_entrypoint,
     register_model,
+    save_for_hf,
 )
-from timm.models._hub import save_for_hf
 
 import timm_dyacts
 from timm_dyacts import ConversionError, convert, zoo

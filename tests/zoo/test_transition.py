@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from support.trained_like import output, probe, trained_like
-from timm.models._hub import save_for_hf
+from timm.models import save_for_hf
 
 from timm_dyacts import finish_transition, get_transition, set_transition
 

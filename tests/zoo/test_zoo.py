@@ -9,8 +9,7 @@ import timm
 import torch
 from support.loopback_hub import LoopbackHub, run_python
 from support.trained_like import max_diff, output, probe, trained_like, trained_like_
-from timm.models import get_pretrained_cfg, is_model_in_modules
-from timm.models._hub import save_for_hf
+from timm.models import get_pretrained_cfg, is_model_in_modules, save_for_hf
 from torch import nn
 
 from timm_dyacts import BipolarMaxPool2d, BReLU, DyReLUB, PretrainedWeightsError, SoftPool2d, zoo
@@ -41,7 +40,7 @@ def test_every_variant_is_registered_once_in_a_module_of_our_own():
     names = [v.name for v in VARIANTS]
     assert len(names) == len(set(names))
     assert set(timm.list_models(module='zoo')) == set(names)
-    assert all(timm.is_model(v.base) and not is_model_in_modules(v.base, 'zoo') for v in VARIANTS)
+    assert all(timm.is_model(v.base) and not is_model_in_modules(v.base, ['zoo']) for v in VARIANTS)
     assert {'resnet50_brelu', 'resnet50_brelu_nobn'} <= set(timm.list_models('resnet50_brelu*'))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models._hub import save_for_hf  # timm.models has it since timm 1.0.13
+from timm.models import save_for_hf
 from torch import nn
 
 from ..convert import get_transition

@@ -99,7 +99,7 @@ class _Table(dict):
 class _ListTable(defaultdict):
     """A table of lists that asks for what it lacks.
 
-    Where that is not known either, ``[]`` gives a new list, to which timm adds what it registers.
+    A new list, to which timm adds, is kept for what is registered. Of other names nothing is kept.
     """
 
     def __init__(self, table: dict[str, list[str]], find: Callable[[str], list[str] | None]) -> None:
@@ -122,7 +122,9 @@ class _ListTable(defaultdict):
 
     def __missing__(self, name: str) -> list[str]:  # what timm before 1.0.31 asks, where later ones use ``get``
         found = self.find(name)
-        return super().__missing__(name) if found is None else found
+        if found is not None:
+            return found
+        return super().__missing__(name) if is_registered(name) else []
 
 
 class _Set(set):
