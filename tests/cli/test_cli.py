@@ -20,7 +20,9 @@ from timm_dyacts.cli.parser import ArgumentParser, describe_versions
 
 ROOT = Path(__file__).parents[2]
 # All but what is for those who change the kernels, and no command
-SCRIPTS = {path.name: path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name != 'audit.py'}
+# Those for whoever changes the kernels are no commands.
+_FOR_KERNELS = ('audit.py', 'launch_cost.py')
+SCRIPTS = {path.name: path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name not in _FOR_KERNELS}
 
 
 def call(capsys, main, *argv, **kwargs):
