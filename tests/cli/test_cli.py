@@ -19,8 +19,7 @@ from timm_dyacts.cli import COMMANDS
 from timm_dyacts.cli.parser import ArgumentParser, describe_versions
 
 ROOT = Path(__file__).parents[2]
-# All but what is for those who change the kernels, and no command
-# Those for whoever changes the kernels are no commands.
+# What is for those who change the kernels is no command.
 _FOR_KERNELS = ('audit.py', 'launch_cost.py')
 SCRIPTS = {path.name: path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name not in _FOR_KERNELS}
 
