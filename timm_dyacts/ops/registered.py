@@ -17,9 +17,11 @@ from torch import Tensor
 from . import backends
 from .compat import TELLS_EXPORTS, torch_exports
 
-__all__ = ['is_registered_for', 'register']
+__all__ = ['WINDOW', 'is_registered_for', 'register']
 
 _NAMESPACE = 'timm_dyacts'
+# The arguments of a pooling window, in a schema
+WINDOW = 'SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation'
 
 
 def register(

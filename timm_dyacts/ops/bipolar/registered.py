@@ -9,13 +9,12 @@ from torch import Tensor
 
 from ..cpu_blocks import dense, empty_planes
 from ..pooling.window import Window, size_of
-from ..registered import register
+from ..registered import WINDOW, register
 
 __all__ = ['MOST_ELEMENTS', 'max_pool_registered']
 
 # Numbers of the elements of larger windows do not fit into a byte.
 MOST_ELEMENTS = 127
-_WINDOW = 'SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation'
 
 
 def max_pool_registered(
@@ -66,8 +65,8 @@ def _gradient(ctx, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
 
 
 _forward = register(
-    f'bipolar_max_pool(Tensor x, {_WINDOW}, bool ceil_mode, str layout) -> (Tensor, Tensor)',
+    f'bipolar_max_pool(Tensor x, {WINDOW}, bool ceil_mode, str layout) -> (Tensor, Tensor)',
     _forward_kernel, _forward_fake, _gradient, _setup_context)
 _backward = register(
-    f'bipolar_max_pool_backward(Tensor dy, Tensor winner, SymInt[] size, {_WINDOW}) -> Tensor',
+    f'bipolar_max_pool_backward(Tensor dy, Tensor winner, SymInt[] size, {WINDOW}) -> Tensor',
     _backward_kernel, _backward_fake)

@@ -6,13 +6,11 @@ from torch import Tensor
 
 from ..cpu_blocks import dense, empty_planes
 from ..pooling.window import Window, size_of
-from ..registered import register
+from ..registered import WINDOW, register
 
 __all__ = ['softpool_registered']
 
-_ARGS = (
-    'SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode, float beta, '
-    'bool detach_weights')
+_ARGS = f'{WINDOW}, bool ceil_mode, float beta, bool detach_weights'
 
 
 def softpool_registered(
