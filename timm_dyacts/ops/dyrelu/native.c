@@ -23,7 +23,7 @@ typedef struct {
     const void *dmean;  /* (N, C): gradient of the sum of each plane */
     const void *dlogits; /* (N, P), or NULL */
     const void *starts, *ranges; /* (2K,): of the coefficients */
-    void *residual;     /* (N, C, 2K) */
+    void *residual;     /* (C, 2K, N) */
     void *sums;         /* (N, rows, C), see each kernel */
     void *per_position; /* (N, P): logits, dpi */
     double max_value;   /* NaN: none */
@@ -242,54 +242,47 @@ INLINE REAL squashed(REAL z) {
     return z < 0 ? -r : r;
 }
 
-static int coefficients_of_samples(const void *args, i64 begin, i64 end) {
+/* Logits and residuals are (C, 2K, N): the samples lie side by side. Of a few channels at a time, which stay in the cache,
+   they are turned around to where the samples of the coefficients lie. */
+#define EACH_COEFFICIENT(...) \
+    for (i64 b = begin; b < end; b++) \
+        for (i64 k = 0; k < rows; k++) \
+            for (i64 n = 0; n < N; n++) \
+                for (i64 c = b * LANES; c < least((b + 1) * LANES, C); c++) { \
+                    const i64 from = (c * rows + k) * N + n, to = (n * rows + k) * C + c; \
+                    __VA_ARGS__ }
+
+static int coefficients_of_channels(const void *args, i64 begin, i64 end) {
     const operands *o = args;
-    const i64 C = o->channels, size = 2 * o->k * C;
+    const i64 C = o->channels, N = o->samples, rows = 2 * o->k;
     const REAL *restrict starts = o->starts, *restrict ranges = o->ranges;
-    for (i64 n = begin; n < end; n++) {
-        REAL *restrict z = (REAL *)o->residual + n * size, *restrict theta = (REAL *)o->sums + n * size;
-        SIMD
-        for (i64 i = 0; i < size; i++) z[i] = squashed(z[i]);
-        for (i64 k = 0; k < 2 * o->k; k++) {
-            const REAL start = starts[k], range = ranges[k];
-            const i64 step = 2 * o->k;
-            SIMD
-            for (i64 c = 0; c < C; c++) theta[k * C + c] = start + z[c * step + k] * range;
-        }
-    }
+    REAL *restrict residual = o->residual, *restrict theta = o->sums;
+    SIMD
+    for (i64 i = begin * LANES * rows * N; i < least(end * LANES, C) * rows * N; i++) residual[i] = squashed(residual[i]);
+    EACH_COEFFICIENT(theta[to] = starts[k] + residual[from] * ranges[k];)
     return OK;
 }
 
-static int logits_of_samples(const void *args, i64 begin, i64 end) {
+static int logits_of_channels(const void *args, i64 begin, i64 end) {
     const operands *o = args;
-    const i64 C = o->channels, size = 2 * o->k * C;
-    const REAL *restrict ranges = o->ranges;
-    for (i64 n = begin; n < end; n++) {
-        const REAL *restrict r = (const REAL *)o->residual + n * size, *restrict dtheta = (const REAL *)o->theta + n * size;
-        REAL *restrict dz = (REAL *)o->out + n * size;
-        for (i64 k = 0; k < 2 * o->k; k++) {
-            const REAL half = ranges[k] / 2;
-            const i64 step = 2 * o->k;
-            SIMD
-            for (i64 c = 0; c < C; c++) {
-                const REAL v = r[c * step + k];
-                dz[c * step + k] = dtheta[k * C + c] * half * (1 - v * v);
-            }
-        }
-    }
+    const i64 C = o->channels, N = o->samples, rows = 2 * o->k;
+    const REAL *restrict ranges = o->ranges, *restrict residual = o->residual, *restrict dtheta = o->theta;
+    REAL *restrict dz = o->out;
+    EACH_COEFFICIENT(dz[from] = dtheta[to] * (ranges[k] / 2) * (1 - residual[from] * residual[from]);)
     return OK;
 }
 
-/* From the outputs of the hyper function, (N, C, 2K) in ``residual``, make the residuals in their place, and the
-   coefficients in ``sums``, (N, 2K, C). */
-EXPORT int NAME(dyrelu_coefficients)(const operands *o) {
-    return run_job(&o->crew, coefficients_of_samples, o, o->samples, most(1, SEGMENT / (8 * o->k * o->channels)));
+static int run_channels(const operands *o, int (*work)(const void *, i64, i64)) {
+    const i64 cost = 8 * o->k * LANES * most(1, o->samples);
+    return run_job(&o->crew, work, o, parts(o->channels, LANES), most(1, SEGMENT / cost));
 }
+
+/* From the outputs of the hyper function, (C, 2K, N) in ``residual``, make the residuals in their place, and the
+   coefficients in ``sums``, (N, 2K, C). */
+EXPORT int NAME(dyrelu_coefficients)(const operands *o) { return run_channels(o, coefficients_of_channels); }
 
 /* From the gradient of the coefficients, ``theta``, make that of the outputs of the hyper function in ``out``. */
-EXPORT int NAME(dyrelu_coefficients_backward)(const operands *o) {
-    return run_job(&o->crew, logits_of_samples, o, o->samples, most(1, SEGMENT / (8 * o->k * o->channels)));
-}
+EXPORT int NAME(dyrelu_coefficients_backward)(const operands *o) { return run_channels(o, logits_of_channels); }
 
 /* ---- The output ---- */
 

@@ -52,8 +52,8 @@ def _run(name: str, x: Tensor, k: int = 1, max_value: float | None = None, **ten
 
 
 def _run_hyper(name: str, residual: Tensor, k: int, **tensors: Tensor) -> None:
-    """Call a function of the library for the hyper function: ``residual`` is (N, C * 2K or 2K)."""
-    n, outputs = residual.shape
+    """Call a function of the library for the hyper function: ``residual`` is (C * 2K or 2K, N)."""
+    outputs, n = residual.shape
     call(f'dyrelu_{name}', residual.dtype, _Operands(
         n, outputs // (2 * k), k=k, crew=crew(), residual=pointer(residual),
         **{field: pointer(t) for field, t in tensors.items()}))
@@ -133,7 +133,7 @@ def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) ->
     starts, ranges = mean.new_tensor([settings.starts, settings.ranges])
     # By coefficient and channel, as the loops read them.
     coefs = mean.new_empty(n, 2 * k, residual.shape[1] // (2 * k))
-    _run_hyper('coefficients', residual, k, starts=starts, ranges=ranges, sums=coefs)
+    _run_hyper('coefficients', residual.t(), k, starts=starts, ranges=ranges, sums=coefs)
     theta = coefs.transpose(1, 2)
     pi = share = None
     if logits is not None:
@@ -170,10 +170,11 @@ def dynamic_relu_backward(
         weight = params.spatial_weight.to(residual.dtype).contiguous()
         dspatial_weight = torch.empty_like(saved.mean)
         dspatial_bias = torch.zeros_like(params.spatial_bias)
+    residual = residual.t().contiguous()
     dz = torch.empty_like(residual)
     _run_hyper(
         'coefficients_backward', residual, k, theta=dcoefs, ranges=residual.new_tensor(settings.ranges), out=dz)
-    dmean, *dparams = mlp_backward(dz, saved.mean, saved.hidden, params)
+    dmean, *dparams = mlp_backward(dz.t(), saved.mean, saved.hidden, params)
     dmean.div_(math.prod(x.shape[2:]))
     dx = in_large_pages(torch.empty_like(x))
     _run('finish', x, k, settings.max_value, dy=dy, out=dx, theta=coefs, pi=pi, weight=weight, dmean=dmean,

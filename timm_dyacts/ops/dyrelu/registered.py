@@ -40,7 +40,8 @@ def _forward_fake(x: Tensor, *args) -> tuple[Tensor, ...]:
     k, outputs = len(settings.alpha), params.fc2_weight.shape[0]
     mean = x.new_empty(n, channels, dtype=arithmetic(x))
     theta = mean.new_empty(n, 2 * k, outputs // (2 * k)).transpose(1, 2)
-    hidden, residual = mean.new_empty(n, params.fc1_weight.shape[0]), mean.new_empty(n, outputs)
+    # As ``mlp`` has them, with the samples side by side.
+    hidden, residual = mean.new_empty(params.fc1_weight.shape[0], n).t(), mean.new_empty(outputs, n).t()
     pi = share = None
     if params.spatial_weight is not None:
         pi, share = mean.new_empty(n, 1, *spatial), mean.new_empty(n, 1, *spatial)

@@ -340,7 +340,7 @@ def coefficients(parts: Tensor, params: DyReLUParams, settings: DyReLUSettings) 
         launch(plan.run, parts, *layers, mean, hidden, residual, theta)
     else:
         mean = parts.squeeze(1)
-        hidden, residual = mlp(mean, params)
+        hidden, residual = (t.contiguous() for t in mlp(mean, params))
         launch(plan.run, residual, theta)
     return theta, mean, hidden, residual
 
