@@ -34,33 +34,54 @@ INLINE i64 parts(i64 size, i64 part) { return (size + part - 1) / part; }
 
 /* ---- Threads ----
 
-The units of a job are handed out in runs of ``grain``. What a unit computes does not depend on who computes it, nor do
-results, then, on the number of threads. */
+Each thread has a share of the units of a job, the same one as PyTorch's own loops would give it: what it finds in the
+cache of its core is what it wrote there before. It computes ``grain`` units at a time, and when it is through, helps with
+the shares of others. What a unit computes does not depend on who computes it, nor do results, then, on the number of
+threads. */
 
-/* How PyTorch's own OpenMP runtime starts its team: the signature of ``GOMP_parallel``. */
+/* How PyTorch's own OpenMP runtime starts its team, and which thread of it this is: the signatures of ``GOMP_parallel``
+   and ``omp_get_thread_num``. */
 typedef void (*start_team)(void (*)(void *), void *, unsigned, unsigned);
+typedef int (*thread_number)(void);
 
 typedef struct {
     i64 threads;
     start_team team; /* NULL: threads of our own, for this call only */
+    thread_number number;
 } crew;
+
+enum { MOST_SHARES = 64 };
+
+/* The next unit of a share, on a cache line of its own. */
+typedef struct { _Alignas(64) _Atomic i64 next; } share;
 
 typedef struct {
     int (*work)(const void *args, i64 begin, i64 end);
     const void *args;
-    i64 units, grain;
-    _Atomic i64 next;
-    _Atomic int status;
+    i64 units, grain, shares;
+    thread_number number;
+    _Atomic int status, numbers;
+    share share[MOST_SHARES];
 } job;
+
+INLINE i64 share_begin(const job *j, i64 index) {
+    return least(parts(j->units, j->shares) * index, j->units);
+}
+
+static void take_share(job *j, i64 index) {
+    const i64 end = share_begin(j, index + 1);
+    for (;;) {
+        i64 begin = atomic_fetch_add_explicit(&j->share[index].next, j->grain, memory_order_relaxed);
+        if (begin >= end) return;
+        int status = j->work(j->args, begin, least(begin + j->grain, end));
+        if (status != OK) atomic_store(&j->status, status);
+    }
+}
 
 static void take_part(void *data) {
     job *j = data;
-    for (;;) {
-        i64 begin = atomic_fetch_add_explicit(&j->next, j->grain, memory_order_relaxed);
-        if (begin >= j->units) return;
-        int status = j->work(j->args, begin, least(begin + j->grain, j->units));
-        if (status != OK) atomic_store(&j->status, status);
-    }
+    i64 mine = j->number ? j->number() : atomic_fetch_add(&j->numbers, 1);
+    for (i64 i = 0; i < j->shares; i++) take_share(j, (mine + i) % j->shares);
 }
 
 static void *take_part_as_thread(void *data) {
@@ -72,15 +93,15 @@ static int run_job(const crew *c, int (*work)(const void *, i64, i64), const voi
     i64 threads = least(c->threads, parts(units, grain));
     if (units <= 0) return OK;
     if (threads <= 1) return work(args, 0, units);
-    job j = {work, args, units, grain, 0, OK};
+    job j = {work, args, units, grain, least(threads, MOST_SHARES), c->team ? c->number : NULL, OK, 0, {{0}}};
+    for (i64 i = 0; i < j.shares; i++) atomic_init(&j.share[i].next, share_begin(&j, i));
     if (c->team) {
         /* Always the number of PyTorch's threads: another one would have the runtime stop and start threads. */
         c->team(take_part, &j, (unsigned)c->threads, 0);
     } else {
-        enum { MOST = 64 };
-        pthread_t others[MOST];
+        pthread_t others[MOST_SHARES];
         int started = 0;
-        while (started < threads - 1 && started < MOST
+        while (started < j.shares - 1
                && !pthread_create(&others[started], NULL, take_part_as_thread, &j)) started++;
         take_part(&j);
         for (int i = 0; i < started; i++) pthread_join(others[i], NULL);

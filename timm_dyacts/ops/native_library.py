@@ -57,19 +57,24 @@ def _load() -> tuple[Path, ctypes.CDLL]:
         raise ImportError(f'the native library cannot be built or loaded: {e}', name=__name__) from e
 
 
-def _find_team() -> int | None:
-    """Find how PyTorch's OpenMP runtime starts a team, among what PyTorch's extension module is linked with."""
+def _find_team() -> tuple[int | None, int | None]:
+    """Find how PyTorch's OpenMP runtime starts a team, and tells its threads apart.
+
+    The runtime is among what PyTorch's extension module is linked with.
+    """
     if not torch.backends.openmp.is_available():
-        return None
+        return None, None
     try:
-        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
+        runtime = ctypes.CDLL(torch._C.__file__)
+        functions = runtime.GOMP_parallel, runtime.omp_get_thread_num
     except (OSError, AttributeError):
-        return None
+        return None, None
+    return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)
 
 
 class Crew(ctypes.Structure):
     """``crew`` in ``native.h``: with how many threads to compute, and who starts them."""
-    _fields_ = [('threads', ctypes.c_int64), ('team', ctypes.c_void_p)]
+    _fields_ = [('threads', ctypes.c_int64), ('team', ctypes.c_void_p), ('number', ctypes.c_void_p)]
 
 
 PATH, _library = _load()
@@ -78,7 +83,7 @@ _team = _find_team()
 
 def _forget_team() -> None:
     global _team
-    _team = None
+    _team = None, None
 
 
 os.register_at_fork(after_in_child=_forget_team)
@@ -86,7 +91,7 @@ os.register_at_fork(after_in_child=_forget_team)
 
 def crew() -> Crew:
     """Give the threads that PyTorch computes with."""
-    return Crew(torch.get_num_threads(), _team)
+    return Crew(torch.get_num_threads(), *_team)
 
 
 def pointer(t: Tensor | None) -> int | None:
