@@ -5,6 +5,9 @@ told what comes out of it: a registered operator has its kernel, a *fake* that m
 dtypes and strides, and a formula for its gradient, which calls a second operator. Operators are registered where they
 are faster than the compiler's code. They take any strides: the compiler need not copy what it has laid out otherwise.
 
+Who changes the shapes or strides of what an operator returns gives the operator another name: the compiler keeps
+programs on disk, by the names of the operators in them, and an old one would find the new strides wrong.
+
 To import a module of native kernels loads their library, or builds it, so those that are registered do that when they
 run.
 """
