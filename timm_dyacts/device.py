@@ -3,6 +3,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from timm.utils import NativeScaler
@@ -39,7 +40,7 @@ def build_amp(
         device: torch.device,
         enabled: bool,
         dtype: str = 'float16',
-) -> tuple[Callable[[], AbstractContextManager], NativeScaler | None]:
+) -> tuple[Callable[[], AbstractContextManager[Any]], NativeScaler | None]:
     """Give the context of the forward pass and the scaler of the loss for mixed precision.
 
     Args:

@@ -16,7 +16,7 @@ __all__ = ['format_csv', 'replace_text', 'write_durably']
 _ABANDONED_AFTER = 3600.0
 
 
-def write_durably(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
+def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
     """Write a binary file and return when it is on the disk: ``path`` holds the old content or the new, never a part.
 
     The content is written beside, under a name that no other process or thread uses, and renamed. The file gets the
@@ -51,7 +51,7 @@ def _remove_abandoned(path: Path) -> None:
                 os.remove(entry)
 
 
-def replace_text(path: str | os.PathLike, text: str) -> None:
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8 as ``write_durably`` does."""
     write_durably(path, lambda file: file.write(text.encode()))
 

@@ -287,7 +287,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-def read_yaml(path: str | os.PathLike, cls: type[Options]) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike[str], cls: type[Options]) -> dict[str, Any]:
     """Read options from a YAML file, one ``option: value`` per line.
 
     Raises:

@@ -238,8 +238,8 @@ def _read_record(cls: type, values: Any, path: str, missing: list[str], wrong: l
 class _Folder:
     """A folder that need not exist."""
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: Path = Path(path)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -298,7 +298,7 @@ class CheckpointFolder(_Folder):
             f"'{self.results}' cannot be read: it {problem}. Correct it, or remove it to go on without results.")
 
 
-def read_rows(summary: str | os.PathLike) -> list[dict[str, float]]:
+def read_rows(summary: str | os.PathLike[str]) -> list[dict[str, float]]:
     """Read the rows of a ``summary.csv``, one per epoch."""
     with open(summary, newline='', encoding='utf-8') as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
@@ -312,7 +312,7 @@ class RunFolder(_Folder):
     """
 
     @classmethod
-    def containing(cls, checkpoint: str | os.PathLike) -> 'RunFolder | None':
+    def containing(cls, checkpoint: str | os.PathLike[str]) -> 'RunFolder | None':
         """Find the run of a checkpoint folder: the folder itself or, for ``last/`` and ``ema/``, the one above.
 
         Returns:
@@ -323,7 +323,7 @@ class RunFolder(_Folder):
         return next((cls(path) for path in candidates if (path / OPTIONS).is_file()), None)
 
     @classmethod
-    def of_state(cls, state: str | os.PathLike) -> 'RunFolder':
+    def of_state(cls, state: str | os.PathLike[str]) -> 'RunFolder':
         """Give the run that a state file belongs to."""
         return cls(Path(os.path.abspath(state)).parent.parent)
 

@@ -23,7 +23,7 @@ class TrainingInterrupted(RuntimeError):
 
     def __init__(self, message: str, signum: int, is_primary: bool = True) -> None:
         super().__init__(message)
-        self.signum = signum
+        self.signum: int = signum
         self.is_primary = is_primary
 
 
@@ -107,12 +107,12 @@ class StopSignal:
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: Any) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame) -> None:
-        self.signum = signum
+        self.signum: int = signum
         # torchrun repeats the Ctrl-C that its children have got already.
         if signum == signal.SIGINT and self.world.size == 1:
             signal.signal(signum, self._previous[signum])

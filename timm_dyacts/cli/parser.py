@@ -30,7 +30,13 @@ class ArgumentParser(argparse.ArgumentParser):
 class KeyValues(ParseKwargs):
     """timm's ``ParseKwargs``, with an error of the parser where an equals sign is missing."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: Any,
+            option_string: str | None = None,
+    ) -> None:
         wrong = [value for value in values if '=' not in value]
         if wrong:
             parser.error(f'argument {option_string}: must be KEY=VALUE, got {wrong[0]!r}')

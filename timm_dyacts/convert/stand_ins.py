@@ -3,7 +3,7 @@
 A record of the pass has to tell tensors apart, and knows their shapes. It reads no element of what depends on the
 weights, and if it held all of them, a large network would not fit into memory.
 """
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,13 @@ class SpreadMeta(TorchDispatchMode):
     """Compute without values whatever reads a meta tensor: a model with weights can be given one, and computes nothing.
     """
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+            self,
+            func: Callable[..., Any],
+            types: Sequence[type],
+            args: tuple[Any, ...] = (),
+            kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if any(t.is_meta for t in tensors_in((args, kwargs))):
             args, kwargs = map_tensors(_without_values, (args, kwargs))

@@ -31,8 +31,8 @@ class Step:
     def __init__(self, trace: Trace, edits: Edits) -> None:
         self.trace = trace
         self.edits = edits
-        self.model = edits.model
-        self.report = ConversionReport()
+        self.model: nn.Module = edits.model
+        self.report: ConversionReport = ConversionReport()
         self.already = False
         self.output_signs: list[Tensor | None] | None = None
 

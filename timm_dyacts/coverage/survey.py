@@ -3,10 +3,12 @@
 These are names of torch's functions. ``convert``, which finds its candidates in another way, is what is measured.
 """
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 __all__ = ['REPLACED', 'Survey']
 
@@ -28,16 +30,22 @@ REPLACED = dict(
 class Survey(TorchFunctionMode):
     """Counts torch's functions, and timm's activation modules, that run while it is active."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.calls = Counter()
-        self.handles = [
+        self.calls: Counter[str] = Counter()
+        self.handles: list[RemovableHandle] = [
             module.register_forward_hook(lambda m, *_: self.calls.update(['timm activation']))
             for module in model.modules()
             if type(module).__module__.startswith('timm.layers.activations') and type(module).__name__ not in GATES
         ]
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+            self,
+            func: Callable[..., Any],
+            types: Sequence[type],
+            args: tuple[Any, ...] = (),
+            kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         name = getattr(func, '__name__', '')
         if name == 'hardtanh' and args[1:3] == (0, 6):  # torch's ReLU6 is one
             name = 'relu6'
@@ -46,10 +54,10 @@ class Survey(TorchFunctionMode):
         self.calls[name] += 1
         return func(*args, **(kwargs or {}))
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         for handle in self.handles:
             handle.remove()
-        return super().__exit__(*exception)
+        super().__exit__(*exception)
 
     def count(self, functions: Collection[str]) -> int:
         """Count the calls of some functions."""

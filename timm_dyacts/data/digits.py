@@ -65,10 +65,10 @@ class DigitsDataset(Dataset):
         self.transform = transform
         self.img_size = img_size
         self.input_img_mode = input_img_mode
-        self.scans = np.rint(digits.images[chosen] * (255 / _MAX_GREY)).astype(np.uint8)
+        self.scans: np.ndarray = np.rint(digits.images[chosen] * (255 / _MAX_GREY)).astype(np.uint8)
         self.targets: list[int] = digits.target[chosen].tolist()
-        self.classes = [str(name) for name in digits.target_names]
-        self.class_to_idx = {name: idx for idx, name in enumerate(self.classes)}
+        self.classes: list[str] = [str(name) for name in digits.target_names]
+        self.class_to_idx: dict[str, int] = {name: idx for idx, name in enumerate(self.classes)}
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         size = (self.img_size, self.img_size)

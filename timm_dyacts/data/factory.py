@@ -40,7 +40,7 @@ class ImageFiles(timm.data.ImageDataset):
         return image if self.transform is None else self.transform(image), label
 
 
-def create_dataset(name: str = '', root: str | None = None, split: str = 'validation', **kwargs: Any) -> Dataset:
+def create_dataset(name: str = '', root: str | None = None, split: str = 'validation', **kwargs: Any) -> Dataset[Any]:
     """Create a data set by name, as ``timm.data.create_dataset`` does, or the digits.
 
     Args:
@@ -85,7 +85,7 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
     return dataset
 
 
-def class_names(dataset: Dataset) -> list[str] | None:
+def class_names(dataset: Dataset[Any]) -> list[str] | None:
     """Give the class names of a data set in the order of their labels, ``None`` where it does not say."""
     class_to_idx = getattr(dataset, 'class_to_idx', None) or getattr(
         getattr(dataset, 'reader', None), 'class_to_idx', None)

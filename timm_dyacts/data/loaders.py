@@ -38,7 +38,7 @@ def image_mode(in_chans: int) -> str:
     return 'RGB' if in_chans == 3 else 'L'
 
 
-def check_splits(dataset_train: Dataset, dataset_eval: Dataset) -> None:
+def check_splits(dataset_train: Dataset[Any], dataset_eval: Dataset[Any]) -> None:
     """Raise ``ValueError`` if two splits share images or do not agree on their classes."""
     readers = [getattr(dataset, 'reader', None) for dataset in (dataset_train, dataset_eval)]
     if all(isinstance(reader, ReaderImageFolder) for reader in readers):
@@ -70,7 +70,7 @@ def check_num_classes(num_classes: int, names: list[str] | None) -> None:
 
 
 def build_train_loader(
-        dataset: Dataset,
+        dataset: Dataset[Any],
         data_config: dict[str, Any],
         world: World,
         batch_size: int,
@@ -122,7 +122,7 @@ def build_train_loader(
 
 
 def build_eval_loader(
-        dataset: Dataset,
+        dataset: Dataset[Any],
         data_config: dict[str, Any],
         world: World,
         batch_size: int,
@@ -166,7 +166,7 @@ def build_eval_loader(
 
 
 def _create_loader(
-        dataset: Dataset,
+        dataset: Dataset[Any],
         data_config: dict[str, Any],
         world: World,
         workers: int,

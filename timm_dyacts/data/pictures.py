@@ -69,8 +69,8 @@ COLLECTIONS = dict(
 
 def make_image_folder(
         collection: Collection,
-        source: str | os.PathLike,
-        output: str | os.PathLike,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
         max_size: int = 192,
         validation_share: float = 0.3,
 ) -> dict[str, dict[str, int]]:

@@ -8,7 +8,7 @@ the same whenever, wherever and by however many processes it is made.
 import hashlib
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,7 +115,7 @@ class EvalBatches(Sampler[Batch]):
     """
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, size, world_size)
+        self.indices: range = range(rank, size, world_size)
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -147,8 +147,8 @@ class BatchDataset(Dataset):
 
     def __init__(
             self,
-            dataset: Dataset,
-            collate_fn: Callable[[list], tuple[Tensor, Tensor]],
+            dataset: Dataset[Any],
+            collate_fn: Callable[[list[Any]], tuple[Tensor, Tensor]],
             input_size: tuple[int, int, int],
             seed: int = 0,
             rank: int = 0,
@@ -164,7 +164,7 @@ class BatchDataset(Dataset):
         self.is_training = is_training
         self.on_bad_image = on_bad_image
         self.num_classes = num_classes
-        self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        self.unreadable: Tensor = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with isolated_rng():
@@ -241,7 +241,7 @@ class ResumableLoader:
 
     resumes_within_epoch = True
 
-    def __init__(self, loader, batches: TrainBatches) -> None:
+    def __init__(self, loader: Any, batches: TrainBatches) -> None:
         self.loader = loader
         self.batches = batches
 
@@ -284,7 +284,7 @@ class StreamLoader:
 
     resumes_within_epoch = False
 
-    def __init__(self, loader, samples_per_step: int) -> None:
+    def __init__(self, loader: Any, samples_per_step: int) -> None:
         self.loader = loader
         self.samples_per_step = samples_per_step
         self.start = 0
@@ -303,7 +303,7 @@ class StreamLoader:
             yield from self.loader
 
 
-def without_worker_trace(loader) -> Iterator[tuple[Tensor, Tensor]]:
+def without_worker_trace(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate, and shorten the ``DataError`` of a worker process to its message."""
     try:
         yield from loader

@@ -23,11 +23,11 @@ class Subset(Dataset):
         indices: Which samples.
     """
 
-    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
+    def __init__(self, dataset: Dataset[Any], indices: Sequence[int]) -> None:
         if isinstance(dataset, Subset):
             dataset, indices = dataset.dataset, [dataset.indices[index] for index in indices]
-        self.dataset = copy.copy(dataset)
-        self.indices = list(indices)
+        self.dataset: Any = copy.copy(dataset)
+        self.indices: list[int] = list(indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -57,7 +57,7 @@ class Subset(Dataset):
         return f'sample {self.indices[index]}'
 
 
-def pick_per_class(dataset: Dataset, count: int, seed: int) -> Subset:
+def pick_per_class(dataset: Dataset[Any], count: int, seed: int) -> Subset:
     """Draw as many samples of each class.
 
     Args:
@@ -78,7 +78,7 @@ def pick_per_class(dataset: Dataset, count: int, seed: int) -> Subset:
     return Subset(dataset, sorted(chosen))
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
+def hold_out(dataset: Dataset[Any], fraction: float, seed: int) -> tuple[Subset, Subset]:
     """Divide a data set in two, with the same share of each class, at least one sample of each in both.
 
     Args:
@@ -103,7 +103,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subs
     return Subset(dataset, left), Subset(dataset, sorted(held))
 
 
-def _shuffled_by_class(dataset: Dataset, seed: int, option: str) -> dict[int, list[int]]:
+def _shuffled_by_class(dataset: Dataset[Any], seed: int, option: str) -> dict[int, list[int]]:
     """Give the indices of each class in a random order that does not depend on the other classes."""
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(_labels(dataset, option)):
@@ -113,7 +113,7 @@ def _shuffled_by_class(dataset: Dataset, seed: int, option: str) -> dict[int, li
     return dict(sorted(by_class.items()))
 
 
-def _labels(dataset: Dataset, option: str) -> list[int]:
+def _labels(dataset: Dataset[Any], option: str) -> list[int]:
     if isinstance(dataset, Subset):
         labels = _labels(dataset.dataset, option)
         return [labels[index] for index in dataset.indices]
@@ -128,6 +128,6 @@ def _labels(dataset: Dataset, option: str) -> list[int]:
     return [int(label) for label in labels]
 
 
-def _class_name(dataset: Dataset, label: int) -> str:
+def _class_name(dataset: Dataset[Any], label: int) -> str:
     names = class_names(dataset)
     return repr(names[label]) if names else str(label)

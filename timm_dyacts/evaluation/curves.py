@@ -7,7 +7,7 @@ from ..run_folder import read_rows
 __all__ = ['plot_curves']
 
 
-def plot_curves(summary: str | os.PathLike, path: str | os.PathLike, title: str = '') -> None:
+def plot_curves(summary: str | os.PathLike[str], path: str | os.PathLike[str], title: str = '') -> None:
     """Draw loss and accuracy over the epochs, and ``t`` where there was a transition.
 
     Args:

@@ -2,6 +2,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,12 +47,12 @@ class _Sums:
 @torch.inference_mode()
 def evaluate(
         model: nn.Module,
-        loader: Iterable,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        loader: Iterable[Any],
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         channels_last: bool = False,
         world: World = _ONE_PROCESS,
         after_batch: Callable[[], None] | None = None,
-) -> OrderedDict:
+) -> OrderedDict[str, Any]:
     """Compute loss and accuracy over a data set, in eval mode.
 
     Args:

@@ -26,11 +26,11 @@ _MAX_CLASSES = 1000
 @torch.inference_mode()
 def write_report(
         model: nn.Module,
-        loader: Iterable,
-        folder: str | os.PathLike,
+        loader: Iterable[Any],
+        folder: str | os.PathLike[str],
         data_config: dict[str, Any],
         label_names: Sequence[str] | None = None,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     """Draw the confusion matrix, the worst mistakes, Dynamic ReLU's coefficients and a SoftPool, where they apply.
 

@@ -5,6 +5,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ __all__ = ['validate', 'validate_models', 'write_results']
 _logger = logging.getLogger(__name__)
 
 
-def validate(config: ValidateConfig) -> OrderedDict:
+def validate(config: ValidateConfig) -> OrderedDict[str, Any]:
     """Evaluate one model, and write the record to ``results_file`` if there is to be one.
 
     A model with a run folder is evaluated on the data set that it was trained on, unless told otherwise; any other one
@@ -43,7 +44,7 @@ def validate(config: ValidateConfig) -> OrderedDict:
     return record
 
 
-def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict:
+def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
     config = _resolve_dataset(config, name)
     device = resolve_device(config.device)
     set_numerics(device, config.deterministic)
@@ -96,7 +97,7 @@ def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict:
     )
 
 
-def validate_models(config: ValidateConfig) -> tuple[list[OrderedDict], dict[str, str]]:
+def validate_models(config: ValidateConfig) -> tuple[list[OrderedDict[str, Any]], dict[str, str]]:
     """Evaluate several models, one after the other.
 
     With ``results_file`` the records are written after each model. One that fails does not stop the others.
@@ -120,7 +121,7 @@ def validate_models(config: ValidateConfig) -> tuple[list[OrderedDict], dict[str
     return records, errors
 
 
-def write_results(path: str | os.PathLike, records: Sequence[OrderedDict], file_format: str = 'csv') -> None:
+def write_results(path: str | os.PathLike[str], records: Sequence[dict[str, Any]], file_format: str = 'csv') -> None:
     """Write records as ``'csv'`` or ``'json'``, in one piece."""
     text = json.dumps(records, indent=4) if file_format == 'json' else format_csv(records, list(records[0]))
     replace_text(path, text)

@@ -47,9 +47,9 @@ class Branch:
 
     def __init__(self, repo_id: str, revision: str | None, token: str) -> None:
         self.repo_id = repo_id
-        self.revision = None if revision == 'main' else revision
+        self.revision: str | None = None if revision == 'main' else revision
         self.token = token
-        self.api = HfApi(token=token, library_name='timm_dyacts', library_version=__version__)
+        self.api: HfApi = HfApi(token=token, library_name='timm_dyacts', library_version=__version__)
 
     @property
     def page(self) -> str:

@@ -25,7 +25,7 @@ class Repo:
     repo_id: str
     revision: str | None = None
     token: str | None = None
-    cache_dir: str | os.PathLike | None = None
+    cache_dir: str | os.PathLike[str] | None = None
 
     @classmethod
     def parse(
@@ -33,7 +33,7 @@ class Repo:
             name: str,
             revision: str | None = None,
             token: str | None = None,
-            cache_dir: str | os.PathLike | None = None,
+            cache_dir: str | os.PathLike[str] | None = None,
     ) -> 'Repo':
         """Read a name such as ``'user/name'``, ``'user/name@revision'`` or ``'hf-hub:user/name'``.
 

@@ -27,7 +27,7 @@ def load(
         token: str | None = None,
         verify: bool = True,
         allow_pickle: bool = False,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
 ) -> nn.Module:
     """Load a model from the Hub: ``timm.create_model('hf-hub:<repo_id>', pretrained=True)`` that trusts nothing.
@@ -74,7 +74,7 @@ def load(
     return model
 
 
-def verify(name: str, *, token: str | None = None, cache_dir: str | os.PathLike | None = None) -> str:
+def verify(name: str, *, token: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> str:
     """Check the weights of a published checkpoint against the SHA-256 that was published with them.
 
     Args:

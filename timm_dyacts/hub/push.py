@@ -44,7 +44,7 @@ class Publication:
 
 
 def publish(
-        run_folder: str | os.PathLike,
+        run_folder: str | os.PathLike[str],
         repo_id: str,
         *,
         weights: str = 'best',

@@ -21,8 +21,8 @@ class ChannelAffine(nn.Module):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+        self.weight: nn.Parameter = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
+        self.bias: nn.Parameter = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         shape = [-1] + [1] * (x.dim() - 2)

@@ -151,7 +151,7 @@ class BReLU(_Member):
             channel_dim: int = 1,
     ) -> None:
         super().__init__(layout, inplace, channel_dim)
-        self.max_value = None if max_value is None else check_positive('max_value', max_value)
+        self.max_value: float | None = None if max_value is None else check_positive('max_value', max_value)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.brelu(x, self.max_value, self.layout, self.inplace, self.channel_dim)
@@ -171,7 +171,7 @@ class BELU(_Member):
             channel_dim: int = 1,
     ) -> None:
         super().__init__(layout, inplace, channel_dim)
-        self.alpha = check_finite('alpha', alpha)
+        self.alpha: float = check_finite('alpha', alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.belu(x, self.alpha, self.layout, self.inplace, self.channel_dim)
@@ -203,7 +203,7 @@ class BLeakyReLU(_Member):
             channel_dim: int = 1,
     ) -> None:
         super().__init__(layout, inplace, channel_dim)
-        self.negative_slope = check_finite('negative_slope', negative_slope)
+        self.negative_slope: float = check_finite('negative_slope', negative_slope)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.bleaky_relu(x, self.negative_slope, self.layout, self.inplace, self.channel_dim)
@@ -238,8 +238,8 @@ class BPReLU(_Member):
         super().__init__(layout, inplace, channel_dim)
         check_int('num_parameters', num_parameters, 1)
         self.num_parameters = num_parameters
-        self.init = check_finite('init', init)
-        self.weight = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.init: float = check_finite('init', init)
+        self.weight: nn.Parameter = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

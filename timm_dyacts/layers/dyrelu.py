@@ -4,6 +4,7 @@ Paper: `Dynamic ReLU` (Chen et al., 2020) - https://arxiv.org/abs/2003.10027
 """
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,12 +112,12 @@ class DyReLU(nn.Module):
         self.reduction = reduction
         self.max_hidden = max_hidden
         self.k = k
-        self.lambda_a = check_finite('lambda_a', lambda_a)
-        self.lambda_b = check_finite('lambda_b', lambda_b)
-        self.alpha = [check_finite('alpha', value) for value in alpha]
-        self.beta = [check_finite('beta', value) for value in beta]
-        self.max_value = None if max_value is None else check_finite('max_value', max_value)
-        self.tau = check_positive('tau', tau)
+        self.lambda_a: float = check_finite('lambda_a', lambda_a)
+        self.lambda_b: float = check_finite('lambda_b', lambda_b)
+        self.alpha: list[float] = [check_finite('alpha', value) for value in alpha]
+        self.beta: list[float] = [check_finite('beta', value) for value in beta]
+        self.max_value: float | None = None if max_value is None else check_finite('max_value', max_value)
+        self.tau: float = check_positive('tau', tau)
         self.paper_scale = paper_scale
         if static and mode != 'b':
             raise ValueError(f'static must be False in mode {mode!r}: it is for mode "b" alone.')
@@ -181,7 +182,7 @@ class DyReLU(nn.Module):
         return Form('leaky_relu', dict(negative_slope=rest[0]))
 
     @classmethod
-    def starting_as(cls, form: Form, place: Place, **kwargs) -> 'DyReLU':
+    def starting_as(cls, form: Form, place: Place, **kwargs: Any) -> 'DyReLU':
         """Make the module that starts as another activation, or as ReLU where it cannot.
 
         Args:
@@ -263,21 +264,21 @@ class DyReLU(nn.Module):
 class DyReLUA(DyReLU):
     """``DyReLU`` in mode "a": one set of coefficients for all channels and positions. Arguments as there."""
 
-    def __init__(self, channels: int | None = None, **kwargs) -> None:
+    def __init__(self, channels: int | None = None, **kwargs: Any) -> None:
         super().__init__(channels, mode='a', **kwargs)
 
 
 class DyReLUB(DyReLU):
     """``DyReLU`` in mode "b": a set of coefficients for each channel. Arguments as there."""
 
-    def __init__(self, channels: int | None = None, **kwargs) -> None:
+    def __init__(self, channels: int | None = None, **kwargs: Any) -> None:
         super().__init__(channels, mode='b', **kwargs)
 
 
 class DyReLUC(DyReLU):
     """``DyReLU`` in mode "c": mode "b" and a weight for each position. Arguments as there."""
 
-    def __init__(self, channels: int | None = None, **kwargs) -> None:
+    def __init__(self, channels: int | None = None, **kwargs: Any) -> None:
         super().__init__(channels, mode='c', **kwargs)
 
 
@@ -288,7 +289,7 @@ class LazyDyReLU(LazyModuleMixin, DyReLU):
     module of PyTorch, that has to happen before tracing, scripting or counting parameters.
     """
 
-    cls_to_become = DyReLU
+    cls_to_become: type[DyReLU] = DyReLU
 
     @staticmethod
     def defer(module: DyReLU) -> None:

@@ -40,7 +40,7 @@ class _SoftPool(WindowPool):
         if kernel_size is None:
             kernel_size = 2 if stride is None else stride
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
-        self.beta = check_finite('beta', beta)
+        self.beta: float = check_finite('beta', beta)
         self.detach_weights = detach_weights
         self._check_window()
 
@@ -124,7 +124,7 @@ class GlobalSoftPool2d(nn.Module):
 
     def __init__(self, beta: float = 1.0, keepdim: bool = True, detach_weights: bool = False) -> None:
         super().__init__()
-        self.beta = check_finite('beta', beta)
+        self.beta: float = check_finite('beta', beta)
         self.keepdim = keepdim
         self.detach_weights = detach_weights
 

@@ -48,11 +48,11 @@ class Transition(nn.Module):
         super().__init__()
         self.old = old
         self.new = new
-        self.layout = getattr(new, 'layout', None)
+        self.layout: Any = getattr(new, 'layout', None)
         self.stage = _OLD
         # Where both are computed, neither may overwrite the input of the other.
-        self.clone_for_old = _works_in_place(old)
-        self.clone_for_new = _works_in_place(new)
+        self.clone_for_old: bool = _works_in_place(old)
+        self.clone_for_new: bool = _works_in_place(new)
         self.register_buffer('ticks', torch.zeros((), dtype=torch.int64, device=device))
 
     def set(self, t: float) -> None:
@@ -123,9 +123,9 @@ class Subsample(nn.Module):
     def __init__(self, stride: tuple[int, int], phases: list[tuple[int, list[int], list[int]]]) -> None:
         super().__init__()
         self.stride = stride
-        self.channels = [channels for channels, _, _ in phases]
-        self.rows = [rows for _, rows, _ in phases]
-        self.columns = [columns for _, _, columns in phases]
+        self.channels: list[int] = [channels for channels, _, _ in phases]
+        self.rows: list[list[int]] = [rows for _, rows, _ in phases]
+        self.columns: list[list[int]] = [columns for _, _, columns in phases]
 
     def forward(self, x: Tensor) -> Tensor:
         if len(self.channels) == 1:

@@ -64,7 +64,7 @@ def library_name(level: str) -> str:
     return f'native-{level.lower()}-{digest.hexdigest()[:16]}.so'
 
 
-def build(folder: str | os.PathLike, level: str) -> Path:
+def build(folder: str | os.PathLike[str], level: str) -> Path:
     """Compile the library of a level into a folder, which is made where there is none.
 
     It appears there whole, and any number of processes may do this at once.

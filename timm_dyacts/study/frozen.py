@@ -4,6 +4,7 @@ The coefficients of a trained Dynamic ReLU are replaced by their mean over the t
 costs is what a network owes to coefficients that follow the image.
 """
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ _LARGEST_RESIDUAL = 1 - 1e-7
 
 
 @torch.no_grad()
-def freeze_coefficients(model: nn.Module, loader: Iterable) -> int:
+def freeze_coefficients(model: nn.Module, loader: Iterable[Any]) -> int:
     """Replace each Dynamic ReLU, in place, by the static one whose coefficients are the mean of its own.
 
     Args:

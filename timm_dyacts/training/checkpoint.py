@@ -59,7 +59,7 @@ def set_pretrained_cfg(model: nn.Module, data_config: Mapping[str, Any], from_pr
 
 def save_checkpoint(
         model: nn.Module,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         label_names: Sequence[str] | None = None,
         model_args: Mapping[str, Any] | None = None,
         results: Results | None = None,

@@ -30,7 +30,7 @@ def _import(module: str, option: str) -> ModuleType:
         raise ImportError(f'--{option.replace("_", "-")} needs {package}: pip install {package} ({e}).') from None
 
 
-def write_summary(rows: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
+def write_summary(rows: Sequence[dict[str, float]], path: str | os.PathLike[str]) -> None:
     """Write ``summary.csv`` as timm's ``update_summary`` would have, one row per epoch, in one piece."""
     replace_text(path, format_csv(rows, list(rows[0])))
 

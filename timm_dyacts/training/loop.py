@@ -3,6 +3,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
@@ -22,11 +23,11 @@ _ONE_PROCESS = World(torch.device('cpu'))
 
 def train_one_epoch(
         task: Task,
-        loader: Iterable,
+        loader: Iterable[Any],
         optimizer: torch.optim.Optimizer,
         epoch: int,
         scheduler: Scheduler | None = None,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         loss_scaler: NativeScaler | None = None,
         clip_grad: float | None = None,
         clip_mode: str = 'norm',
@@ -40,7 +41,7 @@ def train_one_epoch(
         in_eval_mode: Iterable[nn.Module] = (),
         before_update: Callable[[int], None] | None = None,
         after_update: Callable[[int, Callable[[], None]], None] | None = None,
-) -> OrderedDict:
+) -> OrderedDict[str, Any]:
     """Train for one epoch, or what is left of it, in place.
 
     Args:

@@ -1,6 +1,7 @@
 """Find where a NaN or an infinity came from."""
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def check_finite(model: nn.Module, epoch: int, samples: int) -> None:
 def find_nonfinite(
         model: nn.Module,
         images: Tensor,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager[Any]],
 ) -> str:
     """Say where the first value that is not finite appears when a model computes a batch.
 
@@ -69,7 +70,7 @@ def find_nonfinite(
 def _first_module(
         model: nn.Module,
         images: Tensor,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager[Any]],
 ) -> str | None:
     """Find the first module, innermost first, whose output is not finite."""
     found: list[str] = []

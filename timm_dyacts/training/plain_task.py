@@ -51,7 +51,7 @@ class PlainTask(nn.Module):
         self.trainable_module = DistributedDataParallel(self.trainable_module, **kwargs)
         return self
 
-    def no_sync(self) -> AbstractContextManager:
+    def no_sync(self) -> AbstractContextManager[Any]:
         """Leave gradients on their process meanwhile."""
         return getattr(self.trainable_module, 'no_sync', nullcontext)()
 

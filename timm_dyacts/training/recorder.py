@@ -49,8 +49,8 @@ class Recorder:
     def __init__(self, setup: Setup, run: RunFolder, progress: Progress, state_is_good: bool) -> None:
         self.setup = setup
         self.run = run
-        self.state_file = StateFile(run, state_is_good)
-        self.log = RunLog(setup.config, run, progress.rows)
+        self.state_file: StateFile = StateFile(run, state_is_good)
+        self.log: RunLog = RunLog(setup.config, run, progress.rows)
 
     def print_start(self, progress: Progress, resumed: bool) -> None:
         """Say what is trained on what."""

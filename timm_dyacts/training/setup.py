@@ -51,9 +51,9 @@ class Datasets:
         held_out: Training images that are not trained on and tell which epoch is the best, ``None`` if there are none.
         class_names: Class names in the order of the labels, ``None`` if the data set does not say.
     """
-    train: Dataset
-    validation: Dataset
-    held_out: Dataset | None
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    held_out: Dataset[Any] | None
     class_names: list[str] | None
 
     @property
@@ -96,7 +96,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     num_epochs: int
-    autocast: Callable[[], AbstractContextManager]
+    autocast: Callable[[], AbstractContextManager[Any]]
     loss_scaler: NativeScaler | None
 
     @property
@@ -204,7 +204,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
     )
 
 
-def build_validation_loader(config: TrainConfig, dataset: Dataset, data_config: dict[str, Any], world: World):
+def build_validation_loader(config: TrainConfig, dataset: Dataset[Any], data_config: dict[str, Any], world: World):
     """Create the loader of validation batches: this process's share of the samples, each of them once."""
     return build_eval_loader(
         dataset,
@@ -230,7 +230,7 @@ def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainCo
     """
     in_chans = config.in_chans or 3
 
-    def create(split: str, **kwargs: Any) -> Dataset:
+    def create(split: str, **kwargs: Any) -> Dataset[Any]:
         return create_dataset(
             config.dataset,
             root=config.data_dir,
@@ -307,7 +307,7 @@ def _prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Mo
 
 def _build_train_loader(
         config: TrainConfig,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         data_config: dict[str, Any],
         world: World,
 ) -> ResumableLoader | StreamLoader:

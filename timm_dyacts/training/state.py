@@ -82,8 +82,8 @@ class StateFile:
     """
 
     def __init__(self, run: RunFolder, is_good: bool = True) -> None:
-        self.path = run.state
-        self.previous = run.previous_state
+        self.path: Path = run.state
+        self.previous: Path = run.previous_state
         self.is_good = is_good
 
     def write(self, state: Mapping[str, Any]) -> None:
@@ -105,7 +105,7 @@ class StateFile:
         self.is_good = True
 
 
-def load_state(path: str | os.PathLike) -> dict[str, Any]:
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Load a state.
 
     Raises:

@@ -5,6 +5,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.utils import distribute_bn
@@ -46,7 +47,7 @@ class RunResult:
     """
     folder: str
     best_epoch: int
-    best: OrderedDict
+    best: OrderedDict[str, Any]
     is_primary: bool = True
 
 
@@ -254,7 +255,7 @@ def _train_epoch(
         in_eval_mode: Iterable[nn.Module],
         before_update: Callable[[int], None],
         after_update: Callable[[int, Callable[[], None]], None],
-) -> OrderedDict:
+) -> OrderedDict[str, Any]:
     """Train what is left of an epoch, and give its metrics."""
     config = setup.config
     first_step = setup.loader.set_position(progress.epoch, progress.samples)

@@ -1,4 +1,6 @@
 """The variants: timm's architectures with our operators, registered with timm under names of their own."""
+from typing import Any
+
 from .families import ALIASES, ALL, FAMILIES, Family
 from .preview import Preview, preview, resolve_warm_start, select_names
 from .registry import Variant, all_options, bases, find_entry, find_variant, parse, register, suggest, variants
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Give the entrypoint of a variant that is not registered, as those that are registered stand here, too."""
     entry = find_entry(name)
     if entry is None:

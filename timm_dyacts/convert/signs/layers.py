@@ -73,9 +73,11 @@ class NetworkSigns(TensorSigns):
     ) -> None:
         super().__init__()
         inputs = list(inputs)
-        self.computed = {id(t) for t in inputs} | {id(t) for op in ops for t in op.outputs} | parameters.keys()
-        self.bases = bases_of_views(ops)
-        self.dependent = {id(t) for t in inputs}
+        self.computed.update(id(t) for t in inputs)
+        self.computed.update(id(t) for op in ops for t in op.outputs)
+        self.computed.update(parameters)
+        self.bases.update(bases_of_views(ops))
+        self.dependent.update(id(t) for t in inputs)
         for op in ops:
             if op.name not in SHAPE_ONLY and any(self.base(t) in self.dependent for t in op.inputs):
                 self.dependent.update(self.base(t) for t in op.outputs)

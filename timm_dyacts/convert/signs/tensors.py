@@ -30,7 +30,7 @@ class TensorSigns:
     """
 
     def __init__(self) -> None:
-        self.unknowns = Unknowns()
+        self.unknowns: Unknowns = Unknowns()
         self.ids: dict[int, Tensor] = {}
         self.bases: dict[int, int] = {}
         self.dependent: set[int] = set()
