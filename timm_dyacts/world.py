@@ -112,7 +112,7 @@ class StopSignal:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame) -> None:
-        self.signum: int = signum
+        self.signum = signum
         # torchrun repeats the Ctrl-C that its children have got already.
         if signum == signal.SIGINT and self.world.size == 1:
             signal.signal(signum, self._previous[signum])

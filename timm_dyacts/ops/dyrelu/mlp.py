@@ -22,7 +22,7 @@ def mlp(x: Tensor, params: DyReLUParams) -> tuple[Tensor, Tensor]:
 def mlp_backward(dz: Tensor, x: Tensor, hidden: Tensor, params: DyReLUParams) -> tuple[Tensor, ...]:
     """Compute the gradients of ``x`` and of the four parameters from ``dz``, that of the outputs."""
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, *_ = params
-    dhidden = _product(fc2_weight.to(dz.dtype).t(), dz.t()).t() if dz.is_cpu else _product(dz, fc2_weight.to(dz.dtype))
+    dhidden = _product(fc2_weight.to(dz.dtype).t(), dz.t()).t()
     dhidden = torch.ops.aten.threshold_backward(dhidden, hidden, 0)
     return (
         _product(dhidden, fc1_weight.to(dz.dtype)),
