@@ -8,6 +8,7 @@ Loops run along what lies side by side: positions, or channels. Of a plane, what
 computed together with some positions before it, which are computed twice. Planes smaller than a vector are turned
 around, some channels at a time, and computed as if their channels were last. */
 #include "../native.h"
+#include "../native_products.h"
 
 enum { BLOCK = 1024, ROWS = 64, SEGMENT = 32768, MOST_PIECES = 2, LANES = 16, TURNED = 64 };
 
@@ -17,16 +18,21 @@ typedef struct {
     crew crew;
     const void *x, *dy;
     void *out;          /* y, dx */
-    const void *theta;  /* (N, 2K, C) */
+    void *theta;        /* (N, 2K, C) */
     const void *pi;     /* (N, P), or NULL */
     const void *weight; /* (C,), or NULL: of the attention */
     const void *dmean;  /* (N, C): gradient of the sum of each plane */
     const void *dlogits; /* (N, P), or NULL */
-    const void *starts, *ranges; /* (2K,): of the coefficients */
-    void *residual;     /* (C, 2K, N) */
     void *sums;         /* (N, rows, C), see each kernel */
     void *per_position; /* (N, P): logits, dpi */
     double max_value;   /* NaN: none */
+    /* The hyper function: a set of coefficients for all channels, or one for each. */
+    i64 units, sets;    /* of the hidden layer; 1 or C */
+    const void *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;
+    void *hidden;       /* (units, N) */
+    void *residual;     /* (sets, 2K, N) */
+    void *coefs;        /* (N, 2K, sets) */
+    double starts[2 * MOST_PIECES], ranges[2 * MOST_PIECES]; /* of the coefficients */
 } operands;
 
 typedef struct {
@@ -233,7 +239,7 @@ EXPORT int NAME(dyrelu_statistics)(const operands *o) {
     return run_sums(&p, statistics);
 }
 
-/* ---- Coefficients from what the hyper function gives, and back ---- */
+/* ---- The hyper function: from the means to the coefficients, and back ---- */
 
 /* tanh(z / 2) = 2 sigmoid(z) - 1, to an absolute error of one rounding; exactly 0 for 0. */
 INLINE REAL squashed(REAL z) {
@@ -242,47 +248,126 @@ INLINE REAL squashed(REAL z) {
     return z < 0 ? -r : r;
 }
 
-/* Logits and residuals are (C, 2K, N): the samples lie side by side. Of a few channels at a time, which stay in the cache,
-   they are turned around to where the samples of the coefficients lie. */
-#define EACH_COEFFICIENT(...) \
-    for (i64 b = begin; b < end; b++) \
-        for (i64 k = 0; k < rows; k++) \
-            for (i64 n = 0; n < N; n++) \
-                for (i64 c = b * LANES; c < least((b + 1) * LANES, C); c++) { \
-                    const i64 from = (c * rows + k) * N + n, to = (n * rows + k) * C + c; \
-                    __VA_ARGS__ }
+typedef struct {
+    const operands *o;
+    i64 panels;
+    REAL *means, *hidden; /* packed: (panels, C, PANEL), (panels, units, PANEL) */
+} hyper;
 
-static int coefficients_of_channels(const void *args, i64 begin, i64 end) {
-    const operands *o = args;
-    const i64 C = o->channels, N = o->samples, rows = 2 * o->k;
-    const REAL *restrict starts = o->starts, *restrict ranges = o->ranges;
-    REAL *restrict residual = o->residual, *restrict theta = o->sums;
-    SIMD
-    for (i64 i = begin * LANES * rows * N; i < least(end * LANES, C) * rows * N; i++) residual[i] = squashed(residual[i]);
-    EACH_COEFFICIENT(theta[to] = starts[k] + residual[from] * ranges[k];)
+/* The samples of a panel */
+#define LANES_OF(panel) least(PANEL, o->samples - (panel) * PANEL)
+
+static int pack_means(const void *args, i64 begin, i64 end) {
+    const hyper *h = args;
+    const operands *o = h->o;
+    const i64 C = o->channels;
+    for (i64 q = 0; q < h->panels; q++) {
+        const REAL *restrict means = (const REAL *)o->sums + q * PANEL * C;
+        const i64 lanes = LANES_OF(q);
+        for (i64 c = begin * LANES; c < least(end * LANES, C); c++) {
+            REAL *restrict row = h->means + (q * C + c) * PANEL;
+            for (i64 n = 0; n < PANEL; n++) row[n] = n < lanes ? means[n * C + c] : 0;
+        }
+    }
     return OK;
 }
 
-static int logits_of_channels(const void *args, i64 begin, i64 end) {
-    const operands *o = args;
-    const i64 C = o->channels, N = o->samples, rows = 2 * o->k;
-    const REAL *restrict ranges = o->ranges, *restrict residual = o->residual, *restrict dtheta = o->theta;
-    REAL *restrict dz = o->out;
-    EACH_COEFFICIENT(dz[from] = dtheta[to] * (ranges[k] / 2) * (1 - residual[from] * residual[from]);)
+static int compute_hidden(const void *args, i64 begin, i64 end) {
+    const hyper *h = args;
+    const operands *o = h->o;
+    const i64 C = o->channels, first = begin * TILE, rows = least(end * TILE, o->units) - first;
+    for (i64 q = 0; q < h->panels; q++) {
+        REAL *restrict panel = h->hidden + (q * o->units + first) * PANEL;
+        multiply((const REAL *)o->fc1_weight + first * C, (const REAL *)o->fc1_bias + first, h->means + q * C * PANEL, C,
+                 panel, rows);
+        SIMD
+        for (i64 i = 0; i < rows * PANEL; i++) panel[i] = panel[i] < 0 ? 0 : panel[i];
+        for (i64 r = 0; r < rows; r++)
+            memcpy((REAL *)o->hidden + (first + r) * o->samples + q * PANEL, panel + r * PANEL,
+                   sizeof(REAL) * (size_t)LANES_OF(q));
+    }
     return OK;
 }
 
-static int run_channels(const operands *o, int (*work)(const void *, i64, i64)) {
-    const i64 cost = 8 * o->k * LANES * most(1, o->samples);
-    return run_job(&o->crew, work, o, parts(o->channels, LANES), most(1, SEGMENT / cost));
+/* LANES sets of coefficients at a time: the samples of logits and residuals lie side by side, and are turned around to
+   where those of the coefficients lie while they are in the cache. */
+static int compute_coefficients(const void *args, i64 begin, i64 end) {
+    const hyper *h = args;
+    const operands *o = h->o;
+    const i64 each = 2 * o->k, length = o->units;
+    REAL logits[LANES * 2 * MOST_PIECES * PANEL];
+    for (i64 first = begin * LANES; first < least(end * LANES, o->sets); first += LANES) {
+        const i64 sets = least(LANES, o->sets - first), rows = sets * each, row = first * each;
+        for (i64 q = 0; q < h->panels; q++) {
+            const i64 lanes = LANES_OF(q);
+            REAL *restrict residual = (REAL *)o->residual + row * o->samples + q * PANEL;
+            REAL *restrict coefs = (REAL *)o->coefs + q * PANEL * each * o->sets + first;
+            multiply((const REAL *)o->fc2_weight + row * length, (const REAL *)o->fc2_bias + row,
+                     h->hidden + q * length * PANEL, length, logits, rows);
+            SIMD
+            for (i64 i = 0; i < rows * PANEL; i++) logits[i] = squashed(logits[i]);
+            for (i64 r = 0; r < rows; r++)
+                memcpy(residual + r * o->samples, logits + r * PANEL, sizeof(REAL) * (size_t)lanes);
+            for (i64 n = 0; n < lanes; n++)
+                for (i64 k = 0; k < each; k++) {
+                    const REAL start = (REAL)o->starts[k], range = (REAL)o->ranges[k];
+                    for (i64 c = 0; c < sets; c++)
+                        coefs[(n * each + k) * o->sets + c] = start + logits[(c * each + k) * PANEL + n] * range;
+                }
+        }
+    }
+    return OK;
 }
 
-/* From the outputs of the hyper function, (C, 2K, N) in ``residual``, make the residuals in their place, and the
-   coefficients in ``sums``, (N, 2K, C). */
-EXPORT int NAME(dyrelu_coefficients)(const operands *o) { return run_channels(o, coefficients_of_channels); }
+/* Coefficients that all channels share, for each of them. */
+static void spread_coefficients(const operands *o) {
+    const REAL *restrict coefs = o->coefs;
+    REAL *restrict theta = o->theta;
+    for (i64 row = 0; row < o->samples * 2 * o->k; row++)
+        for (i64 c = 0; c < o->channels; c++) theta[row * o->channels + c] = coefs[row];
+}
 
-/* From the gradient of the coefficients, ``theta``, make that of the outputs of the hyper function in ``out``. */
-EXPORT int NAME(dyrelu_coefficients_backward)(const operands *o) { return run_channels(o, logits_of_channels); }
+/* How many units of ``cost`` products each are worth a thread's while. */
+INLINE i64 grain_of(i64 cost) { return most(1, SEGMENT / most(1, cost)); }
+
+/* From ``sums``, the means, make what the hyper function gives: ``hidden``, ``residual``, ``coefs`` and ``theta``, which
+   may be ``coefs`` where there is a set of them for each channel. */
+EXPORT int NAME(dyrelu_hyper)(const operands *o) {
+    const i64 panels = parts(o->samples, PANEL), each = 2 * o->k, width = panels * PANEL;
+    const i64 bytes = width * (o->channels + o->units) * (i64)sizeof(REAL);
+    REAL *packed = aligned_alloc(64, (size_t)(bytes / 64 + 1) * 64);
+    if (!packed) return OUT_OF_MEMORY;
+    hyper h = {o, panels, packed, packed + width * o->channels};
+    run_job(&o->crew, pack_means, &h, parts(o->channels, LANES), grain_of(LANES * width));
+    run_job(&o->crew, compute_hidden, &h, parts(o->units, TILE), grain_of(TILE * width * o->channels / 16));
+    run_job(&o->crew, compute_coefficients, &h, parts(o->sets, LANES), grain_of(LANES * each * width * (o->units / 16 + 1)));
+    free(packed);
+    if (o->theta != o->coefs) spread_coefficients(o);
+    return OK;
+}
+
+static int compute_dlogits(const void *args, i64 begin, i64 end) {
+    const operands *o = args;
+    const i64 C = o->sets, N = o->samples, rows = 2 * o->k;
+    const REAL *restrict residual = o->residual, *restrict dcoefs = o->coefs;
+    REAL *restrict dlogits = o->out;
+    for (i64 b = begin; b < end; b++)
+        for (i64 k = 0; k < rows; k++) {
+            const REAL range = (REAL)o->ranges[k] / 2;
+            for (i64 n = 0; n < N; n++)
+                for (i64 c = b * LANES; c < least((b + 1) * LANES, C); c++) {
+                    const i64 to = (c * rows + k) * N + n;
+                    dlogits[to] = dcoefs[(n * rows + k) * C + c] * range * (1 - residual[to] * residual[to]);
+                }
+        }
+    return OK;
+}
+
+/* From the gradient of ``coefs``, in their place, make that of the outputs of the second layer in ``out``, which lies as
+   ``residual`` does. */
+EXPORT int NAME(dyrelu_hyper_backward)(const operands *o) {
+    return run_job(&o->crew, compute_dlogits, o, parts(o->sets, LANES), grain_of(8 * o->k * LANES * o->samples));
+}
 
 /* ---- The output ---- */
 
@@ -387,6 +472,15 @@ TILES(apply)
 EXPORT int NAME(dyrelu_apply)(const operands *o) {
     plan p = make_plan(o, 0, 0);
     return run_tiles(&p, apply);
+}
+
+/* ---- All of the forward pass, without attention ---- */
+
+/* Fields as for the three steps. */
+EXPORT int NAME(dyrelu_forward)(const operands *o) {
+    int status = NAME(dyrelu_statistics)(o);
+    if (status == OK) status = NAME(dyrelu_hyper)(o);
+    return status == OK ? NAME(dyrelu_apply)(o) : status;
 }
 
 /* ---- Gradients of the coefficients and of the weights of positions ---- */

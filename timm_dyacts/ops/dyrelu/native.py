@@ -12,7 +12,7 @@ from ..cpu_blocks import arithmetic, dense, is_channels_last, laid_out_like
 from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from . import cpu
-from .mlp import mlp, mlp_backward
+from .mlp import mlp_backward
 from .registered import MOST_PIECES
 from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
 
@@ -25,21 +25,30 @@ class _Operands(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ('samples', 'channels', 'positions', 'channels_last', 'k')),
         ('crew', Crew),
         *((name, ctypes.c_void_p) for name in (
-            'x', 'dy', 'out', 'theta', 'pi', 'weight', 'dmean', 'dlogits', 'starts', 'ranges', 'residual', 'sums',
-            'per_position')),
+            'x', 'dy', 'out', 'theta', 'pi', 'weight', 'dmean', 'dlogits', 'sums', 'per_position')),
         ('max_value', ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ('units', 'sets')),
+        *((name, ctypes.c_void_p) for name in (
+            'fc1_weight', 'fc1_bias', 'fc2_weight', 'fc2_bias', 'hidden', 'residual', 'coefs')),
+        *((name, ctypes.c_double * (2 * MOST_PIECES)) for name in ('starts', 'ranges')),
     ]
 
 
-def _run(name: str, x: Tensor, k: int = 1, max_value: float | None = None, **tensors: Tensor | None) -> None:
+def _run(
+        name: str,
+        x: Tensor,
+        k: int = 1,
+        max_value: float | None = None,
+        **fields: Tensor | tuple[float, ...] | int | None,
+) -> None:
     """Call a function of the library.
 
     Args:
         name: Its name, without the operator's.
-        x: Its input, dense.
+        x: The input of the operator, dense.
         k: The number of pieces.
         max_value: Their bound.
-        tensors: The other fields of ``operands``. Those as large as ``x`` lie in memory as it does, all others are
+        fields: The other fields of ``operands``. Tensors as large as ``x`` lie in memory as it does, all others are
             contiguous and in the dtype of the arithmetic.
     """
     n, c, *spatial = x.shape
@@ -48,15 +57,7 @@ def _run(name: str, x: Tensor, k: int = 1, max_value: float | None = None, **ten
     channels_last = positions == 1 or is_channels_last(x)
     call(f'dyrelu_{name}', x.dtype, _Operands(
         n, c, positions, channels_last, k, crew(), x=pointer(x), max_value=math.nan if max_value is None else max_value,
-        **{field: pointer(t) for field, t in tensors.items()}))
-
-
-def _run_hyper(name: str, residual: Tensor, k: int, **tensors: Tensor) -> None:
-    """Call a function of the library for the hyper function: ``residual`` is (C * 2K or 2K, N)."""
-    outputs, n = residual.shape
-    call(f'dyrelu_{name}', residual.dtype, _Operands(
-        n, outputs // (2 * k), k=k, crew=crew(), residual=pointer(residual),
-        **{field: pointer(t) for field, t in tensors.items()}))
+        **{name: pointer(value) if isinstance(value, Tensor) else value for name, value in fields.items()}))
 
 
 def _by_channels(theta: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
@@ -123,26 +124,31 @@ def dynamic_relu(x: Tensor, settings: DyReLUSettings, *params: Tensor | None) ->
     params = DyReLUParams(*params)
     given, x = x, dense(x)
     n, channels, *spatial = x.shape
-    mean = torch.empty(n, channels, dtype=arithmetic(x))
-    weight = logits = None
-    if params.spatial_weight is not None:
-        weight = params.spatial_weight.to(mean.dtype).contiguous()
-        logits = mean.new_empty(n, 1, *spatial)
-    _run('statistics', x, weight=weight, sums=mean, per_position=logits)
-    hidden, residual = mlp(mean, params)
-    starts, ranges = mean.new_tensor([settings.starts, settings.ranges])
-    # By coefficient and channel, as the loops read them.
-    coefs = mean.new_empty(n, 2 * k, residual.shape[1] // (2 * k))
-    _run_hyper('coefficients', residual.t(), k, starts=starts, ranges=ranges, sums=coefs)
-    theta = coefs.transpose(1, 2)
-    pi = share = None
-    if logits is not None:
-        pi, share = cpu.attention(logits, params.spatial_bias, settings)
+    dtype = arithmetic(x)
+    *layers, spatial_weight, spatial_bias = (None if p is None else p.to(dtype).contiguous() for p in params)
+    mean = torch.empty(n, channels, dtype=dtype)
+    units, outputs = len(layers[0]), len(layers[2])
+    sets = outputs // (2 * k)
+    # The samples side by side, as the layers compute them.
+    hidden, residual = mean.new_empty(units, n), mean.new_empty(outputs, n)
+    coefs = mean.new_empty(n, 2 * k, sets)
+    theta = coefs if sets == channels else mean.new_empty(n, 2 * k, channels)
+    hyper = dict(
+        zip(DyReLUParams._fields[:4], layers, strict=True), units=units, sets=sets, hidden=hidden, residual=residual,
+        coefs=coefs, theta=theta, starts=settings.starts, ranges=settings.ranges)
     y = x if settings.inplace or x is not given else in_large_pages(torch.empty_like(x))
-    _run('apply', x, k, settings.max_value, out=y, theta=coefs.expand(-1, -1, channels).contiguous(), pi=pi)
+    pi = share = None
+    if spatial_weight is None:
+        _run('forward', x, k, settings.max_value, sums=mean, out=y, **hyper)
+    else:
+        logits = mean.new_empty(n, 1, *spatial)
+        _run('statistics', x, weight=spatial_weight, sums=mean, per_position=logits)
+        _run('hyper', x, k, sums=mean, **hyper)
+        pi, share = cpu.attention(logits, spatial_bias, settings)
+        _run('apply', x, k, settings.max_value, out=y, theta=theta, pi=pi)
     if y is given and not y.is_inference():
         torch.autograd.graph.increment_version(y)
-    return y, *DyReLUSaved(theta, mean, hidden, residual, pi, share)
+    return y, *DyReLUSaved(coefs.transpose(1, 2), mean, hidden.t(), residual.t(), pi, share)
 
 
 def dynamic_relu_backward(
@@ -172,8 +178,7 @@ def dynamic_relu_backward(
         dspatial_bias = torch.zeros_like(params.spatial_bias)
     residual = residual.t().contiguous()
     dz = torch.empty_like(residual)
-    _run_hyper(
-        'coefficients_backward', residual, k, theta=dcoefs, ranges=residual.new_tensor(settings.ranges), out=dz)
+    _run('hyper_backward', x, k, sets=dcoefs.shape[2], residual=residual, coefs=dcoefs, out=dz, ranges=settings.ranges)
     dmean, *dparams = mlp_backward(dz.t(), saved.mean, saved.hidden, params)
     dmean.div_(math.prod(x.shape[2:]))
     dx = in_large_pages(torch.empty_like(x))
