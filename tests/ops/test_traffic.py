@@ -14,6 +14,7 @@ from timm_dyacts.operators import benchmarks
 if ON_GPU or not interpreter_loops():
     pytest.skip('counts what the interpreter does, on a machine without a GPU', allow_module_level=True)
 
+from support import audit  # noqa: E402
 from support.traffic import count_bytes, full_runs, run_passes  # noqa: E402
 
 # Inputs that no mask lets through are computed too.
@@ -118,3 +119,10 @@ def test_awkward_sizes_move_little_more(name, shape, layout):
         moved = sum(launch.moved for launch in counted[key])
         # Of an odd size, the output of a pool is more than a quarter of the input.
         assert moved <= (1.1 if 'pool' in name else AIM) * bound, (key, moved / bound)
+
+
+@pytest.mark.parametrize('name', benchmarks())
+def test_a_pass_keeps_little_more_than_it_writes(name):
+    """Memory of a forward and backward pass, as a ratio to what the plain operator writes."""
+    case = audit.Case(name, 'contiguous', 'bf16')
+    assert 0 < audit.peak_bytes(case) < 1.05
