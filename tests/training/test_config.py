@@ -12,7 +12,7 @@ from support.photos import write_photos
 from timm.data.transforms import str_to_pil_interp
 
 from timm_dyacts.evaluation.config import INTERPOLATIONS
-from timm_dyacts.options import read_yaml, to_dict
+from timm_dyacts.options import declarations, plain, read_yaml, to_dict
 from timm_dyacts.training import TrainConfig
 from timm_dyacts.training.config import CheckpointInterval
 
@@ -117,8 +117,7 @@ def test_options_of_version_0_1_are_read(tmp_path):
     saved = yaml.safe_load(VERSION_0_1)
     (tmp_path / 'args.yaml').write_text(VERSION_0_1)
     config = TrainConfig(**read_yaml(tmp_path / 'args.yaml', TrainConfig))
-    newer = dict(
-        images_per_class=None, val_fraction=0.0, transition_epochs=0.0, transition_sched='linear')
+    newer = {name: plain(d.default) for name, d in declarations(TrainConfig).items() if name not in saved}
     assert to_dict(config) == newer | saved | dict(resume=None)
 
 
