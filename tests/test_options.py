@@ -204,7 +204,8 @@ def other_than_default(cls: type[Options], exclusive: Mapping[str, Any]) -> Opti
             value = f'some {name}' if declared.count is None else [f'some {name}', 'other']
         values[name] = value
     fixed = {
-        TrainConfig: dict(checkpoint_interval='7epochs', init='default', batch_size=6, sched='poly', torchcompile='inductor'),
+        TrainConfig: dict(
+            checkpoint_interval='7epochs', init='default', batch_size=6, sched='poly', torchcompile='inductor'),
         ValidateConfig: dict(model='some model', torchcompile='inductor'),
         PredictConfig: dict(torchcompile='inductor'),
     }

@@ -167,7 +167,6 @@ def run(photos, tmp_path, without_pictures):
      '1'],
     ['--aug-splits', '3', '--jsd-loss', '--split-bn', '--aa', 'augmix-m5-w2', '--reprob', '0.5', '--resplit',
      '--model-ema'],
-    ['--sched', 'plateau', '--patience-epochs', '0', '--lr-noise', '0.3', '--eval-metric', 'loss', '--lr', '1e-6'],
     ['--sched', 'multistep', '--sched-on-epochs', '--lr-base', '0.1', '--opt', 'sgd', '--grad-accum-steps', '2'],
     ['--lr-cycle-limit', '2', '--epochs', '1', '--cooldown-epochs', '1', '--lr-noise', '0.1', '0.9', '--opt',
      'rmsproptf', '--opt-kwargs', 'alpha=0.95', '--cutmix-minmax', '0.2', '0.8', '--warmup-epochs', '0'],
