@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from support.photos import write_photos
 from support.small_run import config_of, train_small
+from support.versions import needs_timm
 
 import timm_dyacts  # noqa: F401
 from timm_dyacts.operators import operator_parameters
@@ -190,14 +191,20 @@ def test_arguments_of_the_optimizer(options):
     optimizer = build_optimizer(parse('--opt', 'sgd', '--opt-kwargs', 'nesterov=False', *options), dynamic())
     assert not optimizer.defaults['nesterov']
     assert build_optimizer(parse('--opt', 'sgd', *options), dynamic()).defaults['nesterov']
-    groups = build_optimizer(parse('--opt-kwargs', 'filter_bias_and_bn=False', *options), dynamic()).param_groups
-    assert {group['weight_decay'] for group in groups} == {0.05}, 'biases and all'
     with pytest.raises(ValueError, match=r"--opt-kwargs must be arguments of --opt sgd, got \{'amsgrad': True\}"):
         build_optimizer(parse('--opt', 'sgd', '--opt-kwargs', 'amsgrad=True', *options), dynamic())
     with pytest.raises(ValueError, match='--opt-kwargs must not hold lr, which an option of its own gives'):
         build_optimizer(parse('--opt-kwargs', 'lr=1', *options), dynamic())
 
 
+@needs_timm('1.0.17')
+@pytest.mark.parametrize('options', [[], ['--lr-ops', '5']], ids=' '.join)
+def test_weight_decay_of_all(options):
+    groups = build_optimizer(parse('--opt-kwargs', 'filter_bias_and_bn=False', *options), dynamic()).param_groups
+    assert {group['weight_decay'] for group in groups} == {0.05}, 'biases and all'
+
+
+@needs_timm('1.0.17')
 @pytest.mark.parametrize('options, share', [([], 1), (['--lr-ops', '2'], 2)], ids=str)
 def test_bounds_of_layer_decay(options, share):
     def scales(*bounds):

@@ -2,6 +2,7 @@
 import pytest
 import timm
 import torch
+from support.versions import needs_timm
 from timm.layers import convert_splitbn_model
 
 import timm_dyacts  # noqa: F401
@@ -9,7 +10,8 @@ from timm_dyacts.training.checkpoint import save_checkpoint
 from timm_dyacts.training.split_bn import drop_split_bn, split_bn
 
 
-@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
+@pytest.mark.parametrize('name', [
+    'test_resnet', pytest.param('test_efficientnet', marks=needs_timm('1.0.31'))])
 def test_each_part_has_its_own_and_the_first_is_kept(name, tmp_path):
     torch.manual_seed(0)
     plain = timm.create_model(name, num_classes=3)
