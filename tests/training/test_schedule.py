@@ -75,7 +75,7 @@ def test_an_old_timm_is_named(monkeypatch):
         rates(sched='wsd')
 
 
-@needs_timm('1.0.22')
+@needs_timm('1.0.23')
 @pytest.mark.parametrize('noise', [[], ['--lr-noise', '0']], ids=str)
 def test_a_plateau_is_remembered(interrupt, tmp_path, monkeypatch, without_pictures, recwarn, noise):
     """No epoch is better than the first. How many have passed since then is nothing that the weights could tell."""

@@ -128,7 +128,7 @@ class RepeatedBatches(TrainBatches):
 
     def __init__(self, repeats: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sampler = RepeatAugSampler(
+        self.sampler: RepeatAugSampler = RepeatAugSampler(
             range(self.size),
             num_replicas=self.world_size,
             rank=self.rank,
@@ -325,7 +325,7 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.batches.start == len(self):
-            return  # timm before 1.0.31 fails on an empty loader
+            return  # older releases of timm fail on an empty loader
         if self.loader.random_erasing is not None:
             self.loader.random_erasing.start_epoch()
         yield from without_worker_trace(self.loader)

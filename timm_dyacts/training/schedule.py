@@ -46,7 +46,7 @@ def build_scheduler(
         except TypeError as e:
             if config.sched != 'plateau' or 'verbose' not in str(e):
                 raise
-            raise needs(f'--sched plateau with torch {torch.__version__}', 'timm', '1.0.22', timm.__version__) from e
+            raise needs(f'--sched plateau with torch {torch.__version__}', 'timm', '1.0.23', timm.__version__) from e
     if scheduler is None:
         raise needs(f'--sched {config.sched}', 'timm', '1.0.31', timm.__version__)
     return scheduler, num_epochs
