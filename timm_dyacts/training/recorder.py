@@ -19,6 +19,7 @@ from ..world import World
 from .checkpoint import dataset_title, describe_results, save_checkpoint
 from .log import RunLog, best_row
 from .setup import Setup, build_validation_loader
+from .split_bn import drop_split_bn
 from .state import Progress, StateFile
 from .transition import to_save
 
@@ -62,6 +63,9 @@ class Recorder:
             f'{dataset_title(setup.config)}: {len(setup.datasets.train)} training{held_out} and '
             f'{len(setup.datasets.validation)} validation images of {setup.config.num_classes} classes at '
             f'{setup.data_config["input_size"][-1]} pixels, on {setup.world.device.type}{processes}')
+        if setup.config.lr_base is not None:
+            images = setup.config.images_per_update * setup.world.size
+            print(f'Learning rate {setup.config.lr:.4g}, for {images} images an update.')
         if resumed:
             print(f'Resumed {self.run} at epoch {progress.epoch} after {progress.samples} images.')
 
@@ -104,7 +108,7 @@ class Recorder:
             to_save(model),
             self.run.checkpoint(which).path,
             label_names=self.setup.label_names,
-            model_args=dict(config.model_kwargs, in_chans=config.in_chans),
+            model_args=dict(config.architecture_kwargs, in_chans=config.in_chans),
             results=results,
         )
 
@@ -134,6 +138,7 @@ class Recorder:
         setup = self.setup
         if setup.config.transition_epochs:
             finish_transition(setup.model)
+        drop_split_bn(setup.model)
         setup.model.load_state_dict(load_file(self.run.checkpoint('best').weights))
         loader = build_validation_loader(  # of all images, in this process
             setup.config, setup.datasets.validation, setup.data_config, World(setup.world.device))
