@@ -1,8 +1,6 @@
 """The pictures of a run, its log, and what results.json says."""
 import csv
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -179,41 +177,3 @@ def test_summary_is_written_in_one_piece(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         write_summary([dict(epoch=0, lr=1), dict(epoch=1, lr=1)], tmp_path / 'summary.csv')
     assert (tmp_path / 'summary.csv').read_text() == old == 'epoch,lr\n0,1\n'
-
-
-@pytest.mark.parametrize('option, package', [('--log-wandb', 'wandb'), ('--log-tensorboard', 'tensorboard')])
-def test_missing_logger(run, monkeypatch, tmp_path, option, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=f'{option} needs {package}: pip install {package}'):
-        run(option)
-    assert not (tmp_path / 'out').exists()
-
-
-def test_loggers_get_every_row(run, monkeypatch):
-    """Stand-ins for the two packages, with the calls that a run makes of them."""
-    calls = []
-
-    class Recorder:
-        def __init__(self, *args, **kwargs):
-            calls.append(('open', args, kwargs))
-
-        def log(self, row, step):
-            calls.append(('wandb', step, row['eval_top1']))
-
-        def add_scalar(self, name, value, step):
-            calls.append(('tensorboard', step, name))
-
-        def finish(self):
-            calls.append(('finish',))
-
-        close = finish
-
-    monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=Recorder))
-    monkeypatch.setitem(sys.modules, 'tensorboard', types.SimpleNamespace())
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', types.SimpleNamespace(SummaryWriter=Recorder))
-    folder = run('--log-wandb', '--wandb-project', 'colors', '--log-tensorboard')
-    assert calls[0][2]['project'] == 'colors' and calls[0][2]['config']['model'] == 'test_resnet'
-    assert calls[1][1:] == ((str(folder),), dict(purge_step=0))
-    assert [call[1] for call in calls if call[0] == 'wandb'] == [0, 1]
-    assert ('tensorboard', 1, 'eval/top1') in calls and ('tensorboard', 0, 'train/loss') in calls
-    assert calls[-2:] == [('finish',)] * 2

@@ -32,7 +32,6 @@ _DIGITS_RECIPE = dict(
     hflip=0.0,
     color_jitter=0.0,
     workers=0,
-    log_interval=5,
 )
 
 
@@ -180,7 +179,18 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     output: str = _run('./output/train', metavar='DIR')
     experiment: str | None = _run(None, metavar='NAME', help='name of the run folder', unset='<time>-<model>-<size>')
     eval_metric: str = _run('top1', choices=('top1', 'top5', 'loss'), help='what makes a checkpoint the best')
-    log_interval: int = _run(50, minimum=1, metavar='N', help='batches between two readings of the loss')
+    val_interval: int = _run(1, minimum=1, metavar='N', help='epochs from one evaluation to the next; the last epoch '
+                                                             'always has one')
+    early_stopping: int | None = _run(
+        None, minimum=1, metavar='N', help='stop after so many epochs without a better value of --eval-metric',
+        unset='train all epochs')
+    checkpoint_hist: int = _run(
+        1, minimum=1, metavar='N',
+        help='best checkpoints to keep; with more than 1 each of them has a folder in history/, beside the best one')
+    log_interval: int = _run(
+        50, minimum=1, metavar='N',
+        help='batches between two readings of loss, learning rate, images per second and time left: a line each where '
+             'the output is no terminal, and a point for the trackers')
     resume: str | None = _run(
         None, metavar='auto|PATH',
         help="'auto': go on with the run of the same --output and --experiment (without --experiment: of the same "
@@ -189,6 +199,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     checkpoint_interval: int | str = _run(
         '1epoch', metavar='N[epochs]', help='updates, or epochs, from one state that can be resumed to the next')
     log_tensorboard: bool = _run(False, help='log to TensorBoard files in the run folder')
+    log_mlflow: bool = _run(False, help='log to MLflow, where its environment variables say')
     log_wandb: bool = _run(False, help='log to Weights & Biases')
     wandb_project: str | None = _run(None, metavar='NAME', help='project there')
     wandb_tags: tuple[str, ...] = _run((), metavar='TAG', help='tags there')

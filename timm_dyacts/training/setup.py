@@ -113,6 +113,11 @@ class Setup:
         return -(-len(self.loader) // self.config.grad_accum_steps)
 
     @property
+    def mean_lr(self) -> float:
+        """Learning rate, the mean of the parameter groups."""
+        return sum(group['lr'] for group in self.optimizer.param_groups) / len(self.optimizer.param_groups)
+
+    @property
     def ema_model(self) -> nn.Module | None:
         """The moving average of the model, if there is one."""
         return self.task.get_trainable_module(ema=True).module if self.config.model_ema else None

@@ -23,13 +23,15 @@ from ..run_folder import RunFolder
 from ..world import StopSignal, TrainingInterrupted, World
 from .config import TrainConfig
 from .finetune import freeze, unfreeze
-from .log import best_row, check_loggers
+from .log import best_row, early_stop
 from .loop import train_one_epoch
 from .nonfinite import check_finite
+from .pace import Pace
 from .recorder import Recorder, open_folder
 from .resume import check_resumable, find_state
 from .setup import Setup, build_setup
 from .state import Progress, capture_state, load_state, restore_state
+from .trackers import check_trackers
 from .transition import move_transition, t_of_update
 
 __all__ = ['RunResult', 'Trainer', 'train']
@@ -44,11 +46,13 @@ class RunResult:
         best_epoch: Epoch of the best checkpoint, counted from 0.
         best: Its evaluation: ``'loss'``, and ``'top1'`` and ``'top5'`` in percent.
         is_primary: Whether this process is the one that writes and prints.
+        stopped_early: Why the run ended before its last epoch, ``None`` if it did not.
     """
     folder: str
     best_epoch: int
     best: OrderedDict[str, Any]
     is_primary: bool = True
+    stopped_early: str | None = None
 
 
 def train(config: TrainConfig) -> RunResult:
@@ -70,7 +74,7 @@ def train(config: TrainConfig) -> RunResult:
         ValueError: Options that do not fit each other, the model, the data, or the run to be resumed.
     """
     require_matplotlib()
-    check_loggers(config)
+    check_trackers(config)
     resolve_model_name(config.model)  # a misspelt name is better found before the data are read
     world = World.join(resolve_device(config.device))
     set_numerics(world.device, config.deterministic)
@@ -155,6 +159,7 @@ class Trainer:
         self.stop = stop
         self.frozen = frozen
         self.t: float | None = None  # of the last update, once there was one
+        self.pace = Pace(len(setup.loader) * setup.loader.samples_per_step, setup.num_epochs)
 
     def train(self) -> RunResult:
         """Train to the end."""
@@ -169,35 +174,45 @@ class Trainer:
             disable=None if setup.world.is_primary else True,
         )
         try:
-            for _ in range(progress.epoch, setup.num_epochs):
-                self._run_epoch()
+            stopped_early = early_stop(progress.rows, setup.config, setup.num_epochs)
+            while progress.epoch < setup.num_epochs and stopped_early is None:
+                stopped_early = self._run_epoch()
         finally:
             self.bar.close()
             if self.recorder is not None:
                 self.recorder.close(progress)
         if self.recorder is not None:
-            self.recorder.write_report()
+            self.recorder.write_end(stopped_early)
         best = best_row(progress.rows, setup.config.best_column())
         metrics = OrderedDict((name, best[f'eval_{name}']) for name in ('loss', 'top1', 'top5'))
-        return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary)
+        return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary, stopped_early)
 
-    def _run_epoch(self) -> None:
+    def _run_epoch(self) -> str | None:
+        """Train an epoch and evaluate, and say why the run is to end here, if it is."""
         setup, progress = self.setup, self.progress
         if self.frozen is not None and _is_unfrozen(setup.config, progress):
             _unfreeze(setup)
             self.frozen = None
+        self.pace.start_training(progress.meter)
         train_metrics = _train_epoch(
-            setup, progress, self.bar, self.frozen or (), self._before_update, self._after_update)
+            setup, progress, self.bar, self.frozen or (), self._before_update, self._after_update,
+            self._after_interval if self.recorder is not None else None)
+        self.pace.finish_training(progress.meter)
         check_finite(setup.model, progress.epoch, progress.samples)
         row = dict(epoch=progress.epoch)
-        for kind, metrics in dict(train=train_metrics, **_evaluate(setup, self._stop_in_evaluation)).items():
+        is_evaluated = (
+            (progress.epoch + 1) % setup.config.val_interval == 0 or progress.epoch + 1 == setup.num_epochs)
+        evaluations = _evaluate(setup, self._stop_in_evaluation) if is_evaluated else {}
+        for kind, metrics in dict(train=train_metrics, **evaluations).items():
             row.update({f'{kind}_{name}': value for name, value in metrics.items()})
-        row['lr'] = sum(group['lr'] for group in setup.optimizer.param_groups) / len(setup.optimizer.param_groups)
+        row['lr'] = setup.mean_lr
         if setup.config.transition_epochs:
             row['t'] = get_transition(setup.model)
-        self._finish_epoch(row)
+        stopped_early = self._finish_epoch(row)
+        self.pace.finish_evaluation()
+        return stopped_early
 
-    def _finish_epoch(self, row: dict[str, float]) -> None:
+    def _finish_epoch(self, row: dict[str, float]) -> str | None:
         """Write the checkpoints of an epoch and its row, and then the state, which vouches for them."""
         setup, progress = self.setup, self.progress
         unreadable = _gather_unreadable(setup)
@@ -206,8 +221,10 @@ class Trainer:
             self.recorder.write_epoch(progress.rows, unreadable)
         # A stream can only be resumed between epochs, so the end of each counts.
         is_due = setup.config.interval.is_due_after_epoch(progress.epoch) or not setup.loader.resumes_within_epoch
-        if is_due or progress.epoch == setup.num_epochs:
+        stopped_early = early_stop(progress.rows, setup.config, setup.num_epochs)
+        if is_due or progress.epoch == setup.num_epochs or stopped_early is not None:
             self._save_state()
+        return stopped_early
 
     def _before_update(self, update: int) -> None:
         """Move the transition, if there is one."""
@@ -235,6 +252,11 @@ class Trainer:
         if signum:
             raise _interruption(self.setup, self.run, progress, signum, samples)
 
+    def _after_interval(self, steps: int) -> None:
+        """Report what was trained since the last reading."""
+        progress = self.progress
+        self.recorder.write_reading(progress.epoch, steps, self.pace.read(progress.epoch, progress.meter))
+
     def _stop_in_evaluation(self) -> None:
         """Save the state of the trained, not yet evaluated epoch where a signal asks for it."""
         signum = self.stop.agreed()
@@ -255,6 +277,7 @@ def _train_epoch(
         in_eval_mode: Iterable[nn.Module],
         before_update: Callable[[int], None],
         after_update: Callable[[int, Callable[[], None]], None],
+        after_interval: Callable[[int], None] | None,
 ) -> OrderedDict[str, Any]:
     """Train what is left of an epoch, and give its metrics."""
     config = setup.config
@@ -279,6 +302,7 @@ def _train_epoch(
         in_eval_mode=in_eval_mode,
         before_update=before_update,
         after_update=after_update,
+        after_interval=after_interval,
     )
     progress.samples = len(setup.loader) * setup.loader.samples_per_step
     return metrics
