@@ -55,6 +55,7 @@ class Option:
         metavar: What stands for the value in the help.
         unset: What happens where the default is ``None``, for the help.
         choices: The accepted values, all if empty.
+        aliases: Other spellings of accepted values.
         minimum: Smallest accepted number.
         above: A number that is too small by a hair.
         maximum: Largest accepted number.
@@ -69,6 +70,7 @@ class Option:
     metavar: str | None = None
     unset: str = ''
     choices: Sequence[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
@@ -175,6 +177,8 @@ class Declaration:
         return values
 
     def _check_one(self, value: Any) -> Any:
+        if isinstance(value, str):
+            value = self.option.aliases.get(value, value)
         converted = next((c for t in self.types if (c := _convert(value, t)) is not None), None)
         if converted is None:
             raise ValueError
@@ -271,6 +275,11 @@ class Options:
         """Give the values that follow from others. A subclass adds to those of its bases."""
         return {}
 
+    @classmethod
+    def translate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the options of a file in the words of this class; a subclass may know other words."""
+        return dict(values)
+
     def check(self) -> None:
         """Raise ``ValueError`` for values that do not fit each other. A subclass adds to what its bases check."""
 
@@ -302,13 +311,13 @@ def read_yaml(path: str | os.PathLike[str], cls: type[Options]) -> dict[str, Any
         raise ValueError(f'--config must hold one "option: value" per line, got {os.fspath(path)}')
     declared = declarations(cls)
     parsed = {}
-    for name, value in values.items():
-        if name not in declared:
-            raise ValueError(f'{os.fspath(path)}: unknown option {name!r}.{close_names(name, declared)}')
-        try:
+    try:
+        for name, value in cls.translate(values).items():
+            if name not in declared:
+                raise ValueError(f'unknown option {name!r}.{close_names(name, declared)}')
             parsed[name] = declared[name].parse(value)
-        except ValueError as e:
-            raise ValueError(f'{os.fspath(path)}: {e}') from None
+    except ValueError as e:
+        raise ValueError(f'{os.fspath(path)}: {e}') from None
     return parsed
 
 
@@ -342,6 +351,8 @@ def _add_argument(group: Any, declaration: Declaration) -> None:
             kwargs.update(nargs='*', action=ParseKwargs)
         else:
             kwargs['type'] = str if str in declaration.types else declaration.types[0]
+        if declared.aliases:
+            kwargs['type'] = lambda text: declared.aliases.get(text, text)
         if declaration.count is not None:
             kwargs['nargs'] = '+' if declaration.count is ... else declaration.count
         elif declared.const is not None:

@@ -28,7 +28,7 @@ def create_parser(prog: str = _PROG) -> ArgumentParser:
     add_arguments(parser, TrainConfig)
     parser.add_argument(
         '-c', '--config', default=argparse.SUPPRESS, metavar='FILE',
-        help='YAML file of defaults, such as the args.yaml of an earlier run')
+        help="YAML file of defaults, such as the args.yaml of an earlier run, also of timm's train.py")
     return parser
 
 
@@ -56,6 +56,8 @@ def parse_config(argv: Sequence[str] | None = None, prog: str = _PROG) -> TrainC
         from_file = read_yaml(path, TrainConfig)
     except ValueError as e:
         parser.error(str(e))
+    if 'lr_base' in given:
+        from_file.pop('lr', None)  # the file's would win over what the command line asks for
     return TrainConfig(**from_file | given)
 
 

@@ -25,6 +25,12 @@ _DIGITS_SPLITS = {
 # The prefixes that timm.data.create_dataset knows, and those whose files lie below ``root``; an image folder has none.
 _TIMM_PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 _LOCAL_PREFIXES = ('', 'torch', 'wds')
+# What the options for some of timm's data sets are, and the prefixes of these
+_SPECIAL = dict(
+    input_key=('hfds', 'hfids', 'tfds', 'wds'),
+    target_key=('hfds', 'hfids', 'tfds', 'wds'),
+    num_samples=('hfids', 'tfds', 'wds'),
+)
 
 
 class ImageFiles(timm.data.ImageDataset):
@@ -55,8 +61,15 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
 
     Raises:
         FileNotFoundError: The image folder does not exist.
-        ValueError: An unknown name or split, a data set that needs a ``root``, or a folder without images.
+        ValueError: An unknown name or split, a data set that needs a ``root``, a folder without images, or an argument
+            that the data set does not know.
     """
+    prefix = name.split('/')[0].lower() if '/' in name else ''
+    for argument, prefixes in _SPECIAL.items():
+        if kwargs.get(argument) is not None and prefix not in prefixes:
+            raise ValueError(
+                f"{argument} must be left out but for a data set {', '.join(f'{p}/...' for p in prefixes)}, got "
+                f"{kwargs[argument]!r} for {name or root!r}.")
     if name == 'digits':
         check_choice('split', split, sorted(_DIGITS_SPLITS))
         if root is not None:
@@ -64,8 +77,7 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
         return DigitsDataset(_DIGITS_SPLITS[split], input_img_mode=kwargs.get('input_img_mode', 'RGB'))
 
     if root is None and os.path.exists(name):
-        name, root = '', name
-    prefix = name.split('/')[0].lower() if '/' in name else ''
+        name, root, prefix = '', name, ''
     if name and prefix not in _TIMM_PREFIXES:
         raise ValueError(
             f"Unknown data set {name!r}: neither 'digits', nor a name with one of timm's prefixes (such as "

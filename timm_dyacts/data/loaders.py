@@ -4,7 +4,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_loader
+from PIL import ImageMode
+from timm.data import AugMixDataset, create_loader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.datasets import VisionDataset
@@ -13,9 +14,11 @@ from torchvision.transforms import Compose
 from ..version import unsupported
 from ..world import World
 from .factory import class_names
+from .mixing import EpochMixup, SplitDataset
 from .resumable import (
     BatchDataset,
     EvalBatches,
+    RepeatedBatches,
     ResumableLoader,
     SeededErasing,
     StreamLoader,
@@ -33,9 +36,19 @@ __all__ = [
 ]
 
 
-def image_mode(in_chans: int) -> str:
-    """Give the mode of PIL images for a number of channels."""
-    return 'RGB' if in_chans == 3 else 'L'
+def image_mode(in_chans: int, mode: str | None = None) -> str:
+    """Give the mode of PIL images for a number of channels, or ``mode`` itself.
+
+    Raises:
+        ValueError: ``mode`` has another number of channels.
+    """
+    if mode is None:
+        return 'RGB' if in_chans == 3 else 'L'
+    bands = len(ImageMode.getmode(mode).bands)
+    if bands != in_chans:
+        raise ValueError(
+            f'--input-img-mode must have the {in_chans} channels of the model, got {mode!r}, which has {bands}.')
+    return mode
 
 
 def check_splits(dataset_train: Dataset[Any], dataset_eval: Dataset[Any]) -> None:
@@ -78,6 +91,10 @@ def build_train_loader(
         num_classes: int,
         workers: int = 0,
         on_bad_image: str = 'skip',
+        input_img_mode: str | None = None,
+        mixup: EpochMixup | None = None,
+        aug_repeats: float = 0,
+        aug_splits: int = 0,
         **augmentation: Any,
 ) -> ResumableLoader | StreamLoader:
     """Create the loader of augmented training batches.
@@ -91,16 +108,35 @@ def build_train_loader(
         num_classes: Number of classes that labels must stay below.
         workers: Number of processes that load data.
         on_bad_image: What to do with an image that cannot be read, ``'skip'`` or ``'error'``.
+        input_img_mode: Mode of PIL images, that of the number of channels for ``None``.
+        mixup: Mixes the images of a batch; labels become distributions (N, num_classes).
+        aug_repeats: Number of views of an image that follow each other, 0 for one per epoch.
+        aug_splits: Number of views of each image in a batch of then ``aug_splits * batch_size`` images, 0 for one.
         **augmentation: Further arguments of ``timm.data.create_loader``.
 
     Raises:
-        ValueError: There are too few images for a batch.
+        ValueError: There are too few images for a batch, or a stream is to show several views of an image.
     """
+    is_stream = isinstance(dataset, IterableDataset)
+    for option, value in (('--aug-repeats', aug_repeats), ('--aug-splits', aug_splits)):
+        if value and is_stream:
+            raise ValueError(f'{option} needs a data set of which any image can be read, not a stream.')
     loader = _create_loader(
-        dataset, data_config, world, workers, batch_size=batch_size, is_training=True, **augmentation)
-    if isinstance(dataset, IterableDataset):
-        return StreamLoader(loader, batch_size * world.size)
-    batches = TrainBatches(len(dataset), batch_size, seed, world.rank, world.size)
+        SplitDataset(dataset, aug_splits) if aug_splits else dataset,
+        data_config,
+        world,
+        workers,
+        input_img_mode,
+        batch_size=batch_size,
+        is_training=True,
+        collate_fn=mixup,
+        num_aug_splits=aug_splits,
+        **augmentation,
+    )
+    if is_stream:
+        return StreamLoader(loader, batch_size * world.size, mixup)
+    order = dict(size=len(dataset), batch_size=batch_size, seed=seed, rank=world.rank, world_size=world.size)
+    batches = RepeatedBatches(aug_repeats, **order) if aug_repeats else TrainBatches(**order)
     if len(batches) == 0:
         processes = f' times {world.size} processes' if world.size > 1 else ''
         raise ValueError(
@@ -118,7 +154,7 @@ def build_train_loader(
     )
     if loader.random_erasing is not None:
         loader.random_erasing = SeededErasing(loader.random_erasing, batches, world.device)
-    return ResumableLoader(loader, batches)
+    return ResumableLoader(loader, batches, mixup)
 
 
 def build_eval_loader(
@@ -129,6 +165,7 @@ def build_eval_loader(
         num_classes: int | None = None,
         workers: int = 0,
         on_bad_image: str = 'skip',
+        input_img_mode: str | None = None,
 ):
     """Create the loader of evaluation batches, which has this process's share of the samples, each of them once.
 
@@ -140,12 +177,14 @@ def build_eval_loader(
         num_classes: Number of classes that labels must stay below, ``None`` where they are no classes.
         workers: Number of processes that load data.
         on_bad_image: What to do with an image that cannot be read, ``'skip'`` or ``'error'``.
+        input_img_mode: Mode of PIL images, that of the number of channels for ``None``.
     """
     loader = _create_loader(
         dataset,
         data_config,
         world,
         workers,
+        input_img_mode,
         batch_size=batch_size,
         interpolation=data_config['interpolation'],
         crop_pct=data_config['crop_pct'],
@@ -170,6 +209,7 @@ def _create_loader(
         data_config: dict[str, Any],
         world: World,
         workers: int,
+        input_img_mode: str | None,
         **kwargs: Any,
 ):
     loader = create_loader(
@@ -187,9 +227,11 @@ def _create_loader(
     for attribute in ('loader', 'random_erasing'):
         if not hasattr(loader, attribute):
             raise unsupported('timm', timm.__version__, f'the attribute {attribute!r} of the loader of create_loader')
+    if isinstance(dataset, AugMixDataset):
+        dataset = dataset.dataset  # which has the first of the transforms
     if isinstance(dataset.dataset if isinstance(dataset, Subset) else dataset, VisionDataset):
         # torchvision hands out images in the mode of their files, where timm's readers convert them.
-        convert = methodcaller('convert', image_mode(data_config['input_size'][0]))
+        convert = methodcaller('convert', image_mode(data_config['input_size'][0], input_img_mode))
         dataset.transform = Compose([convert, dataset.transform])
     return loader
 

@@ -8,21 +8,25 @@ the same whenever, wherever and by however many processes it is made.
 import hashlib
 import random
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..rng import isolated_rng
+from .mixing import EpochMixup
 
 __all__ = [
     'Batch',
     'BatchDataset',
     'DataError',
     'EvalBatches',
+    'RepeatedBatches',
     'ResumableLoader',
     'SeededErasing',
     'StreamLoader',
@@ -46,10 +50,17 @@ class Batch(NamedTuple):
         epoch: Epoch, counted from 0.
         number: Position in the epoch, counted from 0.
         indices: Indices of the samples.
+        places: The place of each in the order of the epoch, where a sample comes more than once; else empty.
     """
     epoch: int
     number: int
     indices: list[int]
+    places: Sequence[int] = ()
+
+    def keys(self) -> list[tuple[int, ...]]:
+        """Give what each sample is drawn under: epoch and index, and where it comes more than once, its place."""
+        keys = [(self.epoch, index) for index in self.indices]
+        return [(*key, place) for key, place in zip(keys, self.places, strict=True)] if self.places else keys
 
 
 def _derive_seeds(*key: int) -> tuple[int, ...]:
@@ -102,6 +113,34 @@ class TrainBatches(Sampler[Batch]):
         for number in range(self.start, len(self)):
             first = (number * self.world_size + self.rank) * self.batch_size
             yield Batch(self.epoch, number, order[first:first + self.batch_size])
+
+
+class RepeatedBatches(TrainBatches):
+    """Full batches of several views of each image: repeated augmentation, in the order of timm's ``RepeatAugSampler``.
+
+    The views of an image follow each other, shared out among the processes, and an epoch has as many batches as one
+    without repeats: it sees fewer images.
+
+    Args:
+        repeats: Number of views.
+        **kwargs: Arguments of ``TrainBatches``.
+    """
+
+    def __init__(self, repeats: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sampler = RepeatAugSampler(
+            range(self.size), num_replicas=self.world_size, rank=self.rank, num_repeats=repeats)
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.sampler.set_epoch(_derive_seeds(_ORDER, self.seed, self.epoch)[0])  # timm takes it for the seed
+        order = list(self.sampler)
+        for number in range(self.start, len(self)):
+            mine = range(number * self.batch_size, (number + 1) * self.batch_size)
+            places = [i * self.world_size + self.rank for i in mine]
+            yield Batch(self.epoch, number, [order[i] for i in mine], places)
 
 
 class EvalBatches(Sampler[Batch]):
@@ -168,16 +207,16 @@ class BatchDataset(Dataset):
 
     def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with isolated_rng():
-            samples = [sample for index in batch.indices if (sample := self._load(batch.epoch, index)) is not None]
+            samples = [sample for key in batch.keys() if (sample := self._load(*key)) is not None]
             if not samples:
                 return torch.empty(0, *self.input_size, dtype=torch.uint8), torch.empty(0, dtype=torch.long)
             _seed_rng(_MIXUP, self.seed, batch.epoch, batch.number, self.rank)
             return self.collate_fn(samples)
 
-    def _load(self, epoch: int, index: int) -> tuple[Any, int] | None:
+    def _load(self, epoch: int, index: int, *place: int) -> tuple[Any, int] | None:
         for shift in range(_MAX_REPLACEMENTS if self.is_training else 1):
             candidate = (index + shift) % len(self.dataset)
-            _seed_rng(_SAMPLE, self.seed, epoch, candidate)
+            _seed_rng(_SAMPLE, self.seed, epoch, candidate, *place)
             try:
                 image, label = self.dataset[candidate]
             except (OSError, SyntaxError) as e:  # Pillow raises SyntaxError for a broken PNG
@@ -206,13 +245,16 @@ class BatchDataset(Dataset):
 class SeededErasing:
     """``timm.data.random_erasing.RandomErasing`` with a seed for each image, in place of the global generators.
 
+    Where a batch shows its samples several times, one split after the other, each time has a seed of its own.
+
     Args:
-        erasing: Erases a part of an image (C, H, W).
+        erasing: Erases a part of an image (C, H, W). If its ``num_splits`` is 2 or more, it is kept away from the first
+            of so many parts of a batch.
         batches: The batches that will come, in their order.
         device: Device of the images.
     """
 
-    def __init__(self, erasing: Callable, batches: TrainBatches, device: torch.device) -> None:
+    def __init__(self, erasing: RandomErasing, batches: TrainBatches, device: torch.device) -> None:
         self.erasing = erasing
         self.batches = batches
         self.device = device
@@ -223,11 +265,15 @@ class SeededErasing:
         self.expected = iter(self.batches)
 
     def __call__(self, images: Tensor) -> Tensor:
-        batch = next(self.expected)
+        keys = next(self.expected).keys()
+        spared = len(images) // self.erasing.num_splits if self.erasing.num_splits > 1 else 0
         with isolated_rng(self.device):
-            for image, index in zip(images, batch.indices, strict=True):
-                _seed_rng(_ERASING, self.batches.seed, batch.epoch, index, device=self.device)
-                self.erasing(image)
+            for number, image in enumerate(images):
+                if number >= spared:
+                    split, sample = divmod(number, len(keys))
+                    _seed_rng(
+                        _ERASING, self.batches.seed, *keys[sample], *([split] if split else []), device=self.device)
+                    self.erasing(image)
         return images
 
 
@@ -237,13 +283,15 @@ class ResumableLoader:
     Args:
         loader: Brings the batches to the device (``timm.data.loader.PrefetchLoader``).
         batches: What the loader loads.
+        mixup: What mixes its batches, if anything does.
     """
 
     resumes_within_epoch = True
 
-    def __init__(self, loader: Any, batches: TrainBatches) -> None:
+    def __init__(self, loader: Any, batches: TrainBatches, mixup: EpochMixup | None = None) -> None:
         self.loader = loader
         self.batches = batches
+        self.mixup = mixup
 
     @property
     def samples_per_step(self) -> int:
@@ -261,6 +309,8 @@ class ResumableLoader:
             The number of the first step to come. Where the samples fill no whole number of steps, as may be when the
             number of processes has changed, the rest of the step that they reach into is left out.
         """
+        if self.mixup is not None:
+            self.mixup.set_epoch(epoch)
         self.batches.epoch = epoch
         self.batches.start = min(-(-samples // self.samples_per_step), len(self))
         return self.batches.start
@@ -280,17 +330,21 @@ class StreamLoader:
     Args:
         loader: As ``timm.data.create_loader`` gives it for an iterable data set.
         samples_per_step: Samples of a step, of all processes together.
+        mixup: What mixes its batches, if anything does.
     """
 
     resumes_within_epoch = False
 
-    def __init__(self, loader: Any, samples_per_step: int) -> None:
+    def __init__(self, loader: Any, samples_per_step: int, mixup: EpochMixup | None = None) -> None:
         self.loader = loader
         self.samples_per_step = samples_per_step
+        self.mixup = mixup
         self.start = 0
 
     def set_position(self, epoch: int, samples: int = 0) -> int:
         """Go to the start of an epoch, or to its end if ``samples`` is not 0, and give the step to come."""
+        if self.mixup is not None:
+            self.mixup.set_epoch(epoch)
         self.loader.dataset.set_epoch(epoch)
         self.start = len(self) if samples else 0
         return self.start

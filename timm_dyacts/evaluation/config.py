@@ -33,6 +33,11 @@ class InputOptions(Options):
     dataset_download: bool = option(False, group='Data', help='download the data set where it supports that')
     class_map: str | None = option(
         None, group='Data', metavar='FILE', help='class name to label mapping of an image folder')
+    input_key: str | None = option(
+        None, group='Data', metavar='NAME', help='name of the images in a data set of the Hub, tfds or wds',
+        unset='the usual one')
+    target_key: str | None = option(
+        None, group='Data', metavar='NAME', help='name of the labels there', unset='the usual one')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,9 @@ class PreprocessingOptions(Options):
         None, group='Preprocessing', above=0, metavar='STD', help='pixel std dev', unset='of the model')
     interpolation: str | None = option(
         None, group='Preprocessing', choices=INTERPOLATIONS, help='resize interpolation', unset='of the model')
+    input_img_mode: str | None = option(
+        None, group='Preprocessing', choices=('L', 'RGB', 'YCbCr', 'HSV', 'RGBA', 'CMYK'),
+        help='mode that images are converted to', unset='RGB for 3 channels, else L')
     model_kwargs: Mapping[str, Any] = option(
         {}, group='Model', metavar='KEY=VALUE', help='further arguments of timm.create_model')
 
@@ -92,6 +100,15 @@ class DeviceOptions(Options):
     channels_last: bool = option(False, group='Device', help='channels_last memory layout')
     torchcompile: str | None = option(
         None, group='Device', const='inductor', metavar='BACKEND', help='compile the model (default backend: inductor)')
+    torchcompile_mode: str | None = option(
+        None, group='Device', choices=('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'),
+        help='what inductor strives for', unset='default')
+
+    def check(self) -> None:
+        super().check()
+        if self.torchcompile_mode is not None and self.torchcompile != 'inductor':
+            raise ValueError(
+                f'--torchcompile-mode must be left out without --torchcompile inductor, got {self.torchcompile_mode}.')
 
 
 @dataclass(frozen=True, kw_only=True)

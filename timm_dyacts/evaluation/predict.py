@@ -94,13 +94,15 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     )
     remark_on_transition(model, config.model, config.checkpoint)
     data_config = resolve_input(model, config.preprocessing, use_test_size=True)
-    files = _Files(paths, image_mode(data_config['input_size'][0]))
+    files = _Files(paths, image_mode(data_config['input_size'][0], config.input_img_mode))
     loader = build_eval_loader(
         files, data_config, World(device), config.batch_size, workers=config.workers, on_bad_image=config.on_bad_image)
     autocast, _ = build_amp(device, config.amp, config.amp_dtype)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=memory_format).eval()
-    forward_model = torch.compile(model, backend=config.torchcompile) if config.torchcompile else model
+    forward_model = model
+    if config.torchcompile:
+        forward_model = torch.compile(model, backend=config.torchcompile, mode=config.torchcompile_mode)
 
     name_of = _class_names(model)
     records: list[dict[str, Any]] = [dict(path=path, error='cannot be read') for path in paths]

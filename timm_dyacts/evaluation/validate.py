@@ -64,7 +64,9 @@ def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
         split=config.split,
         class_map=config.class_map,
         download=config.dataset_download,
-        input_img_mode=image_mode(data_config['input_size'][0]),
+        input_img_mode=image_mode(data_config['input_size'][0], config.input_img_mode),
+        input_key=config.input_key,
+        target_key=config.target_key,
         batch_size=config.batch_size,
     )
     _check_classes(class_names(dataset), model)
@@ -76,10 +78,13 @@ def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
         num_classes=model.num_classes,
         workers=config.workers,
         on_bad_image=config.on_bad_image,
+        input_img_mode=config.input_img_mode,
     )
     autocast, _ = build_amp(device, config.amp, config.amp_dtype)
     model.to(device=device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    forward_model = torch.compile(model, backend=config.torchcompile) if config.torchcompile else model
+    forward_model = model
+    if config.torchcompile:
+        forward_model = torch.compile(model, backend=config.torchcompile, mode=config.torchcompile_mode)
     metrics = evaluate(forward_model, loader, autocast, channels_last=config.channels_last)
     unreadable = getattr(loader.loader.dataset, 'unreadable', None)
     if unreadable is not None and unreadable.any():
@@ -138,7 +143,8 @@ def _resolve_dataset(config: ValidateConfig, name: str) -> ValidateConfig:
         dataset=options['dataset'],
         data_dir=options.get('data_dir'),
         split=config.split or options.get('val_split', 'validation'),
-        class_map=config.class_map or options.get('class_map'),
+        **{name: getattr(config, name) or options.get(name)
+           for name in ('class_map', 'input_img_mode', 'input_key', 'target_key')},
     )
 
 

@@ -18,6 +18,7 @@ from ..convert import get_transition
 from ..run_folder import RESULTS, Preprocessing, Results, Start
 from ..version import __version__
 from .config import TrainConfig
+from .split_bn import drop_split_bn
 
 __all__ = ['dataset_title', 'describe_results', 'describe_start', 'save_checkpoint', 'set_pretrained_cfg']
 
@@ -78,6 +79,7 @@ def save_checkpoint(
     """
     # The copy is contiguous (safetensors refuses channels_last) and on the CPU.
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
+    drop_split_bn(model)
     config: dict[str, Any] = dict(label_names=list(label_names)) if label_names else {}
     t = get_transition(model)
     if t is not None:

@@ -1,11 +1,13 @@
 """The options of a training run, under the names that timm's train.py gave them."""
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.config import INTERPOLATIONS, DeviceOptions, InputOptions, LoaderOptions, PreprocessingOptions
-from ..options import option
+from ..options import declarations, option
+from . import timm_args
 
 __all__ = ['CheckpointInterval', 'TrainConfig']
 
@@ -32,6 +34,31 @@ _DIGITS_RECIPE = dict(
     hflip=0.0,
     color_jitter=0.0,
     workers=0,
+)
+
+
+# The learning rate where neither --lr nor --lr-base is given
+_LR = 1e-3
+# Shares of the epochs at which --sched multistep steps by itself, those of timm's defaults
+_MILESTONES = (0.3, 0.6, 0.9)
+_WITH_CYCLES = ('cosine', 'tanh', 'poly')
+# What an option means nothing without: a test of the other options, and what it tests in words
+_NEEDED = dict(
+    transition_sched=(lambda c: c.transition_epochs, '--transition-epochs'),
+    layer_decay_min_scale=(lambda c: c.layer_decay, '--layer-decay'),
+    layer_decay_no_opt_scale=(lambda c: c.layer_decay, '--layer-decay'),
+    lr_base_size=(lambda c: c.lr_base, '--lr-base'),
+    lr_base_scale=(lambda c: c.lr_base, '--lr-base'),
+    lr_cycle_limit=(lambda c: c.sched in _WITH_CYCLES, '--sched cosine, tanh or poly'),
+    lr_k_decay=(lambda c: c.sched in ('cosine', 'poly'), '--sched cosine or poly'),
+    cooldown_epochs=(lambda c: c.sched in _WITH_CYCLES, '--sched cosine, tanh or poly'),
+    resplit=(lambda c: c.reprob, '--reprob'),
+    split_bn=(lambda c: c.aug_splits or c.resplit, '--aug-splits or --resplit'),
+    jsd_loss=(lambda c: c.aug_splits, '--aug-splits'),
+    bce_sum=(lambda c: c.bce_loss, '--bce-loss'),
+    bce_target_thresh=(lambda c: c.bce_loss, '--bce-loss'),
+    bce_pos_weight=(lambda c: c.bce_loss, '--bce-loss'),
+    mixup_off_epoch=(lambda c: c.mixes, '--mixup, --cutmix or --cutmix-minmax'),
 )
 
 
@@ -83,6 +110,12 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
              'best; what it is worth is still measured on the split to evaluate on')
     images_per_class: int | None = _data(
         None, minimum=1, metavar='N', help='train on as many images of each class, drawn with the seed', unset='all')
+    train_num_samples: int | None = _data(
+        None, minimum=1, metavar='N', help='images of the split to train on, for a stream that does not know',
+        unset='as the data set says')
+    val_num_samples: int | None = _data(
+        None, minimum=1, metavar='N', help='images of the split to evaluate on, for a stream that does not know',
+        unset='as the data set says')
 
     model: str = _model('resnet18_dyrelu_b', metavar='NAME', help="name, 'hf-hub:<id>', or folder of a checkpoint")
     pretrained: bool = _model(False, help='start from the pretrained weights')
@@ -93,8 +126,22 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     init: str = _model(
         'default', choices=('default', 'lsuv'),
         help='initialisation of the weights; lsuv for models without normalisation')
+    gp: str | None = _model(
+        None, metavar='POOL', help='global pooling, such as avg, max, avgmax, catavgmax or fast', unset='of the model')
+    head_init_scale: float | None = _model(
+        None, minimum=0, metavar='SCALE', help='multiply the weights of the classifier by this before training')
+    head_init_bias: float | None = _model(
+        None, metavar='BIAS', help='set the biases of the classifier to this before training')
+    bn_momentum: float | None = _model(
+        None, above=0, maximum=1, metavar='M', help='momentum of BatchNorm, for EfficientNets and their kin',
+        unset='of the model')
+    bn_eps: float | None = _model(
+        None, above=0, metavar='EPS', help='epsilon of BatchNorm, for EfficientNets and their kin',
+        unset='of the model')
     drop: float = _model(0.0, minimum=0, below=1, metavar='PCT', help='dropout rate')
     drop_path: float | None = _model(None, minimum=0, below=1, metavar='PCT', help='stochastic depth rate')
+    drop_block: float | None = _model(
+        None, minimum=0, below=1, metavar='PCT', help='DropBlock rate, for ResNets and their kin')
     grad_checkpointing: bool = _model(False, help='recompute activations in the backward pass')
 
     freeze: str = _finetuning(
@@ -123,6 +170,8 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     opt: str = _optimizer('adamw', metavar='NAME', help='any of timm.optim')
     opt_eps: float | None = _optimizer(None, minimum=0, metavar='EPS', unset='of the optimizer')
     opt_betas: tuple[float, ...] | None = _optimizer(None, minimum=0, below=1, metavar='BETA', unset='of the optimizer')
+    opt_kwargs: Mapping[str, Any] = _optimizer(
+        {}, metavar='KEY=VALUE', help='further arguments of the optimizer')
     momentum: float = _optimizer(0.9, minimum=0, below=1, metavar='M')
     weight_decay: float = _optimizer(0.05, minimum=0, metavar='WD')
     clip_grad: float | None = _optimizer(None, above=0, metavar='NORM', help='largest gradient norm', unset='no limit')
@@ -130,18 +179,58 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     grad_accum_steps: int = _optimizer(1, minimum=1, metavar='N', help='batches whose gradients make one update')
     layer_decay: float | None = _optimizer(
         None, above=0, maximum=1, metavar='RATE', help='layer-wise learning rate decay')
-    lr: float = _optimizer(1e-3, above=0, metavar='LR', help='learning rate')
+    layer_decay_min_scale: float = _optimizer(
+        0.0, minimum=0, maximum=1, metavar='SCALE', help='no layer has less than this share of the learning rate')
+    layer_decay_no_opt_scale: float | None = _optimizer(
+        None, above=0, maximum=1, metavar='SCALE', help='do not train layers with less than this share')
+    lr: float | None = _optimizer(
+        None, above=0, metavar='LR', help='learning rate; wins over --lr-base', unset='0.001, or by --lr-base')
+    lr_base: float | None = _optimizer(
+        None, above=0, metavar='LR',
+        help='learning rate for --lr-base-size images; it grows with the images of an update, those of all processes '
+             'and --grad-accum-steps', unset='not used')
+    lr_base_size: int = _optimizer(256, minimum=1, metavar='N', help='images of an update that --lr-base is meant for')
+    lr_base_scale: str | None = _optimizer(
+        None, choices=('linear', 'sqrt'), help='how it grows',
+        unset="sqrt where the name of the optimizer has 'ada' or 'lamb', else linear")
     sched: str = _optimizer(
-        'cosine', choices=('cosine', 'tanh', 'poly', 'step', 'wsd', 'constant'),
-        help='learning rate schedule, moved by every update')
+        'cosine', choices=('cosine', 'tanh', 'poly', 'step', 'multistep', 'wsd', 'plateau', 'constant'),
+        help='learning rate schedule, moved by every update; plateau is moved by what chooses the best epoch')
+    sched_on_epochs: bool = _optimizer(
+        False, help="move the schedule once an epoch, as timm's train.py does without --sched-on-updates")
+    lr_noise: tuple[float, ...] | None = _optimizer(
+        None, minimum=0, maximum=1, ascending=True, metavar='PCT',
+        help='noise on the learning rate from this share of the schedule on, or between these two', unset='none')
+    lr_noise_pct: float = _optimizer(0.67, minimum=0.01, metavar='PCT', help='largest noise, a share of the rate')
+    lr_noise_std: float = _optimizer(1.0, above=0, maximum=10, metavar='STD', help='standard deviation of the noise')
+    lr_cycle_mul: float = _optimizer(1.0, minimum=1, metavar='MULT', help='how much longer each cycle is')
+    lr_cycle_decay: float = _optimizer(0.5, above=0, maximum=1, metavar='MULT', help='how much lower each cycle is')
+    lr_cycle_limit: int = _optimizer(
+        1, minimum=1, metavar='N', help='cycles of --sched cosine, tanh or poly, the first of --epochs')
+    lr_k_decay: float = _optimizer(
+        1.0, above=0, metavar='K', help='exponent of the time in --sched cosine or poly')
     warmup_epochs: int = _optimizer(3, minimum=0, metavar='N')
     warmup_lr: float = _optimizer(1e-5, minimum=0, metavar='LR')
+    warmup_prefix: bool = _optimizer(False, help='warm up before --epochs, not within them')
+    cooldown_epochs: int = _optimizer(
+        0, minimum=0, metavar='N', help='epochs at --min-lr after those of --sched cosine, tanh or poly')
+    patience_epochs: int = _optimizer(
+        10, minimum=0, metavar='N', help='epochs without an improvement before a step of --sched plateau')
+    decay_milestones: tuple[int, ...] | None = _optimizer(
+        None, minimum=1, ascending=True, metavar='EPOCH', help='epochs of the steps of --sched multistep',
+        unset='at 30, 60 and 90 % of --epochs')
     min_lr: float = _optimizer(0.0, minimum=0, metavar='LR')
     decay_epochs: float = _optimizer(
         10.0, above=0, metavar='N', help='epochs between the steps of --sched step, of the decay of --sched wsd')
-    decay_rate: float = _optimizer(0.1, above=0, metavar='RATE', help='factor of --sched step, power of --sched poly')
+    decay_rate: float = _optimizer(
+        0.1, above=0, metavar='RATE', flags=('--dr',),
+        help='factor of --sched step, multistep and plateau, power of poly')
 
     no_aug: bool = _augmentation(False, help='no augmentation at all')
+    train_crop_mode: str | None = _augmentation(
+        None, choices=('rrc', 'rkrc', 'rkrr'),
+        help='random crop: resized (rrc), or resized with its ratio kept and the centre or a random part taken',
+        unset='rrc')
     scale: tuple[float, float] = _augmentation(
         (0.08, 1.0), above=0, maximum=1, ascending=True, metavar='PCT', help='area of the random crop')
     ratio: tuple[float, float] = _augmentation(
@@ -149,14 +238,42 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     hflip: float = _augmentation(0.5, minimum=0, maximum=1, metavar='P')
     vflip: float = _augmentation(0.0, minimum=0, maximum=1, metavar='P')
     color_jitter: float = _augmentation(0.4, minimum=0, metavar='PCT')
+    color_jitter_prob: float | None = _augmentation(
+        None, minimum=0, maximum=1, metavar='P', help='probability of --color-jitter', unset='always')
+    grayscale_prob: float | None = _augmentation(
+        None, minimum=0, maximum=1, metavar='P', help='probability of a picture in grey', unset='never')
+    gaussian_blur_prob: float | None = _augmentation(
+        None, minimum=0, maximum=1, metavar='P', help='probability of a blurred picture', unset='never')
     aa: str | None = _augmentation(None, metavar='NAME', help="AutoAugment policy, e.g. 'rand-m9-mstd0.5'")
     train_interpolation: str = _augmentation(
         'random', choices=('random', *INTERPOLATIONS), help='interpolation of the random crop')
     reprob: float = _augmentation(0.0, minimum=0, maximum=1, metavar='P', help='random erasing probability')
     remode: str = _augmentation('pixel', choices=('pixel', 'rand', 'const'), help='random erasing mode')
     recount: int = _augmentation(1, minimum=1, metavar='N', help='random erasing count')
+    resplit: bool = _augmentation(
+        False, help='no random erasing in the first of --aug-splits, or in the first half of a batch')
+    aug_repeats: float = _augmentation(
+        0.0, minimum=0, metavar='N',
+        help='repeated augmentation: show so many views of an image at once, and accordingly fewer images an epoch')
+    aug_splits: int = _augmentation(
+        0, minimum=0, metavar='N', help='show each image so many times in a batch, the first time hardly augmented')
+    split_bn: bool = _augmentation(
+        False, help='a BatchNorm for each of --aug-splits while training; the first is kept')
+    jsd_loss: bool = _augmentation(
+        False, help='cross entropy of the first of --aug-splits, and divergence of the others from it')
+    bce_loss: bool = _augmentation(False, help='binary cross entropy of each class')
+    bce_sum: bool = _augmentation(False, help='sum it over the classes; their mean otherwise')
+    bce_target_thresh: float | None = _augmentation(
+        None, minimum=0, below=1, metavar='T', help='take mixed or smoothed targets above this for 1, others for 0')
+    bce_pos_weight: float | None = _augmentation(
+        None, above=0, metavar='W', help='weight of the classes that are there', unset='1')
     mixup: float = _augmentation(0.0, minimum=0, metavar='ALPHA', help='mixup if above 0')
     cutmix: float = _augmentation(0.0, minimum=0, metavar='ALPHA', help='cutmix if above 0')
+    cutmix_minmax: tuple[float, float] | None = _augmentation(
+        None, minimum=0, maximum=1, ascending=True, metavar='RATIO',
+        help='cutmix with a part whose sides are between these shares of those of the image, in place of --cutmix')
+    mixup_off_epoch: int = _augmentation(
+        0, minimum=0, metavar='N', help='no mixup or cutmix from this epoch on; 0: to the end')
     mixup_prob: float = _augmentation(1.0, minimum=0, maximum=1, metavar='P', help='probability of either, where on')
     mixup_switch_prob: float = _augmentation(
         0.5, minimum=0, maximum=1, metavar='P', help='probability of cutmix where both are on')
@@ -171,7 +288,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
 
     sync_bn: bool = _processes(False, help='synchronised BatchNorm')
     dist_bn: str = _processes(
-        'reduce', choices=('reduce', 'broadcast', 'none'),
+        'reduce', choices=('reduce', 'broadcast', 'none'), aliases={'': 'none'},
         help='what becomes of BatchNorm statistics before an evaluation: the mean of all processes, those of the '
              'first, or each its own')
 
@@ -211,34 +328,109 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
             values['dataset'] = 'digits' if self.data_dir is None else ''
         if values.get('dataset', self.dataset) == 'digits':
             values.update({name: value for name, value in _DIGITS_RECIPE.items() if not self.is_given(name)})
+        if self.lr is None and self.lr_base is None:
+            values['lr'] = _LR
+        if self.decay_milestones is None and self.sched == 'multistep':
+            epochs = values.get('epochs', self.epochs)
+            values['decay_milestones'] = tuple(max(round(share * epochs), 1) for share in _MILESTONES)
         return values
+
+    @classmethod
+    def translate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return timm_args.translate(values, declarations(cls))
 
     def check(self) -> None:
         super().check()
         CheckpointInterval.parse(self.checkpoint_interval)
+        for name, (is_met, needed) in _NEEDED.items():
+            value, declared = getattr(self, name), declarations(type(self))[name]
+            if value != declared.default and not is_met(self):
+                raise ValueError(f'{declared.flag} must be left out without {needed}, got {value}.')
+        self._check_data_and_start()
+        self._check_batches()
+        self._check_training()
+
+    def _check_data_and_start(self) -> None:
         if self.images_per_class is not None and self.val_fraction and self.images_per_class < 2:
             raise ValueError(
                 f'--images-per-class must be 2 or more with --val-fraction, which holds one of them out, got '
                 f'{self.images_per_class}.')
+        if self.init != 'default':
+            if self.pretrained or self.pretrained_path or self.initial_checkpoint:
+                raise ValueError(f'--init {self.init} would overwrite the weights that the run is to start from.')
+            if self.head_init_scale is not None or self.head_init_bias is not None:
+                raise ValueError(f'--init {self.init} would overwrite --head-init-scale and --head-init-bias.')
+        for name in self._own_model_kwargs.keys() & self.model_kwargs.keys():
+            raise ValueError(f'--model-kwargs must not hold {name}, which an option of its own gives.')
+
+    def _check_batches(self) -> None:
         if self.mixes and self.batch_size % 2:
             raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {self.batch_size}.')
+        if self.split_bn and not self.aug_splits and self.batch_size % 2:
+            raise ValueError(f'--batch-size must be even with --split-bn and --resplit, got {self.batch_size}.')
+        if self.cutmix_minmax is not None and self.cutmix_minmax[0] == self.cutmix_minmax[1]:
+            raise ValueError(f'--cutmix-minmax must be two different numbers, got {list(self.cutmix_minmax)}.')
+        if 0 < self.aug_repeats < 1:
+            raise ValueError(f'--aug-repeats must be 0, or 1 or more, got {self.aug_repeats:g}.')
+        if self.aug_splits == 1:
+            raise ValueError('--aug-splits must be 0, or 2 or more, got 1.')
+        if self.aug_splits and self.mixes:
+            raise ValueError('--aug-splits must be left out with --mixup or --cutmix, which would mix the splits.')
+        if self.aug_splits and self.no_aug:
+            raise ValueError('--aug-splits must be left out with --no-aug, which leaves nothing to split.')
+        if self.split_bn and self.sync_bn:
+            raise ValueError('--split-bn must be left out with --sync-bn: a BatchNorm is the one or the other.')
+        if self.jsd_loss and self.bce_loss:
+            raise ValueError('--jsd-loss must be left out with --bce-loss: there is one loss.')
+
+    def _check_training(self) -> None:
         if self.transition_epochs > self.epochs:
             raise ValueError(
                 f'--transition-epochs must be at most --epochs, {self.epochs}, got {self.transition_epochs:g}.')
-        if self.transition_sched != 'linear' and not self.transition_epochs:
-            raise ValueError(
-                f'--transition-sched must be left out without --transition-epochs, got {self.transition_sched}.')
-        if self.init != 'default' and (self.pretrained or self.pretrained_path or self.initial_checkpoint):
-            raise ValueError(f'--init {self.init} would overwrite the weights that the run is to start from.')
         if self.distill_loss_weight is None and self.kd_model and (self.task_loss_weight or 0) > 1:
             raise ValueError(
                 f'--task-loss-weight must be at most 1 without --distill-loss-weight, which is then 1 minus it, got '
                 f'{self.task_loss_weight:g}.')
+        if self.layer_decay_no_opt_scale is not None and self.freeze != 'none':
+            raise ValueError(
+                '--layer-decay-no-opt-scale must be left out with --freeze: both say what is not trained.')
+        if self.lr_noise is not None and len(self.lr_noise) > 2:
+            raise ValueError(f'--lr-noise must be one or two numbers, got {list(self.lr_noise)}.')
+
+    @property
+    def _own_model_kwargs(self) -> dict[str, Any]:
+        """Arguments of ``timm.create_model`` that have options of their own and belong to the architecture."""
+        values = dict(global_pool=self.gp, bn_momentum=self.bn_momentum, bn_eps=self.bn_eps)
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def architecture_kwargs(self) -> dict[str, Any]:
+        """What ``timm.create_model`` needs beside the name to build the same architecture again."""
+        return {**self.model_kwargs, **self._own_model_kwargs}
+
+    @property
+    def images_per_update(self) -> int:
+        """Number of images that one process gives to an update of the weights."""
+        return self.batch_size * self.grad_accum_steps
+
+    def effective_lr(self, world_size: int) -> float:
+        """Give the learning rate: ``lr``, or what ``lr_base`` comes to, as timm's train.py has it.
+
+        Args:
+            world_size: Number of processes.
+        """
+        if self.lr is not None:
+            return self.lr
+        scale = self.lr_base_scale
+        if scale is None:
+            scale = 'sqrt' if any(name in self.opt.lower() for name in ('ada', 'lamb')) else 'linear'
+        ratio = self.images_per_update * world_size / self.lr_base_size
+        return self.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
 
     @property
     def mixes(self) -> bool:
         """Whether images are mixed, and their labels with them."""
-        return self.mixup > 0 or self.cutmix > 0
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
     def best_column(self, kind: str = 'eval') -> str:
         """Give the column of the log that tells which epoch is the best.

@@ -51,7 +51,7 @@ def train_one_epoch(
             length is that of the whole epoch.
         optimizer: Updated after every ``grad_accum_steps`` batches, and after the last.
         epoch: Number of the epoch, counted from 0.
-        scheduler: Learning rate schedule that counts updates.
+        scheduler: Learning rate schedule, told of each update.
         autocast: Context of the forward pass, for mixed precision.
         loss_scaler: For float16.
         clip_grad: Bound of the gradient; of its norm, unless ``clip_mode`` says otherwise.

@@ -42,9 +42,9 @@ class PlainTask(nn.Module):
         if self.trainable_module_ema is not None:
             self.trainable_module_ema.update(unwrap_model(self.trainable_module), step=step)
 
-    def compile(self, backend: str = 'inductor') -> None:
+    def compile(self, backend: str = 'inductor', mode: str | None = None) -> None:
         """Compile the model; what is evaluated is then ``eval_model``."""
-        self.trainable_module = self.eval_model = torch.compile(self.trainable_module, backend=backend)
+        self.trainable_module = self.eval_model = torch.compile(self.trainable_module, backend=backend, mode=mode)
 
     def prepare_distributed(self, **kwargs: Any) -> 'PlainTask':
         """Wrap the model, with arguments of ``DistributedDataParallel``, and return the task."""

@@ -20,6 +20,7 @@ from .checkpoint import dataset_title, describe_results, save_checkpoint
 from .log import RunLog, best_rows
 from .pace import Reading
 from .setup import Setup, build_validation_loader
+from .split_bn import drop_split_bn
 from .state import Progress, StateFile
 from .transition import to_save
 
@@ -64,6 +65,9 @@ class Recorder:
             f'{dataset_title(setup.config)}: {len(setup.datasets.train)} training{held_out} and '
             f'{len(setup.datasets.validation)} validation images of {setup.config.num_classes} classes at '
             f'{setup.data_config["input_size"][-1]} pixels, on {setup.world.device.type}{processes}')
+        if setup.config.lr_base is not None:
+            images = setup.config.images_per_update * setup.world.size
+            print(f'Learning rate {setup.config.lr:.4g}, for {images} images an update.')
         if resumed:
             print(f'Resumed {self.run} at epoch {progress.epoch} after {progress.samples} images.')
 
@@ -140,7 +144,7 @@ class Recorder:
             to_save(model),
             folder.path,
             label_names=self.setup.label_names,
-            model_args=dict(config.model_kwargs, in_chans=config.in_chans),
+            model_args=dict(config.architecture_kwargs, in_chans=config.in_chans),
             results=results,
         )
 
@@ -178,6 +182,7 @@ class Recorder:
             self.run.checkpoint(which).replace_results(stopped_early=stopped_early)
         if setup.config.transition_epochs:
             finish_transition(setup.model)
+        drop_split_bn(setup.model)
         setup.model.load_state_dict(load_file(self.run.checkpoint('best').weights))
         loader = build_validation_loader(  # of all images, in this process
             setup.config, setup.datasets.validation, setup.data_config, World(setup.world.device))

@@ -21,8 +21,8 @@ FREE_OPTIONS = frozenset({
 })
 # Their product with the number of processes counts.
 _BATCH = ('batch_size', 'grad_accum_steps')
-# Options that a run fills in from its data.
-_FILLED_IN = ('in_chans', 'num_classes')
+# Options that a run fills in from its data and its number of processes.
+_FILLED_IN = ('in_chans', 'lr', 'num_classes')
 
 
 def find_state(config: TrainConfig) -> tuple[RunFolder | None, Path | None]:

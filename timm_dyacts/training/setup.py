@@ -1,16 +1,15 @@
 """The objects of a training run, built from its options."""
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data import FastCollateMixup
 from timm.layers import convert_sync_batchnorm
 from timm.models import load_checkpoint
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler import PlateauLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import NativeScaler, random_seed
 from torch import nn
@@ -25,6 +24,7 @@ from ..data.loaders import (
     check_splits,
     image_mode,
 )
+from ..data.mixing import EpochMixup
 from ..data.resumable import StreamLoader
 from ..data.subsets import hold_out, pick_per_class
 from ..device import build_amp
@@ -34,7 +34,9 @@ from ..run_folder import Start
 from ..world import World
 from .checkpoint import dataset_title, describe_start, set_pretrained_cfg
 from .config import TrainConfig
-from .finetune import build_optimizer
+from .finetune import build_optimizer, init_head
+from .schedule import PlateauState, build_scheduler
+from .split_bn import split_bn
 from .task import Task, build_task
 from .transition import check_transition, create_arguments
 
@@ -78,7 +80,7 @@ class Setup:
         start: Where its weights come from.
         task: Model and loss, and the moving average.
         optimizer: The optimizer.
-        scheduler: The learning rate schedule, moved by every update.
+        scheduler: The learning rate schedule, moved by every update or every epoch.
         num_epochs: Number of epochs of the schedule.
         autocast: Context of the forward pass.
         loss_scaler: For float16.
@@ -146,6 +148,8 @@ class Setup:
             parts['loss_scaler'] = self.loss_scaler
         if self.ema_model is not None:
             parts['ema'] = self.ema_model
+        if isinstance(self.scheduler, PlateauLRScheduler):
+            parts['schedule'] = PlateauState(self.scheduler)
         return parts
 
 
@@ -179,9 +183,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
 
     random_seed(config.seed, world.rank)
     optimizer = build_optimizer(config, model)
-    schedule = dict(scheduler_kwargs(config), step_on_epochs=False)
-    updates_per_epoch = -(-len(loader) // config.grad_accum_steps)
-    scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule, updates_per_epoch=updates_per_epoch)
+    scheduler, num_epochs = build_scheduler(config, optimizer, -(-len(loader) // config.grad_accum_steps))
     autocast, loss_scaler = build_amp(world.device, config.amp, config.amp_dtype)
     task = build_task(config, model, world.device)
     if config.model_ema:
@@ -219,6 +221,7 @@ def build_validation_loader(config: TrainConfig, dataset: Dataset[Any], data_con
         num_classes=config.num_classes,
         workers=config.workers,
         on_bad_image=config.on_bad_image,
+        input_img_mode=config.input_img_mode,
     )
 
 
@@ -242,13 +245,15 @@ def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainCo
             split=split,
             class_map=config.class_map,
             download=config.dataset_download,
-            input_img_mode=image_mode(in_chans),
+            input_img_mode=image_mode(in_chans, config.input_img_mode),
+            input_key=config.input_key,
+            target_key=config.target_key,
             batch_size=config.batch_size,
             **kwargs,
         )
 
-    train = create(config.train_split, is_training=True, seed=config.seed)
-    validation = create(config.val_split)
+    train = create(config.train_split, is_training=True, seed=config.seed, num_samples=config.train_num_samples)
+    validation = create(config.val_split, num_samples=config.val_num_samples)
     names = class_names(train)
     check_several_classes(names)
     check_splits(train, validation)
@@ -259,7 +264,12 @@ def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainCo
         num_classes = len(names)
     check_num_classes(num_classes, names)
     config = dataclasses.replace(
-        config, num_classes=num_classes, in_chans=in_chans, device=world.device.type)
+        config,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        device=world.device.type,
+        lr=config.effective_lr(world.size),
+    )
     held_out = None
     if config.images_per_class is not None:
         train = pick_per_class(train, config.images_per_class, config.seed)
@@ -286,16 +296,32 @@ def _create_model(config: TrainConfig) -> nn.Module:
             pretrained_cfg_overlay=overlay,
             drop_rate=config.drop,
             drop_path_rate=config.drop_path,
+            drop_block_rate=config.drop_block,
         )
-    except TypeError as e:
-        if "'transition'" not in str(e):
+    except (AssertionError, TypeError) as e:
+        refusal = _refusal(config, e)
+        if refusal is None:
             raise
-        raise ValueError(
-            f'--transition-epochs needs a variant, such as resnet50_softpool, got --model {config.model!r}.') from e
+        raise ValueError(f'{refusal}, got --model {config.model!r}.') from e
     if config.initial_checkpoint is not None:
         load_checkpoint(model, config.initial_checkpoint)
+    init_head(model, config.head_init_scale, config.head_init_bias)
     check_transition(config, model)
     return model
+
+
+def _refusal(config: TrainConfig, error: Exception) -> str | None:
+    """Say which option an architecture does not take, by the error that its constructor raised."""
+    if isinstance(error, AssertionError):  # what timm raises for a name that it does not know
+        return None if config.gp is None else f'--gp {config.gp!r} is no global pooling of this model'
+    needed = dict(
+        transition='--transition-epochs needs a variant, such as resnet50_softpool',
+        global_pool='--gp needs a model that can be built with another global pooling',
+        bn_momentum='--bn-momentum needs a model that takes it, such as an EfficientNet or a MobileNet',
+        bn_eps='--bn-eps needs a model that takes it, such as an EfficientNet or a MobileNet',
+        drop_block_rate='--drop-block needs a model that takes it, such as a ResNet',
+    )
+    return next((text for name, text in needed.items() if f"'{name}'" in str(error)), None)
 
 
 def _prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
@@ -306,6 +332,8 @@ def _prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Mo
         if world.device.type == 'cpu':
             raise ValueError('--sync-bn needs GPUs: PyTorch synchronises BatchNorm on them alone.')
         model = convert_sync_batchnorm(model)
+    if config.split_bn:
+        model = split_bn(model, max(config.aug_splits, 2))
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(device=world.device, memory_format=memory_format)
 
@@ -317,11 +345,14 @@ def _build_train_loader(
         world: World,
 ) -> ResumableLoader | StreamLoader:
     """Create the loader of training batches. Mixup and cutmix turn their labels into distributions."""
-    collate_fn = None
+    mixup = None
     if config.mixes:
-        collate_fn = FastCollateMixup(
+        _check_cutmix(config, data_config['input_size'])
+        mixup = EpochMixup(
+            config.mixup_off_epoch,
             mixup_alpha=config.mixup,
             cutmix_alpha=config.cutmix,
+            cutmix_minmax=config.cutmix_minmax,
             prob=config.mixup_prob,
             switch_prob=config.mixup_switch_prob,
             mode=config.mixup_mode,
@@ -337,16 +368,34 @@ def _build_train_loader(
         num_classes=config.num_classes,
         workers=config.workers,
         on_bad_image=config.on_bad_image,
+        input_img_mode=config.input_img_mode,
+        mixup=mixup,
+        aug_repeats=config.aug_repeats,
+        aug_splits=config.aug_splits,
         no_aug=config.no_aug,
         re_prob=config.reprob,
         re_mode=config.remode,
         re_count=config.recount,
+        re_split=config.resplit,
+        train_crop_mode=config.train_crop_mode,
         scale=config.scale,
         ratio=config.ratio,
         hflip=config.hflip,
         vflip=config.vflip,
         color_jitter=config.color_jitter,
+        color_jitter_prob=config.color_jitter_prob,
+        grayscale_prob=config.grayscale_prob,
+        gaussian_blur_prob=config.gaussian_blur_prob,
         auto_augment=config.aa,
         interpolation=data_config['interpolation'] if config.no_aug else config.train_interpolation,
-        collate_fn=collate_fn,
     )
+
+
+def _check_cutmix(config: TrainConfig, input_size: Sequence[int]) -> None:
+    """Raise ``ValueError`` if images are too small for the sides that ``--cutmix-minmax`` asks for."""
+    for side in input_size[1:] if config.cutmix_minmax else ():
+        smallest, largest = (int(share * side) for share in config.cutmix_minmax)
+        if smallest == largest:
+            raise ValueError(
+                f'--cutmix-minmax must leave a choice of sides in whole pixels, got {list(config.cutmix_minmax)} for '
+                f'images of {side} pixels.')

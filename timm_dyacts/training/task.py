@@ -3,7 +3,7 @@ from typing import TypeAlias
 
 import timm
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from ..loading import resolve_model_name
@@ -35,6 +35,15 @@ Task: TypeAlias = 'TrainingTask | PlainTask'
 
 def build_criterion(config: TrainConfig) -> nn.Module:
     """Create the training loss. Where images are mixed, the smoothing is already in the targets."""
+    if config.jsd_loss:
+        return JsdCrossEntropy(num_splits=config.aug_splits, smoothing=config.smoothing)
+    if config.bce_loss:
+        return BinaryCrossEntropy(
+            smoothing=0.0 if config.mixes else config.smoothing,
+            target_threshold=config.bce_target_thresh,
+            sum_classes=config.bce_sum,
+            pos_weight=config.bce_pos_weight,
+        )
     if config.mixes:
         return SoftTargetCrossEntropy()
     if config.smoothing:

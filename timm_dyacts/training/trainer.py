@@ -100,7 +100,7 @@ def _prepare(config: TrainConfig, world: World, stop: StopSignal) -> 'Trainer':
         progress = restore_state(state, setup.resumable, world)
     frozen = None if _is_unfrozen(setup.config, progress) else freeze(setup.model, setup.config.freeze)
     if setup.config.torchcompile:
-        setup.task.compile(backend=setup.config.torchcompile)
+        setup.task.compile(backend=setup.config.torchcompile, mode=setup.config.torchcompile_mode)
     _distribute(setup)
     run = RunFolder(world.broadcast(str(open_folder(setup, run)) if world.is_primary else None))
     recorder = None
@@ -164,10 +164,11 @@ class Trainer:
     def train(self) -> RunResult:
         """Train to the end."""
         setup, progress, loader = self.setup, self.progress, self.setup.loader
-        images = len(loader) * loader.samples_per_step
+        views = max(setup.config.aug_splits, 1)
+        images = len(loader) * loader.samples_per_step * views
         self.bar = tqdm(
             total=setup.num_epochs * images,
-            initial=progress.epoch * images + progress.samples,
+            initial=progress.epoch * images + progress.samples * views,
             unit='img',
             unit_scale=True,
             leave=False,
@@ -208,6 +209,7 @@ class Trainer:
         row['lr'] = setup.mean_lr
         if setup.config.transition_epochs:
             row['t'] = get_transition(setup.model)
+        setup.scheduler.step(progress.epoch + 1, metric=row.get(setup.config.best_column()))
         stopped_early = self._finish_epoch(row)
         self.pace.finish_evaluation()
         return stopped_early

@@ -22,9 +22,10 @@ def create_arguments(config: TrainConfig) -> dict[str, object]:
     Raises:
         ValueError: They ask for a transition twice.
     """
-    if config.model_kwargs.get('transition') is not None:
+    kwargs = config.architecture_kwargs
+    if kwargs.get('transition') is not None:
         raise ValueError('--model-kwargs must not hold transition: --transition-epochs asks for it, and says how long.')
-    return dict(config.model_kwargs, transition=True) if config.transition_epochs else config.model_kwargs
+    return dict(kwargs, transition=True) if config.transition_epochs else kwargs
 
 
 def check_transition(config: TrainConfig, model: nn.Module) -> None:
