@@ -11,7 +11,8 @@ it::
       checkpoint/state.pt previous.pt                 what resuming needs
       args.yaml summary.csv                           the options, and a row for each epoch
       trackers.json                                   what trackers call the run
-      curves.png confusion.png mistakes.png dyrelu.png softpool.png
+      classes.csv                                     precision, recall, F1 and images of each class, best epoch
+      curves.png classes.png confusion.png mistakes.png dyrelu.png softpool.png
       publish/                                        what a dry run of publishing leaves
 """
 import csv
@@ -55,12 +56,13 @@ PICKLED_WEIGHTS = 'pytorch_model.bin'
 RESULTS = 'results.json'
 OPTIONS = 'args.yaml'
 SUMMARY = 'summary.csv'
+CLASSES = 'classes.csv'
 HISTORY = 'history'
 
 # The checkpoints of a run, and their folders within it
 CHECKPOINTS = dict(best='.', ema='ema', last='last')
 # Published beside a checkpoint. Not all pictures: some show images of the data, which may not be for everybody.
-PUBLISHED_EXTRAS = (OPTIONS, SUMMARY, 'curves.png', 'confusion.png', 'dyrelu.png')
+PUBLISHED_EXTRAS = (OPTIONS, SUMMARY, CLASSES, 'curves.png', 'classes.png', 'confusion.png', 'dyrelu.png')
 
 _Record = TypeVar('_Record', bound='_FromDict')
 
@@ -356,6 +358,14 @@ class RunFolder(_Folder):
     @property
     def curves(self) -> Path:
         return self.path / 'curves.png'
+
+    @property
+    def classes(self) -> Path:
+        return self.path / CLASSES
+
+    @property
+    def classes_picture(self) -> Path:
+        return self.path / 'classes.png'
 
     @property
     def confusion(self) -> Path:

@@ -16,6 +16,7 @@ from ..world import World
 from .factory import class_names
 from .mixing import EpochMixup, SplitDataset
 from .resumable import (
+    BalancedBatches,
     BatchDataset,
     EvalBatches,
     RepeatedBatches,
@@ -24,7 +25,7 @@ from .resumable import (
     StreamLoader,
     TrainBatches,
 )
-from .subsets import Subset
+from .subsets import Subset, labels_of
 
 __all__ = [
     'build_eval_loader',
@@ -95,6 +96,7 @@ def build_train_loader(
         mixup: EpochMixup | None = None,
         aug_repeats: float = 0,
         aug_splits: int = 0,
+        balanced: bool = False,
         **augmentation: Any,
 ) -> ResumableLoader | StreamLoader:
     """Create the loader of augmented training batches.
@@ -112,13 +114,15 @@ def build_train_loader(
         mixup: Mixes the images of a batch; labels become distributions (N, num_classes).
         aug_repeats: Number of views of an image that follow each other, 0 for one per epoch.
         aug_splits: Number of views of each image in a batch of then ``aug_splits * batch_size`` images, 0 for one.
+        balanced: Whether each class comes up equally often.
         **augmentation: Further arguments of ``timm.data.create_loader``.
 
     Raises:
-        ValueError: There are too few images for a batch, or a stream is to show several views of an image.
+        ValueError: There are too few images for a batch, or a stream is to give its images in another order.
     """
     is_stream = isinstance(dataset, IterableDataset)
-    for option, value in (('--aug-repeats', aug_repeats), ('--aug-splits', aug_splits)):
+    of_any_image = {'--aug-repeats': aug_repeats, '--aug-splits': aug_splits, '--balanced-sampler': balanced}
+    for option, value in of_any_image.items():
         if value and is_stream:
             raise ValueError(f'{option} needs a data set of which any image can be read, not a stream.')
     loader = _create_loader(
@@ -136,7 +140,11 @@ def build_train_loader(
     if is_stream:
         return StreamLoader(loader, batch_size * world.size, mixup)
     order = dict(size=len(dataset), batch_size=batch_size, seed=seed, rank=world.rank, world_size=world.size)
-    batches = RepeatedBatches(aug_repeats, **order) if aug_repeats else TrainBatches(**order)
+    if balanced:
+        del order['size']
+        batches = BalancedBatches(labels_of(dataset, '--balanced-sampler'), **order)
+    else:
+        batches = RepeatedBatches(aug_repeats, **order) if aug_repeats else TrainBatches(**order)
     if len(batches) == 0:
         processes = f' times {world.size} processes' if world.size > 1 else ''
         raise ValueError(

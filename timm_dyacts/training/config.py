@@ -110,6 +110,13 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
              'best; what it is worth is still measured on the split to evaluate on')
     images_per_class: int | None = _data(
         None, minimum=1, metavar='N', help='train on as many images of each class, drawn with the seed', unset='all')
+    balanced_sampler: bool = _data(
+        False, help='draw each class equally often: images of small classes come up several times in an epoch, each '
+                    'time augmented otherwise, and of large ones some are left out')
+    class_weights: str | None = _data(
+        None, metavar='balanced|W,W,...|FILE',
+        help='weigh the loss of each class: so that all classes weigh the same, by a number for each class, or by a '
+             'CSV file with the columns class and weight', unset='all images weigh the same')
     train_num_samples: int | None = _data(
         None, minimum=1, metavar='N', help='images of the split to train on, for a stream that does not know',
         unset='as the data set says')
@@ -380,6 +387,13 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
             raise ValueError('--aug-splits must be left out with --no-aug, which leaves nothing to split.')
         if self.split_bn and self.sync_bn:
             raise ValueError('--split-bn must be left out with --sync-bn: a BatchNorm is the one or the other.')
+        for name in ('jsd_loss', 'bce_loss'):
+            if self.class_weights is not None and getattr(self, name):
+                raise ValueError(
+                    f'--class-weights must be left out with --{name.replace("_", "-")}, which has no weights of '
+                    f'classes, got {self.class_weights!r}.')
+        if self.balanced_sampler and self.aug_repeats:
+            raise ValueError('--balanced-sampler must be left out with --aug-repeats: each says what comes up again.')
         if self.jsd_loss and self.bce_loss:
             raise ValueError('--jsd-loss must be left out with --bce-loss: there is one loss.')
 

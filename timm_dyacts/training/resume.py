@@ -1,6 +1,7 @@
 """Which run to resume, and whether it is the same."""
 import logging
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,4 +122,7 @@ def check_resumable(state: Mapping[str, Any], config: TrainConfig, data: Mapping
 
 def _describe(data: Mapping[str, Any]) -> str:
     classes = data['classes']
-    return f'{data["num_images"]} training images' + (f' of {len(classes)} classes' if classes else '')
+    weights = data.get('class_weights')
+    return (
+        f'{data["num_images"]} training images' + (f' of {len(classes)} classes' if classes else '')
+        + (f' with weights {reprlib.repr(weights)}' if weights else ''))

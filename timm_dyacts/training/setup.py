@@ -33,6 +33,7 @@ from ..lsuv import lsuv_
 from ..run_folder import Start
 from ..world import World
 from .checkpoint import dataset_title, describe_start, set_pretrained_cfg
+from .class_weights import resolve_class_weights
 from .config import TrainConfig
 from .finetune import build_optimizer, init_head
 from .schedule import PlateauState, build_scheduler
@@ -52,16 +53,19 @@ class Datasets:
         validation: The validation split.
         held_out: Training images that are not trained on and tell which epoch is the best, ``None`` if there are none.
         class_names: Class names in the order of the labels, ``None`` if the data set does not say.
+        class_weights: Weight of each class in the loss, ``None`` for none.
     """
     train: Dataset[Any]
     validation: Dataset[Any]
     held_out: Dataset[Any] | None
     class_names: list[str] | None
+    class_weights: list[float] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a state keeps, to recognise the data by."""
-        return dict(num_images=len(self.train), classes=self.class_names)
+        weights = {} if self.class_weights is None else dict(class_weights=self.class_weights)
+        return dict(num_images=len(self.train), classes=self.class_names, **weights)
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
     optimizer = build_optimizer(config, model)
     scheduler, num_epochs = build_scheduler(config, optimizer, -(-len(loader) // config.grad_accum_steps))
     autocast, loss_scaler = build_amp(world.device, config.amp, config.amp_dtype)
-    task = build_task(config, model, world.device)
+    task = build_task(config, model, world.device, datasets.class_weights)
     if config.model_ema:
         task.setup_ema(
             decay=config.model_ema_decay,
@@ -275,7 +279,10 @@ def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainCo
         train = pick_per_class(train, config.images_per_class, config.seed)
     if config.val_fraction:
         train, held_out = hold_out(train, config.val_fraction, config.seed)
-    return Datasets(train, validation, held_out, names), config
+    weights = None
+    if config.class_weights is not None:
+        weights = resolve_class_weights(config.class_weights, train, names, num_classes)
+    return Datasets(train, validation, held_out, names, weights), config
 
 
 def _create_model(config: TrainConfig) -> nn.Module:
@@ -372,6 +379,7 @@ def _build_train_loader(
         mixup=mixup,
         aug_repeats=config.aug_repeats,
         aug_splits=config.aug_splits,
+        balanced=config.balanced_sampler,
         no_aug=config.no_aug,
         re_prob=config.reprob,
         re_mode=config.remode,

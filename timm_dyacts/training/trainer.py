@@ -159,16 +159,16 @@ class Trainer:
         self.stop = stop
         self.frozen = frozen
         self.t: float | None = None  # of the last update, once there was one
-        self.pace = Pace(len(setup.loader) * setup.loader.samples_per_step, setup.num_epochs)
+        self.images_per_epoch = (
+            len(setup.loader) * setup.loader.samples_per_step * max(setup.config.aug_splits, 1))
+        self.pace = Pace(self.images_per_epoch, setup.num_epochs)
 
     def train(self) -> RunResult:
         """Train to the end."""
-        setup, progress, loader = self.setup, self.progress, self.setup.loader
-        views = max(setup.config.aug_splits, 1)
-        images = len(loader) * loader.samples_per_step * views
+        setup, progress = self.setup, self.progress
         self.bar = tqdm(
-            total=setup.num_epochs * images,
-            initial=progress.epoch * images + progress.samples * views,
+            total=setup.num_epochs * self.images_per_epoch,
+            initial=progress.epoch * self.images_per_epoch + progress.samples * max(setup.config.aug_splits, 1),
             unit='img',
             unit_scale=True,
             leave=False,
