@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 # Options that change where a run is, how it is watched or how fast it is, and not what it computes.
 FREE_OPTIONS = frozenset({
     'checkpoint_hist', 'checkpoint_interval', 'data_dir', 'dataset_download', 'device', 'experiment', 'log_interval',
-    'log_mlflow', 'log_tensorboard', 'log_wandb', 'on_bad_image', 'output', 'resume', 'validation_batch_size',
+    'labels', 'log_mlflow', 'log_tensorboard', 'log_wandb', 'on_bad_image', 'output', 'resume', 'validation_batch_size',
     'wandb_project', 'wandb_resume_id', 'wandb_tags', 'workers',
 })
 # Their product with the number of processes counts.
@@ -73,7 +73,7 @@ def _newest_like(config: TrainConfig) -> RunFolder | None:
     paths = Path(config.output).glob(f'*/{OPTIONS}')
     for path in sorted(paths, key=os.path.getmtime, reverse=True):
         run = RunFolder(path.parent)
-        if not differing_options(config, run.read_options(), free=FREE_OPTIONS - {'data_dir'}):
+        if not differing_options(config, run.read_options(), free=FREE_OPTIONS - {'data_dir', 'labels'}):
             return run
     return None
 
