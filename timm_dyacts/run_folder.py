@@ -21,7 +21,7 @@ import os
 import reprlib
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -453,9 +453,10 @@ class RunFolder(_Folder):
         """Read the rows of the epochs, none if there is no file."""
         return read_rows(self.summary) if self.summary.is_file() else []
 
-    def write_options(self, options: Mapping[str, Any]) -> None:
-        """Write the options, all or nothing."""
-        replace_text(self.options, yaml.safe_dump(dict(options)))
+    def write_options(self, options: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        """Write the options, all or nothing, under some lines for who reads the file."""
+        comments = ''.join(f'# {note}\n' for note in notes)
+        replace_text(self.options, comments + yaml.safe_dump(dict(options)))
 
 
 def how_to_finish(model: str | None, t: float) -> str:

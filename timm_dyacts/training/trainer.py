@@ -28,7 +28,7 @@ from .loop import train_one_epoch
 from .nonfinite import check_finite
 from .pace import Pace
 from .recorder import Recorder, open_folder
-from .resume import check_resumable, find_state
+from .resume import check_resumable, extend, find_state
 from .setup import Setup, build_setup
 from .state import Progress, capture_state, load_state, restore_state
 from .trackers import check_trackers
@@ -98,11 +98,13 @@ def _prepare(config: TrainConfig, world: World, stop: StopSignal) -> 'Trainer':
     if state is not None:
         check_resumable(state, setup.config, setup.datasets.identity, world.size)
         progress = restore_state(state, setup.resumable, world)
+        if setup.config.epochs != state['args']['epochs']:
+            extend(setup, progress, state['args']['epochs'])
     frozen = None if _is_unfrozen(setup.config, progress) else freeze(setup.model, setup.config.freeze)
     if setup.config.torchcompile:
         setup.task.compile(backend=setup.config.torchcompile, mode=setup.config.torchcompile_mode)
     _distribute(setup)
-    run = RunFolder(world.broadcast(str(open_folder(setup, run)) if world.is_primary else None))
+    run = RunFolder(world.broadcast(str(open_folder(setup, run, progress)) if world.is_primary else None))
     recorder = None
     if world.is_primary:
         state_is_good = state_path is None or state_path.name == run.state.name
