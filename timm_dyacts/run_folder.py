@@ -13,6 +13,7 @@ it::
       trackers.json                                   what trackers call the run
       classes.csv                                     precision, recall, F1 and images of each class, best epoch
       curves.png classes.png confusion.png mistakes.png dyrelu.png softpool.png
+      profile/trace.json operators.txt                where the time of some updates went
       publish/                                        what a dry run of publishing leaves
 """
 import csv
@@ -397,6 +398,11 @@ class RunFolder(_Folder):
     def trackers(self) -> Path:
         """What trackers call the run."""
         return self.path / 'trackers.json'
+
+    @property
+    def profile(self) -> Path:
+        """Where a profile of some updates lies."""
+        return self.path / 'profile'
 
     @property
     def publish(self) -> Path:

@@ -325,6 +325,10 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
              'options are those of the run, of which --epochs (more) and --early-stopping may be changed')
     checkpoint_interval: int | str = _run(
         '1epoch', metavar='N[epochs]', help='updates, or epochs, from one state that can be resumed to the next')
+    profile: int | None = _run(
+        None, minimum=1, metavar='N',
+        help="record so many updates, after some that warm up, with PyTorch's profiler, in profile/ of the run folder: "
+             'a trace for chrome://tracing or Perfetto, and a table', unset='nothing is recorded')
     log_tensorboard: bool = _run(False, help='log to TensorBoard files in the run folder')
     log_mlflow: bool = _run(False, help='log to MLflow, where its environment variables say')
     log_wandb: bool = _run(False, help='log to Weights & Biases')
