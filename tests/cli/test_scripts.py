@@ -219,8 +219,8 @@ def test_bad_input_is_one_clear_line(script, options, message, call_script, caps
 
 @pytest.mark.parametrize('text, message', [
     ('warmup_epoch: 3', "unknown option 'warmup_epoch'. Close names: warmup_epochs"),
-    ('sched: cosin', "sched (--sched) must be one of cosine, tanh, poly, step, wsd, constant, got 'cosin'. Close"),
-    ('lr: -1', 'lr (--lr) must be a finite number above 0, got -1'),
+    ('sched: cosin', "wsd, plateau, constant, got 'cosin'. Close names: cosine"),
+    ('lr: -1', 'lr (--lr) must be a finite number above 0, or None, got -1'),
     ('- epochs', 'must hold one "option: value" per line'),
     ('{', '--config must be a readable YAML file'),
 ])

@@ -386,6 +386,14 @@ def test_eval_metric_chooses_the_best(train_on_colors, metric, monkeypatch):
     ['--model-kwargs', 'act_layer=dyrelu_b'],
     ['--model-kwargs', 'global_pool=max'],
     ['--model', 'resnet18_softpool', '--batch-size', '12'],
+    ['--gp', 'max', '--drop-block', '0.1', '--head-init-scale', '0.01', '--head-init-bias', '-2', '--grayscale-prob',
+     '0.5', '--gaussian-blur-prob', '0.5', '--color-jitter-prob', '0.5', '--train-crop-mode', 'rkrc', '--model',
+     'resnet10t_dyrelu_b'],
+    ['--model', 'test_efficientnet', '--bn-eps', '0.5', '--bn-momentum', '0.01', '--split-bn', '--reprob', '0.5',
+     '--resplit', '--dist-bn', ''],
+    ['--input-img-mode', 'YCbCr', '--layer-decay', '0.5', '--layer-decay-min-scale', '0.3',
+     '--layer-decay-no-opt-scale', '0.4', '--opt-kwargs', 'amsgrad=True'],
+    ['--dataset', 'torch/image_folder', '--aug-splits', '2', '--bce-loss', '--bce-sum', '--bce-pos-weight', '2'],
 ], ids=' '.join)
 def test_every_option_trains_and_reloads(train_on_colors, options):
     """The folder gives back a model of the same input, whose evaluation is the one that was recorded."""
