@@ -94,6 +94,7 @@ def test_the_rate_grows_in_all_groups_until_the_loss_explodes(photos, tmp_path, 
         return train_one_epoch(task, loader, optimizer, epoch, before_update=note, **kwargs)
 
     monkeypatch.setattr('timm_dyacts.training.lr_range.train_one_epoch', watch)
+    monkeypatch.setattr('timm_dyacts.training.lr_range._UPDATES', 20)
     found = find_lr(config_of(
         '--data-dir', photos, '--model', 'test_resnet', '--img-size', 32, '--workers', 0, '-b', 8, '--output', tmp_path,
         '--layer-decay', 0.7, '--opt', 'adamw'))
