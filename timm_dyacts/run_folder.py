@@ -7,17 +7,22 @@ it::
       model.safetensors config.json results.json     the best epoch
       ema/   ...                                      the best epoch of the moving average
       last/  ...                                      the last epoch
+      history/best-7/ ema-7/ ...                      the best epochs, if more than one is kept, by number
       checkpoint/state.pt previous.pt                 what resuming needs
       args.yaml summary.csv                           the options, and a row for each epoch
-      curves.png confusion.png mistakes.png dyrelu.png softpool.png
+      trackers.json                                   what trackers call the run
+      classes.csv                                     precision, recall, F1 and images of each class, best epoch
+      curves.png classes.png confusion.png mistakes.png dyrelu.png softpool.png
+      profile/trace.json operators.txt                where the time of some updates went
       publish/                                        what a dry run of publishing leaves
 """
 import csv
 import json
 import os
 import reprlib
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -52,11 +57,13 @@ PICKLED_WEIGHTS = 'pytorch_model.bin'
 RESULTS = 'results.json'
 OPTIONS = 'args.yaml'
 SUMMARY = 'summary.csv'
+CLASSES = 'classes.csv'
+HISTORY = 'history'
 
 # The checkpoints of a run, and their folders within it
 CHECKPOINTS = dict(best='.', ema='ema', last='last')
 # Published beside a checkpoint. Not all pictures: some show images of the data, which may not be for everybody.
-PUBLISHED_EXTRAS = (OPTIONS, SUMMARY, 'curves.png', 'confusion.png', 'dyrelu.png')
+PUBLISHED_EXTRAS = (OPTIONS, SUMMARY, CLASSES, 'curves.png', 'classes.png', 'confusion.png', 'dyrelu.png')
 
 _Record = TypeVar('_Record', bound='_FromDict')
 
@@ -129,6 +136,7 @@ class Results(_FromDict):
         top5: Share of images, in percent, whose class is among the five likeliest.
         loss: Mean cross entropy.
         epoch: The epoch of the checkpoint, counted from 0, if it is of one.
+        stopped_early: Why the run ended before its last epoch, ``None`` if it did not.
         dataset: Name of the data set.
         split: Its split.
         num_images: Number of images in the split.
@@ -148,15 +156,19 @@ class Results(_FromDict):
     date: str
     start: Start
     versions: Mapping[str, str]
+    stopped_early: str | None = field(default=None, kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the content of ``results.json``."""
-        return asdict(replace(self, versions=dict(self.versions)))
+        values = asdict(replace(self, versions=dict(self.versions)))
+        if self.stopped_early is None:
+            del values['stopped_early']
+        return values
 
 
 # What a record need not hold. All else has to be written, also what a constructor has a default for: no entry for the
 # licence does not mean that there is none.
-_MAY_BE_ABSENT = frozenset({'epoch'})
+_MAY_BE_ABSENT = frozenset({'epoch', 'stopped_early'})
 
 
 class _Kind(NamedTuple):
@@ -297,11 +309,17 @@ class CheckpointFolder(_Folder):
         raise ValueError(
             f"'{self.results}' cannot be read: it {problem}. Correct it, or remove it to go on without results.")
 
+    def replace_results(self, **changes: Any) -> None:
+        """Write the results anew if they are there and some entries are others now."""
+        results = self.read_results()
+        if results is not None and (changed := replace(results, **changes)) != results:
+            replace_text(self.results, json.dumps(changed.to_dict(), indent=2))
+
 
 def read_rows(summary: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Read the rows of a ``summary.csv``, one per epoch."""
+    """Read the rows of a ``summary.csv``, one per epoch, without the cells that are empty."""
     with open(summary, newline='', encoding='utf-8') as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 class RunFolder(_Folder):
@@ -313,13 +331,16 @@ class RunFolder(_Folder):
 
     @classmethod
     def containing(cls, checkpoint: str | os.PathLike[str]) -> 'RunFolder | None':
-        """Find the run of a checkpoint folder: the folder itself or, for ``last/`` and ``ema/``, the one above.
+        """Find the run of a checkpoint folder: the folder itself or, for ``last/`` and others, one above.
 
         Returns:
             The run, None if there are no options of one, or no such folder.
         """
         folder = Path(checkpoint)
-        candidates = (folder, folder.resolve().parent) if folder.is_dir() else ()
+        above = folder.resolve().parent
+        candidates = (folder, above, above.parent) if folder.is_dir() else ()
+        if above.name != HISTORY:
+            candidates = candidates[:2]
         return next((cls(path) for path in candidates if (path / OPTIONS).is_file()), None)
 
     @classmethod
@@ -338,6 +359,14 @@ class RunFolder(_Folder):
     @property
     def curves(self) -> Path:
         return self.path / 'curves.png'
+
+    @property
+    def classes(self) -> Path:
+        return self.path / CLASSES
+
+    @property
+    def classes_picture(self) -> Path:
+        return self.path / 'classes.png'
 
     @property
     def confusion(self) -> Path:
@@ -366,6 +395,16 @@ class RunFolder(_Folder):
         return self.path / 'checkpoint' / 'previous.pt'
 
     @property
+    def trackers(self) -> Path:
+        """What trackers call the run."""
+        return self.path / 'trackers.json'
+
+    @property
+    def profile(self) -> Path:
+        """Where a profile of some updates lies."""
+        return self.path / 'profile'
+
+    @property
     def publish(self) -> Path:
         """Where a dry run of publishing leaves its files."""
         return self.path / 'publish'
@@ -373,6 +412,22 @@ class RunFolder(_Folder):
     def checkpoint(self, which: str) -> CheckpointFolder:
         """Give the folder of one of ``CHECKPOINTS``."""
         return CheckpointFolder(self.path / CHECKPOINTS[which])
+
+    def history(self, which: str, epoch: int) -> CheckpointFolder:
+        """Give the folder of one of the best epochs, where more than one is kept.
+
+        Args:
+            which: ``'best'``, or ``'ema'`` for the moving average.
+            epoch: The epoch.
+        """
+        return CheckpointFolder(self.path / HISTORY / f'{which}-{epoch}')
+
+    def prune_history(self, which: str, epochs: Collection[int]) -> None:
+        """Remove the folders of all but some epochs."""
+        kept = {self.history(which, epoch).path for epoch in epochs}
+        for path in (self.path / HISTORY).glob(f'{which}-*'):
+            if path not in kept:
+                shutil.rmtree(path)
 
     def checkpoints(self) -> list[str]:
         """Name those of ``CHECKPOINTS`` that are there."""
@@ -404,9 +459,10 @@ class RunFolder(_Folder):
         """Read the rows of the epochs, none if there is no file."""
         return read_rows(self.summary) if self.summary.is_file() else []
 
-    def write_options(self, options: Mapping[str, Any]) -> None:
-        """Write the options, all or nothing."""
-        replace_text(self.options, yaml.safe_dump(dict(options)))
+    def write_options(self, options: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        """Write the options, all or nothing, under some lines for who reads the file."""
+        comments = ''.join(f'# {note}\n' for note in notes)
+        replace_text(self.options, comments + yaml.safe_dump(dict(options)))
 
 
 def how_to_finish(model: str | None, t: float) -> str:

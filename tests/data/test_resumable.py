@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from timm_dyacts.data import resumable
 from timm_dyacts.data.resumable import (
+    BalancedBatches,
     Batch,
     BatchDataset,
     DataError,
@@ -104,6 +105,50 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 1) != order(1, 0)
+
+
+# Of class 0 there are 3 samples, of class 4 (there is no class 2) 30, and so on
+LABELS = [label for label, count in ((0, 3), (1, 12), (3, 7), (4, 30)) for _ in range(count)]
+
+
+def balanced(epoch=0, **kwargs):
+    batches = BalancedBatches(LABELS, **dict(batch_size=4, seed=0) | kwargs)
+    batches.epoch = epoch
+    return batches
+
+
+@pytest.mark.parametrize('epoch', range(3))
+def test_each_class_comes_up_equally_often(epoch):
+    order = [index for batch in balanced(epoch) for index in batch.indices]
+    assert [sum(LABELS[index] == label for index in order) for label in (0, 1, 3, 4)] == [13] * 4
+    times = [order.count(index) for index in range(len(LABELS))]
+    for label in (0, 1, 3, 4):
+        of_class = [count for count, its in zip(times, LABELS, strict=True) if its == label]
+        assert max(of_class) - min(of_class) <= 1, 'they take turns'
+
+
+def test_over_the_epochs_all_samples_come_up():
+    seen = {index for epoch in range(12) for batch in balanced(epoch) for index in batch.indices}
+    assert seen == set(range(len(LABELS)))
+    assert [list(balanced(0))] != [list(balanced(1))]
+
+
+def test_balanced_batches_do_not_depend_on_processes_or_on_the_past():
+    one = [(batch.indices, [*batch.places]) for batch in balanced(1, batch_size=8)]
+    two = [[(batch.indices, [*batch.places]) for batch in balanced(1, rank=rank, world_size=2)] for rank in range(2)]
+    assert one == [(a + b, c + d) for (a, c), (b, d) in zip(*two, strict=True)]
+    later = balanced(1, batch_size=8)
+    later.start = 3
+    assert [batch.indices for batch in later] == [indices for indices, _ in one[3:]]
+
+
+def test_a_sample_that_comes_up_again_is_augmented_otherwise():
+    batches = BalancedBatches([0, *[1] * 63], batch_size=32, seed=0)
+    dataset = digits()
+    images = [image for batch in batches for index, image in zip(batch.indices, dataset[batch][0], strict=True)
+              if index == 0]
+    assert len(images) == 32
+    assert len({image.numpy().tobytes() for image in images}) == 32
 
 
 @pytest.mark.parametrize('size, batch_size, world_size', [(10, 4, 1), (11, 4, 2), (2, 4, 3)])

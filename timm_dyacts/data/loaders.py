@@ -14,8 +14,10 @@ from torchvision.transforms import Compose
 from ..version import unsupported
 from ..world import World
 from .factory import class_names
+from .label_file import ReaderLabelFile
 from .mixing import EpochMixup, SplitDataset
 from .resumable import (
+    BalancedBatches,
     BatchDataset,
     EvalBatches,
     RepeatedBatches,
@@ -24,7 +26,7 @@ from .resumable import (
     StreamLoader,
     TrainBatches,
 )
-from .subsets import Subset
+from .subsets import Subset, labels_of
 
 __all__ = [
     'build_eval_loader',
@@ -54,12 +56,17 @@ def image_mode(in_chans: int, mode: str | None = None) -> str:
 def check_splits(dataset_train: Dataset[Any], dataset_eval: Dataset[Any]) -> None:
     """Raise ``ValueError`` if two splits share images or do not agree on their classes."""
     readers = [getattr(dataset, 'reader', None) for dataset in (dataset_train, dataset_eval)]
-    if all(isinstance(reader, ReaderImageFolder) for reader in readers):
+    if all(isinstance(reader, (ReaderImageFolder, ReaderLabelFile)) for reader in readers):
         train_paths, eval_paths = ({path for path, _ in reader.samples} for reader in readers)
-        if train_paths & eval_paths:
+        shared = train_paths & eval_paths
+        if shared and isinstance(readers[0], ReaderLabelFile):
+            problem = 'its splits' if readers[0].has_splits else 'without a column split, all splits'
+            raise ValueError(
+                f'--labels {readers[0].path}: {problem} share {len(shared)} images, such as {min(shared)}.')
+        if shared:
             # timm falls back to the whole folder where it finds no sub-folder for a split.
             raise ValueError(
-                f'--train-split and --val-split share {len(train_paths & eval_paths)} images ({readers[0].root} and '
+                f'--train-split and --val-split share {len(shared)} images ({readers[0].root} and '
                 f'{readers[1].root}). Each must name a sub-folder of --data-dir of its own.')
     names_train, names_eval = class_names(dataset_train), class_names(dataset_eval)
     if names_train != names_eval:
@@ -95,6 +102,7 @@ def build_train_loader(
         mixup: EpochMixup | None = None,
         aug_repeats: float = 0,
         aug_splits: int = 0,
+        balanced: bool = False,
         **augmentation: Any,
 ) -> ResumableLoader | StreamLoader:
     """Create the loader of augmented training batches.
@@ -112,13 +120,15 @@ def build_train_loader(
         mixup: Mixes the images of a batch; labels become distributions (N, num_classes).
         aug_repeats: Number of views of an image that follow each other, 0 for one per epoch.
         aug_splits: Number of views of each image in a batch of then ``aug_splits * batch_size`` images, 0 for one.
+        balanced: Whether each class comes up equally often.
         **augmentation: Further arguments of ``timm.data.create_loader``.
 
     Raises:
-        ValueError: There are too few images for a batch, or a stream is to show several views of an image.
+        ValueError: There are too few images for a batch, or a stream is to give its images in another order.
     """
     is_stream = isinstance(dataset, IterableDataset)
-    for option, value in (('--aug-repeats', aug_repeats), ('--aug-splits', aug_splits)):
+    of_any_image = {'--aug-repeats': aug_repeats, '--aug-splits': aug_splits, '--balanced-sampler': balanced}
+    for option, value in of_any_image.items():
         if value and is_stream:
             raise ValueError(f'{option} needs a data set of which any image can be read, not a stream.')
     loader = _create_loader(
@@ -136,7 +146,11 @@ def build_train_loader(
     if is_stream:
         return StreamLoader(loader, batch_size * world.size, mixup)
     order = dict(size=len(dataset), batch_size=batch_size, seed=seed, rank=world.rank, world_size=world.size)
-    batches = RepeatedBatches(aug_repeats, **order) if aug_repeats else TrainBatches(**order)
+    if balanced:
+        del order['size']
+        batches = BalancedBatches(labels_of(dataset, '--balanced-sampler'), **order)
+    else:
+        batches = RepeatedBatches(aug_repeats, **order) if aug_repeats else TrainBatches(**order)
     if len(batches) == 0:
         processes = f' times {world.size} processes' if world.size > 1 else ''
         raise ValueError(

@@ -22,6 +22,7 @@ from ..rng import isolated_rng
 from .mixing import EpochMixup
 
 __all__ = [
+    'BalancedBatches',
     'Batch',
     'BatchDataset',
     'DataError',
@@ -109,10 +110,50 @@ class TrainBatches(Sampler[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator()
         generator.manual_seed(_derive_seeds(_ORDER, self.seed, self.epoch)[0])
-        order = torch.randperm(self.size, generator=generator).tolist()
+        order = self._draw_order(generator)
         for number in range(self.start, len(self)):
             first = (number * self.world_size + self.rank) * self.batch_size
-            yield Batch(self.epoch, number, order[first:first + self.batch_size])
+            mine = range(first, first + self.batch_size)
+            yield Batch(self.epoch, number, [order[i] for i in mine], mine if self._repeats_samples else ())
+
+    _repeats_samples = False
+
+    def _draw_order(self, generator: torch.Generator) -> list[int]:
+        """Draw the samples of an epoch."""
+        return torch.randperm(self.size, generator=generator).tolist()
+
+
+class BalancedBatches(TrainBatches):
+    """Full batches in which each class comes up equally often, in an order that is drawn anew in every epoch.
+
+    An epoch has as many samples as there are, the same number of each class but for one. The samples of a class take
+    turns: those of a small one come up several times in an epoch, each time augmented otherwise; of a large one other
+    samples are left out in every epoch.
+
+    Args:
+        labels: The label of each sample.
+        **kwargs: Arguments of ``TrainBatches`` but ``size``.
+    """
+
+    _repeats_samples = True
+
+    def __init__(self, labels: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(size=len(labels), **kwargs)
+        labels = torch.tensor(labels)
+        self.classes: list[Tensor] = [(labels == label).nonzero().flatten() for label in labels.unique()]
+
+    def _draw_order(self, generator: torch.Generator) -> list[int]:
+        share, rest = divmod(self.size, len(self.classes))
+        with_one_more = set(torch.randperm(len(self.classes), generator=generator)[:rest].tolist())
+        drawn = []
+        for number, members in enumerate(self.classes):
+            count = share + (number in with_one_more)
+            turns = [torch.randperm(len(members), generator=generator) for _ in range(-(-count // len(members)))]
+            drawn += [members[turn] for turn in turns[:-1]]
+            if turns:
+                drawn.append(members[turns[-1]][:count - len(members) * (len(turns) - 1)])
+        order = torch.cat(drawn)
+        return order[torch.randperm(len(order), generator=generator)].tolist()
 
 
 class RepeatedBatches(TrainBatches):

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from .factory import class_names
 
-__all__ = ['Subset', 'hold_out', 'pick_per_class']
+__all__ = ['Subset', 'hold_out', 'labels_of', 'pick_per_class']
 
 
 class Subset(Dataset):
@@ -106,16 +106,25 @@ def hold_out(dataset: Dataset[Any], fraction: float, seed: int) -> tuple[Subset,
 def _shuffled_by_class(dataset: Dataset[Any], seed: int, option: str) -> dict[int, list[int]]:
     """Give the indices of each class in a random order that does not depend on the other classes."""
     by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(_labels(dataset, option)):
+    for index, label in enumerate(labels_of(dataset, option)):
         by_class.setdefault(label, []).append(index)
     for label, indices in by_class.items():
         random.Random(f'{seed} {label}').shuffle(indices)
     return dict(sorted(by_class.items()))
 
 
-def _labels(dataset: Dataset[Any], option: str) -> list[int]:
+def labels_of(dataset: Dataset[Any], option: str) -> list[int]:
+    """Give the label of each sample, without reading images.
+
+    Args:
+        dataset: The data set.
+        option: What needs them, for the message.
+
+    Raises:
+        ValueError: They cannot be told.
+    """
     if isinstance(dataset, Subset):
-        labels = _labels(dataset.dataset, option)
+        labels = labels_of(dataset.dataset, option)
         return [labels[index] for index in dataset.indices]
     reader = getattr(dataset, 'reader', None)
     labels = getattr(dataset, 'targets', getattr(reader, 'targets', None))

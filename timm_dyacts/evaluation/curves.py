@@ -19,8 +19,9 @@ def plot_curves(summary: str | os.PathLike[str], path: str | os.PathLike[str], t
 
     rows = read_rows(summary)
     epochs = [row['epoch'] for row in rows]
+    evaluated = [row for row in rows if 'eval_loss' in row]
     # Within a transition the model is not yet the one that is trained for.
-    finished = [row for row in rows if row.get('t', 1) == 1]
+    finished = [row for row in evaluated if row.get('t', 1) == 1]
     best = max(finished, key=lambda row: row['eval_top1'], default=None)
 
     figure = create_figure(9, 3.8, title, dpi=150)
@@ -28,12 +29,13 @@ def plot_curves(summary: str | os.PathLike[str], path: str | os.PathLike[str], t
     style = dict(marker='o', markersize=3, linewidth=1.6)
 
     loss_ax.plot(epochs, [row['train_loss'] for row in rows], color=GREY, label='training objective', **style)
-    loss_ax.plot(epochs, [row['eval_loss'] for row in rows], color=BLUE, label='validation cross entropy', **style)
+    at = [row['epoch'] for row in evaluated]
+    loss_ax.plot(at, [row['eval_loss'] for row in evaluated], color=BLUE, label='validation cross entropy', **style)
     loss_ax.set_ylabel('Loss')
     loss_ax.set_ylim(bottom=0)
     loss_ax.legend(frameon=False)
 
-    accuracy_ax.plot(epochs, [row['eval_top1'] for row in rows], color=BLUE, **style)
+    accuracy_ax.plot(at, [row['eval_top1'] for row in evaluated], color=BLUE, **style)
     if best is not None:
         accuracy_ax.axhline(best['eval_top1'], color=BLUE, linewidth=0.8, linestyle=':')
         accuracy_ax.set_title(f'highest {best["eval_top1"]:.2f} % at epoch {best["epoch"]:.0f}', fontsize=9)

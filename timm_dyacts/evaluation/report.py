@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..layers import DyReLU, SoftPool2d
 from ..modes import evaluating
 from ..run_folder import RunFolder
+from .per_class import ClassScores, plot_classes, write_classes
 from .pictures import DyReLUStats, Mistake, plot_confusion, plot_dyrelu, plot_mistakes, plot_softpool
 
 __all__ = ['write_report']
@@ -32,12 +33,13 @@ def write_report(
         label_names: Sequence[str] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Draw the confusion matrix, the worst mistakes, Dynamic ReLU's coefficients and a SoftPool, where they apply.
+    """Write scores of each class; draw these, the confusion matrix and the worst mistakes, and where there are any,
+    Dynamic ReLU's coefficients and a SoftPool.
 
     Args:
         model: Maps images (N, C, H, W) to logits.
         loader: Batches of images and labels on the device of the model.
-        folder: The run folder, which gets the pictures.
+        folder: The run folder, which gets the table and the pictures.
         data_config: Preprocessing; its ``mean`` and ``std`` are undone to show images.
         label_names: Class names, in the order of the logits.
         autocast: Context of the forward pass, for mixed precision.
@@ -68,6 +70,9 @@ def write_report(
 
     total, right = int(matrix.sum()), int(matrix.diagonal().sum())
     title = f'{total - right} of {total} validation images classified wrongly'
+    scores = ClassScores.of(matrix)
+    write_classes(scores, names, run.classes)
+    plot_classes(scores, names, run.classes_picture, f'Mean F1 of the classes {scores.macro_f1:.3f}; {title}')
     if len(names) <= _MAX_CLASSES:
         plot_confusion(matrix, names, run.confusion, title)
     if mistakes.kept:

@@ -234,8 +234,10 @@ def draw_curves(
     for i, (model, runs) in enumerate(curves.items()):
         if not runs:
             continue
-        epochs = range(min(len(rows) for rows in runs))
-        values = [[float(rows[epoch][f'eval_{metric}']) for rows in runs] for epoch in epochs]
+        column = f'eval_{metric}'
+        shortest = min(runs, key=len)
+        epochs = [epoch for epoch, row in enumerate(shortest) if column in row]
+        values = [[float(rows[epoch][column]) for rows in runs if column in rows[epoch]] for epoch in epochs]
         means = [statistics.fmean(of_epoch) for of_epoch in values]
         color = COLORS[i % len(COLORS)]
         style = '-' if i < len(COLORS) else '--'

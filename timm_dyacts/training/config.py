@@ -34,7 +34,6 @@ _DIGITS_RECIPE = dict(
     hflip=0.0,
     color_jitter=0.0,
     workers=0,
-    log_interval=5,
 )
 
 
@@ -111,6 +110,13 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
              'best; what it is worth is still measured on the split to evaluate on')
     images_per_class: int | None = _data(
         None, minimum=1, metavar='N', help='train on as many images of each class, drawn with the seed', unset='all')
+    balanced_sampler: bool = _data(
+        False, help='draw each class equally often: images of small classes come up several times in an epoch, each '
+                    'time augmented otherwise, and of large ones some are left out')
+    class_weights: str | None = _data(
+        None, metavar='balanced|W,W,...|FILE',
+        help='weigh the loss of each class: so that all classes weigh the same, by a number for each class, or by a '
+             'CSV file with the columns class and weight', unset='all images weigh the same')
     train_num_samples: int | None = _data(
         None, minimum=1, metavar='N', help='images of the split to train on, for a stream that does not know',
         unset='as the data set says')
@@ -167,7 +173,10 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
 
     batch_size: int = _optimizer(128, flags=('-b',), minimum=1, metavar='N')
     validation_batch_size: int | None = _optimizer(None, flags=('-vb',), minimum=1, metavar='N', unset='--batch-size')
-    epochs: int = _optimizer(30, minimum=1, metavar='N')
+    epochs: int = _optimizer(
+        30, minimum=1, metavar='N',
+        help='epochs of the schedule; a run that is resumed with more of them is extended, and has from there on the '
+             'learning rate of a run that was started with so many')
     opt: str = _optimizer('adamw', metavar='NAME', help='any of timm.optim')
     opt_eps: float | None = _optimizer(None, minimum=0, metavar='EPS', unset='of the optimizer')
     opt_betas: tuple[float, ...] | None = _optimizer(None, minimum=0, below=1, metavar='BETA', unset='of the optimizer')
@@ -297,15 +306,31 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     output: str = _run('./output/train', metavar='DIR')
     experiment: str | None = _run(None, metavar='NAME', help='name of the run folder', unset='<time>-<model>-<size>')
     eval_metric: str = _run('top1', choices=('top1', 'top5', 'loss'), help='what makes a checkpoint the best')
-    log_interval: int = _run(50, minimum=1, metavar='N', help='batches between two readings of the loss')
+    val_interval: int = _run(1, minimum=1, metavar='N', help='epochs from one evaluation to the next; the last epoch '
+                                                             'always has one')
+    early_stopping: int | None = _run(
+        None, minimum=1, metavar='N', help='stop after so many epochs without a better value of --eval-metric',
+        unset='train all epochs')
+    checkpoint_hist: int = _run(
+        1, minimum=1, metavar='N',
+        help='best checkpoints to keep; with more than 1 each of them has a folder in history/, beside the best one')
+    log_interval: int = _run(
+        50, minimum=1, metavar='N',
+        help='batches between two readings of loss, learning rate, images per second and time left: a line each where '
+             'the output is no terminal, and a point for the trackers')
     resume: str | None = _run(
         None, metavar='auto|PATH',
         help="'auto': go on with the run of the same --output and --experiment (without --experiment: of the same "
              'options), or start it; or the folder of a run, or a state file in it. A path alone is enough: the other '
-             'options are those of the run')
+             'options are those of the run, of which --epochs (more) and --early-stopping may be changed')
     checkpoint_interval: int | str = _run(
         '1epoch', metavar='N[epochs]', help='updates, or epochs, from one state that can be resumed to the next')
+    profile: int | None = _run(
+        None, minimum=1, metavar='N',
+        help="record so many updates, after some that warm up, with PyTorch's profiler, in profile/ of the run folder: "
+             'a trace for chrome://tracing or Perfetto, and a table', unset='nothing is recorded')
     log_tensorboard: bool = _run(False, help='log to TensorBoard files in the run folder')
+    log_mlflow: bool = _run(False, help='log to MLflow, where its environment variables say')
     log_wandb: bool = _run(False, help='log to Weights & Biases')
     wandb_project: str | None = _run(None, metavar='NAME', help='project there')
     wandb_tags: tuple[str, ...] = _run((), metavar='TAG', help='tags there')
@@ -369,6 +394,13 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
             raise ValueError('--aug-splits must be left out with --no-aug, which leaves nothing to split.')
         if self.split_bn and self.sync_bn:
             raise ValueError('--split-bn must be left out with --sync-bn: a BatchNorm is the one or the other.')
+        for name in ('jsd_loss', 'bce_loss'):
+            if self.class_weights is not None and getattr(self, name):
+                raise ValueError(
+                    f'--class-weights must be left out with --{name.replace("_", "-")}, which has no weights of '
+                    f'classes, got {self.class_weights!r}.')
+        if self.balanced_sampler and self.aug_repeats:
+            raise ValueError('--balanced-sampler must be left out with --aug-repeats: each says what comes up again.')
         if self.jsd_loss and self.bce_loss:
             raise ValueError('--jsd-loss must be left out with --bce-loss: there is one loss.')
 

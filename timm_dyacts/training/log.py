@@ -1,49 +1,60 @@
-"""The log of a run: summary.csv, and TensorBoard and Weights & Biases where asked for."""
+"""The log of a run: summary.csv, what is read out of its rows, and the trackers where asked for."""
 import math
 import os
-from collections.abc import Sequence
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 
 from ..files import format_csv, replace_text
-from ..options import to_dict
 from ..run_folder import RunFolder
 from .config import TrainConfig
+from .trackers import open_trackers
 
-__all__ = ['RunLog', 'best_row', 'check_loggers', 'write_summary']
-
-_LOGGERS = dict(log_wandb='wandb', log_tensorboard='tensorboard')
-
-
-def check_loggers(config: TrainConfig) -> None:
-    """Raise ``ImportError`` if a logger is asked for and not installed, so that a run fails before it trains."""
-    for option, package in _LOGGERS.items():
-        if getattr(config, option):
-            _import(package, option)
-
-
-def _import(module: str, option: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ImportError as e:
-        package = module.split('.')[0]
-        raise ImportError(f'--{option.replace("_", "-")} needs {package}: pip install {package} ({e}).') from None
+__all__ = ['RunLog', 'best_row', 'best_rows', 'early_stop', 'write_summary']
 
 
 def write_summary(rows: Sequence[dict[str, float]], path: str | os.PathLike[str]) -> None:
-    """Write ``summary.csv`` as timm's ``update_summary`` would have, one row per epoch, in one piece."""
-    replace_text(path, format_csv(rows, list(rows[0])))
+    """Write ``summary.csv`` as timm's ``update_summary`` would have, one row per epoch, in one piece.
+
+    Where an epoch was not evaluated, its cells are empty.
+    """
+    replace_text(path, format_csv(rows, list(max(rows, key=len))))
+
+
+def best_rows(rows: Sequence[dict[str, float]], metric: str, count: int) -> list[dict[str, float]]:
+    """Give the rows with the best values in a column, the best first, the first of equals before the others.
+
+    Losses are best when small, NaN is worst. Of an epoch that ended within a transition the model is not yet the one
+    that is trained for: it is passed over, as is one that was not evaluated.
+    """
+    sign = 1 if metric.endswith('loss') else -1
+    candidates = [row for row in rows if row.get('t', 1) == 1 and metric in row]
+    return sorted(
+        candidates, key=lambda row: math.inf if math.isnan(row[metric]) else sign * row[metric])[:count]
 
 
 def best_row(rows: Sequence[dict[str, float]], metric: str) -> dict[str, float] | None:
-    """Give the row with the best value in a column, the first of equals. Losses are best when small, NaN is worst.
+    """Give the first of ``best_rows``, ``None`` if there is none."""
+    return next(iter(best_rows(rows, metric, 1)), None)
 
-    Of an epoch that ended within a transition the model is not yet the one that is trained for: it is passed over.
-    ``None`` if there is no other.
+
+def early_stop(rows: Sequence[dict[str, float]], config: TrainConfig, num_epochs: int) -> str | None:
+    """Say why a run ends before its last epoch, ``None`` if it goes on.
+
+    Args:
+        rows: The rows of the epochs so far.
+        config: The options.
+        num_epochs: Number of epochs that it was to have.
     """
-    sign = -1 if metric.endswith('loss') else 1
-    finished = (row for row in rows if row.get('t', 1) == 1)
-    return max(finished, key=lambda row: -math.inf if math.isnan(row[metric]) else sign * row[metric], default=None)
+    column, patience = config.best_column(), config.early_stopping
+    best = best_row(rows, column)
+    if patience is None or best is None or column not in rows[-1] or len(rows) == num_epochs:
+        return None
+    last = int(rows[-1]['epoch'])
+    waited = last - int(best['epoch'])
+    if waited < patience:
+        return None
+    return (
+        f'after epoch {last}, as {column} has not become better in the {waited} epochs since epoch '
+        f'{int(best["epoch"])} (--early-stopping {patience})')
 
 
 class RunLog:
@@ -53,41 +64,36 @@ class RunLog:
         config: The options.
         run: The run folder.
         rows: Rows of the epochs before the run was resumed.
+        batches_per_epoch: Number of batches of an epoch.
+        batches: Number of batches that are done of the epoch in progress.
     """
 
-    def __init__(self, config: TrainConfig, run: RunFolder, rows: Sequence[dict[str, float]]) -> None:
+    def __init__(
+            self,
+            config: TrainConfig,
+            run: RunFolder,
+            rows: Sequence[dict[str, float]],
+            batches_per_epoch: int,
+            batches: int = 0,
+    ) -> None:
         self.run = run
-        self.wandb = self.tensorboard = None
+        self.batches_per_epoch = batches_per_epoch
         if rows:
             write_summary(rows, run.summary)  # rows of epochs that will be done again are gone
-        if config.log_wandb:
-            self.wandb = _import('wandb', 'log_wandb').init(
-                project=config.wandb_project,
-                name=run.path.name,
-                config=to_dict(config),
-                tags=list(config.wandb_tags),
-                dir=str(run),
-                id=config.wandb_resume_id or None,
-                resume='must' if config.wandb_resume_id else None,
-            )
-        if config.log_tensorboard:
-            tensorboard = _import('torch.utils.tensorboard', 'log_tensorboard')
-            self.tensorboard = tensorboard.SummaryWriter(str(run), purge_step=len(rows))
+        self.trackers = open_trackers(config, run, len(rows), len(rows) * batches_per_epoch + batches)
 
     def write(self, rows: Sequence[dict[str, float]]) -> None:
         """Write the rows of all epochs, of which the last one is new."""
         write_summary(rows, self.run.summary)
-        row = rows[-1]
-        if self.wandb is not None:
-            self.wandb.log(row, step=row['epoch'])
-        if self.tensorboard is not None:
-            for name, value in row.items():
-                if name != 'epoch':
-                    self.tensorboard.add_scalar(name.replace('_', '/', 1), value, row['epoch'])
+        for tracker in self.trackers:
+            tracker.log_epoch(rows[-1], len(rows) * self.batches_per_epoch)
+
+    def write_reading(self, values: Mapping[str, float], epoch: int, batches: int) -> None:
+        """Hand on what was read after some batches of an epoch."""
+        for tracker in self.trackers:
+            tracker.log_reading(values, epoch * self.batches_per_epoch + batches)
 
     def close(self) -> None:
         """Finish what is still being written."""
-        if self.wandb is not None:
-            self.wandb.finish()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        for tracker in self.trackers:
+            tracker.close()

@@ -41,6 +41,7 @@ def train_one_epoch(
         in_eval_mode: Iterable[nn.Module] = (),
         before_update: Callable[[int], None] | None = None,
         after_update: Callable[[int, Callable[[], None]], None] | None = None,
+        after_interval: Callable[[int], None] | None = None,
 ) -> OrderedDict[str, Any]:
     """Train for one epoch, or what is left of it, in place.
 
@@ -67,6 +68,8 @@ def train_one_epoch(
             from 1.
         after_update: Called after each update with the number of batches done in the epoch, and a function that
             brings ``meter`` up to date.
+        after_interval: Called after each ``log_interval`` batches but the last ones of the epoch, with the number of
+            batches done in it. ``meter`` is up to date, the learning rate is that of the batch.
 
     Returns:
         The mean training loss of the whole epoch as ``'loss'``.
@@ -116,8 +119,11 @@ def train_one_epoch(
 
         if progress is not None:
             progress.set_postfix(
-                epoch=epoch, loss=f'{meter.mean_loss:.3f}', top1=f'{meter.top1:.1f}', refresh=False)
+                epoch=epoch, loss=f'{meter.mean_loss:.3f}', top1=f'{meter.top1:.1f}',
+                lr=f'{optimizer.param_groups[0]["lr"]:.1e}', refresh=False)
             progress.update(len(images) * world.size)
+        if after_interval is not None and (step + 1) % log_interval == 0 and step + 1 < num_steps:
+            after_interval(step + 1)
         if not is_update:
             continue
         task.update_ema(step=num_updates)

@@ -14,10 +14,11 @@ from ..evaluation.curves import plot_curves
 from ..evaluation.report import write_report
 from ..loading import count_parameters
 from ..options import to_dict
-from ..run_folder import Results, RunFolder
+from ..run_folder import CheckpointFolder, Results, RunFolder
 from ..world import World
 from .checkpoint import dataset_title, describe_results, save_checkpoint
-from .log import RunLog, best_row
+from .log import RunLog, best_rows
+from .pace import Reading
 from .setup import Setup, build_validation_loader
 from .split_bn import drop_split_bn
 from .state import Progress, StateFile
@@ -26,14 +27,17 @@ from .transition import to_save
 __all__ = ['Recorder', 'open_folder']
 
 
-def open_folder(setup: Setup, run: RunFolder | None) -> RunFolder:
+def open_folder(setup: Setup, run: RunFolder | None, progress: Progress) -> RunFolder:
     """Open the folder of a resumed run, or of a new one for ``None``, and write the options to it."""
     config = setup.config
     if run is None:
         size = setup.data_config['input_size'][-1]
         experiment = config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{setup.architecture}-{size}'
         run = RunFolder(get_outdir(config.output, experiment, inc=True))
-    run.write_options({name: value for name, value in to_dict(config).items() if name != 'resume'})
+    notes = [
+        f'Up to {extension["images"]} images of epoch {extension["epoch"]} the learning rate is that of '
+        f'--epochs {extension["epochs"]}.' for extension in progress.extensions]
+    run.write_options({name: value for name, value in to_dict(config).items() if name != 'resume'}, notes)
     return run
 
 
@@ -51,7 +55,8 @@ class Recorder:
         self.setup = setup
         self.run = run
         self.state_file: StateFile = StateFile(run, state_is_good)
-        self.log: RunLog = RunLog(setup.config, run, progress.rows)
+        batches = progress.samples // setup.loader.samples_per_step
+        self.log: RunLog = RunLog(setup.config, run, progress.rows, len(setup.loader), batches)
 
     def print_start(self, progress: Progress, resumed: bool) -> None:
         """Say what is trained on what."""
@@ -68,6 +73,11 @@ class Recorder:
             print(f'Learning rate {setup.config.lr:.4g}, for {images} images an update.')
         if resumed:
             print(f'Resumed {self.run} at epoch {progress.epoch} after {progress.samples} images.')
+        if progress.extensions:
+            before = progress.extensions[-1]['epochs']
+            print(
+                f'Extended from {before} to {setup.config.epochs} epochs: from there on the learning rate is that of '
+                f'--epochs {setup.config.epochs}.')
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Write what ``capture_state`` gave, and what it is checked against when the run is resumed."""
@@ -87,26 +97,60 @@ class Recorder:
         if 'validation' in unreadable:
             num_images -= int(unreadable['validation'].sum())
         self.log.write(rows)
-        self._save(self.setup.model, 'last')
-        if best_row(rows, config.best_column()) is row:
-            self._save(self.setup.model, 'best', self._results(row, 'eval', num_images))
-        if config.model_ema and best_row(rows, config.best_column('ema')) is row:
-            self._save(self.setup.ema_model, 'ema', self._results(row, 'ema', num_images))
-        holdout = f'  held out {row["eval_holdout_top1"]:6.2f}' if config.val_fraction else ''
-        ema = f'  ema top1 {row["ema_top1"]:6.2f}' if config.model_ema else ''
-        t = f'  t {row["t"]:.3f}' if 't' in row else ''
-        tqdm.write(
-            f'epoch {row["epoch"]:>3}  train loss {row["train_loss"]:.4f}  eval loss {row["eval_loss"]:.4f}  '
-            f'top1 {row["eval_top1"]:6.2f}  top5 {row["eval_top5"]:6.2f}{holdout}{ema}  lr {row["lr"]:.2e}{t}')
-        sys.stdout.flush()  # whoever pipes the output wants to see an epoch when it is done
-        if row['epoch'] == 0:
+        self._save(self.setup.model, self.run.checkpoint('last'))
+        self._save_if_best(self.setup.model, 'best', rows, num_images)
+        if config.model_ema:
+            self._save_if_best(self.setup.ema_model, 'ema', rows, num_images)
+        _print_row(row)
+        if 'eval_loss' in row and not any('eval_loss' in earlier for earlier in rows[:-1]):
             self._print_unreadable(unreadable)
 
-    def _save(self, model: nn.Module, which: str, results: Results | None = None) -> None:
+    def write_reading(self, epoch: int, batches: int, reading: Reading) -> None:
+        """Report what was read within an epoch: to the trackers, and in a line where no terminal shows the bar.
+
+        Args:
+            epoch: The epoch.
+            batches: Number of its batches that are done.
+            reading: What was read.
+        """
+        lr, total = self.setup.mean_lr, self.log.batches_per_epoch
+        values = dict(loss=reading.loss, lr=lr, images_per_second=reading.images_per_second)
+        self.log.write_reading(values, epoch, batches)
+        if not sys.stdout.isatty():
+            left, left_in_epoch = map(tqdm.format_interval, (reading.seconds_left, reading.seconds_left_in_epoch))
+            tqdm.write(
+                f'train {epoch:>3}  batch {batches:>{len(str(total))}} of {total}  loss {reading.loss:.4f}  '
+                f'lr {lr:.2e}  {reading.images_per_second:.4g} images/s  left {left_in_epoch} of the epoch, {left} of '
+                f'the run')
+            sys.stdout.flush()
+
+    def _save_if_best(
+            self, model: nn.Module, which: str, rows: list[dict[str, float]], num_images: int) -> None:
+        """Keep the weights of the last row if it is the best one, or among those to keep.
+
+        Args:
+            model: The model, or its moving average.
+            which: ``'best'`` or ``'ema'``.
+            rows: The rows of all epochs, the new one last.
+            num_images: Number of images that it was evaluated on.
+        """
+        config, row = self.setup.config, rows[-1]
+        kind = 'eval' if which == 'best' else 'ema'
+        best = best_rows(rows, config.best_column(kind), config.checkpoint_hist)
+        if not any(kept is row for kept in best):
+            return
+        results = self._results(row, kind, num_images)
+        if config.checkpoint_hist > 1:
+            self._save(model, self.run.history(which, int(row['epoch'])), results)
+            self.run.prune_history(which, [int(kept['epoch']) for kept in best])
+        if best[0] is row:
+            self._save(model, self.run.checkpoint(which), results)
+
+    def _save(self, model: nn.Module, folder: CheckpointFolder, results: Results | None = None) -> None:
         config = self.setup.config
         save_checkpoint(
             to_save(model),
-            self.run.checkpoint(which).path,
+            folder.path,
             label_names=self.setup.label_names,
             model_args=dict(config.architecture_kwargs, in_chans=config.in_chans),
             results=results,
@@ -133,9 +177,17 @@ class Recorder:
             plot_curves(self.run.summary, self.run.curves, title=self.setup.title)
         self.log.close()
 
-    def write_report(self) -> None:
-        """Draw what the best checkpoint does on the validation set."""
+    def write_end(self, stopped_early: str | None) -> None:
+        """Put on record how the run ended, and draw what the best checkpoint does on the validation set.
+
+        Args:
+            stopped_early: Why it ended before its last epoch, if it did.
+        """
         setup = self.setup
+        if stopped_early is not None:
+            tqdm.write(f'Stopped early {stopped_early}.')
+        for which in ('best', 'ema'):
+            self.run.checkpoint(which).replace_results(stopped_early=stopped_early)
         if setup.config.transition_epochs:
             finish_transition(setup.model)
         drop_split_bn(setup.model)
@@ -143,3 +195,14 @@ class Recorder:
         loader = build_validation_loader(  # of all images, in this process
             setup.config, setup.datasets.validation, setup.data_config, World(setup.world.device))
         write_report(setup.model, loader, self.run, setup.data_config, setup.label_names, setup.autocast)
+
+
+def _print_row(row: Mapping[str, float]) -> None:
+    """Print the row of an epoch in one line."""
+    names = dict(
+        train_loss=('train loss', '.4f'), eval_loss=('eval loss', '.4f'), eval_top1=('top1', '6.2f'),
+        eval_top5=('top5', '6.2f'), eval_holdout_top1=('held out', '6.2f'), ema_top1=('ema top1', '6.2f'),
+        lr=('lr', '.2e'), t=('t', '.3f'))
+    parts = [f'{words} {row[name]:{digits}}' for name, (words, digits) in names.items() if name in row]
+    tqdm.write('  '.join([f'epoch {row["epoch"]:>3}', *parts]))
+    sys.stdout.flush()  # whoever pipes the output wants to see an epoch when it is done

@@ -33,6 +33,7 @@ from ..lsuv import lsuv_
 from ..run_folder import Start
 from ..world import World
 from .checkpoint import dataset_title, describe_start, set_pretrained_cfg
+from .class_weights import resolve_class_weights
 from .config import TrainConfig
 from .finetune import build_optimizer, init_head
 from .schedule import PlateauState, build_scheduler
@@ -52,16 +53,19 @@ class Datasets:
         validation: The validation split.
         held_out: Training images that are not trained on and tell which epoch is the best, ``None`` if there are none.
         class_names: Class names in the order of the labels, ``None`` if the data set does not say.
+        class_weights: Weight of each class in the loss, ``None`` for none.
     """
     train: Dataset[Any]
     validation: Dataset[Any]
     held_out: Dataset[Any] | None
     class_names: list[str] | None
+    class_weights: list[float] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a state keeps, to recognise the data by."""
-        return dict(num_images=len(self.train), classes=self.class_names)
+        weights = {} if self.class_weights is None else dict(class_weights=self.class_weights)
+        return dict(num_images=len(self.train), classes=self.class_names, **weights)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Setup:
     def updates_per_epoch(self) -> int:
         """Number of updates of the weights in an epoch."""
         return -(-len(self.loader) // self.config.grad_accum_steps)
+
+    @property
+    def mean_lr(self) -> float:
+        """Learning rate, the mean of the parameter groups."""
+        return sum(group['lr'] for group in self.optimizer.param_groups) / len(self.optimizer.param_groups)
 
     @property
     def ema_model(self) -> nn.Module | None:
@@ -180,7 +189,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
     optimizer = build_optimizer(config, model)
     scheduler, num_epochs = build_scheduler(config, optimizer, -(-len(loader) // config.grad_accum_steps))
     autocast, loss_scaler = build_amp(world.device, config.amp, config.amp_dtype)
-    task = build_task(config, model, world.device)
+    task = build_task(config, model, world.device, datasets.class_weights)
     if config.model_ema:
         task.setup_ema(
             decay=config.model_ema_decay,
@@ -238,6 +247,7 @@ def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainCo
             config.dataset,
             root=config.data_dir,
             split=split,
+            labels=config.labels,
             class_map=config.class_map,
             download=config.dataset_download,
             input_img_mode=image_mode(in_chans, config.input_img_mode),
@@ -270,7 +280,10 @@ def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainCo
         train = pick_per_class(train, config.images_per_class, config.seed)
     if config.val_fraction:
         train, held_out = hold_out(train, config.val_fraction, config.seed)
-    return Datasets(train, validation, held_out, names), config
+    weights = None
+    if config.class_weights is not None:
+        weights = resolve_class_weights(config.class_weights, train, names, num_classes)
+    return Datasets(train, validation, held_out, names, weights), config
 
 
 def _create_model(config: TrainConfig) -> nn.Module:
@@ -367,6 +380,7 @@ def _build_train_loader(
         mixup=mixup,
         aug_repeats=config.aug_repeats,
         aug_splits=config.aug_splits,
+        balanced=config.balanced_sampler,
         no_aug=config.no_aug,
         re_prob=config.reprob,
         re_mode=config.remode,

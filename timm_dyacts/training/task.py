@@ -1,4 +1,5 @@
 """Loss and task of a training run, from timm's parts."""
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import timm
@@ -8,6 +9,7 @@ from torch import nn
 
 from ..loading import resolve_model_name
 from ..version import needs
+from .class_weights import WeightedCrossEntropy
 from .config import TrainConfig
 from .plain_task import PlainTask
 
@@ -33,7 +35,7 @@ else:
 Task: TypeAlias = 'TrainingTask | PlainTask'
 
 
-def build_criterion(config: TrainConfig) -> nn.Module:
+def build_criterion(config: TrainConfig, class_weights: Sequence[float] | None = None) -> nn.Module:
     """Create the training loss. Where images are mixed, the smoothing is already in the targets."""
     if config.jsd_loss:
         return JsdCrossEntropy(num_splits=config.aug_splits, smoothing=config.smoothing)
@@ -44,6 +46,8 @@ def build_criterion(config: TrainConfig) -> nn.Module:
             sum_classes=config.bce_sum,
             pos_weight=config.bce_pos_weight,
         )
+    if class_weights is not None:
+        return WeightedCrossEntropy(torch.tensor(class_weights), config.smoothing)
     if config.mixes:
         return SoftTargetCrossEntropy()
     if config.smoothing:
@@ -58,19 +62,25 @@ def classification_task(model: nn.Module, criterion: nn.Module, device: torch.de
     return PlainTask(model, criterion.to(device))
 
 
-def build_task(config: TrainConfig, model: nn.Module, device: torch.device) -> Task:
+def build_task(
+        config: TrainConfig,
+        model: nn.Module,
+        device: torch.device,
+        class_weights: Sequence[float] | None = None,
+) -> Task:
     """Create the training task: classification, or distillation where there is a teacher.
 
     Args:
         config: The options, with ``num_classes`` and ``in_chans`` filled in.
         model: The model, on its device.
         device: That device.
+        class_weights: Weight of each class in the loss.
 
     Raises:
         ValueError: The teacher does not fit the model, or there is no such one.
         ImportError: There is to be a teacher, and timm is too old for it.
     """
-    criterion = build_criterion(config)
+    criterion = build_criterion(config, class_weights)
     if config.kd_model is None:
         return classification_task(model, criterion, device)
     if not _TIMM_HAS_TASKS:

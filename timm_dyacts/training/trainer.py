@@ -23,16 +23,19 @@ from ..run_folder import RunFolder
 from ..world import StopSignal, TrainingInterrupted, World
 from .config import TrainConfig
 from .finetune import freeze, unfreeze
-from .log import best_row, check_loggers
+from .log import best_row, early_stop
 from .loop import train_one_epoch
 from .nonfinite import check_finite
+from .pace import Pace
+from .profiling import UpdateProfiler, check_profile
 from .recorder import Recorder, open_folder
-from .resume import check_resumable, find_state
+from .resume import check_resumable, extend, find_state
 from .setup import Setup, build_setup
 from .state import Progress, capture_state, load_state, restore_state
+from .trackers import check_trackers
 from .transition import move_transition, t_of_update
 
-__all__ = ['RunResult', 'Trainer', 'train']
+__all__ = ['RunResult', 'Trainer', 'make_ready', 'train']
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,13 @@ class RunResult:
         best_epoch: Epoch of the best checkpoint, counted from 0.
         best: Its evaluation: ``'loss'``, and ``'top1'`` and ``'top5'`` in percent.
         is_primary: Whether this process is the one that writes and prints.
+        stopped_early: Why the run ended before its last epoch, ``None`` if it did not.
     """
     folder: str
     best_epoch: int
     best: OrderedDict[str, Any]
     is_primary: bool = True
+    stopped_early: str | None = None
 
 
 def train(config: TrainConfig) -> RunResult:
@@ -70,7 +75,7 @@ def train(config: TrainConfig) -> RunResult:
         ValueError: Options that do not fit each other, the model, the data, or the run to be resumed.
     """
     require_matplotlib()
-    check_loggers(config)
+    check_trackers(config)
     resolve_model_name(config.model)  # a misspelt name is better found before the data are read
     world = World.join(resolve_device(config.device))
     set_numerics(world.device, config.deterministic)
@@ -94,17 +99,34 @@ def _prepare(config: TrainConfig, world: World, stop: StopSignal) -> 'Trainer':
     if state is not None:
         check_resumable(state, setup.config, setup.datasets.identity, world.size)
         progress = restore_state(state, setup.resumable, world)
-    frozen = None if _is_unfrozen(setup.config, progress) else freeze(setup.model, setup.config.freeze)
-    if setup.config.torchcompile:
-        setup.task.compile(backend=setup.config.torchcompile, mode=setup.config.torchcompile_mode)
-    _distribute(setup)
-    run = RunFolder(world.broadcast(str(open_folder(setup, run)) if world.is_primary else None))
+        if setup.config.epochs != state['args']['epochs']:
+            extend(setup, progress, state['args']['epochs'])
+    check_profile(setup.config.profile, setup.updates_per_epoch)
+    frozen = make_ready(setup, progress)
+    run = RunFolder(world.broadcast(str(open_folder(setup, run, progress)) if world.is_primary else None))
     recorder = None
     if world.is_primary:
         state_is_good = state_path is None or state_path.name == run.state.name
         recorder = Recorder(setup, run, progress, state_is_good)
         recorder.print_start(progress, resumed=state is not None)
     return Trainer(setup, run, progress, recorder, stop, frozen)
+
+
+def make_ready(setup: Setup, progress: Progress) -> list[nn.Module] | None:
+    """Freeze, compile and distribute a model as its options ask for.
+
+    Args:
+        setup: The objects of the run, set to its state.
+        progress: How far it is.
+
+    Returns:
+        If a part is frozen, the modules that stay in eval mode.
+    """
+    frozen = None if _is_unfrozen(setup.config, progress) else freeze(setup.model, setup.config.freeze)
+    if setup.config.torchcompile:
+        setup.task.compile(backend=setup.config.torchcompile, mode=setup.config.torchcompile_mode)
+    _distribute(setup)
+    return frozen
 
 
 def _is_unfrozen(config: TrainConfig, progress: Progress) -> bool:
@@ -155,51 +177,67 @@ class Trainer:
         self.stop = stop
         self.frozen = frozen
         self.t: float | None = None  # of the last update, once there was one
+        self.images_per_epoch = (
+            len(setup.loader) * setup.loader.samples_per_step * max(setup.config.aug_splits, 1))
+        self.pace = Pace(self.images_per_epoch, setup.num_epochs)
+        self.profiler: UpdateProfiler | None = None
+        if setup.config.profile is not None and recorder is not None:
+            self.profiler = UpdateProfiler(run.profile, setup.config.profile, setup.updates_per_epoch, setup.world)
 
     def train(self) -> RunResult:
         """Train to the end."""
-        setup, progress, loader = self.setup, self.progress, self.setup.loader
-        views = max(setup.config.aug_splits, 1)
-        images = len(loader) * loader.samples_per_step * views
+        setup, progress = self.setup, self.progress
         self.bar = tqdm(
-            total=setup.num_epochs * images,
-            initial=progress.epoch * images + progress.samples * views,
+            total=setup.num_epochs * self.images_per_epoch,
+            initial=progress.epoch * self.images_per_epoch + progress.samples * max(setup.config.aug_splits, 1),
             unit='img',
             unit_scale=True,
             leave=False,
             disable=None if setup.world.is_primary else True,
         )
         try:
-            for _ in range(progress.epoch, setup.num_epochs):
-                self._run_epoch()
+            stopped_early = early_stop(progress.rows, setup.config, setup.num_epochs)
+            while progress.epoch < setup.num_epochs and stopped_early is None:
+                stopped_early = self._run_epoch()
         finally:
             self.bar.close()
+            if self.profiler is not None:
+                self.profiler.close()
             if self.recorder is not None:
                 self.recorder.close(progress)
         if self.recorder is not None:
-            self.recorder.write_report()
+            self.recorder.write_end(stopped_early)
         best = best_row(progress.rows, setup.config.best_column())
         metrics = OrderedDict((name, best[f'eval_{name}']) for name in ('loss', 'top1', 'top5'))
-        return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary)
+        return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary, stopped_early)
 
-    def _run_epoch(self) -> None:
+    def _run_epoch(self) -> str | None:
+        """Train an epoch and evaluate, and say why the run is to end here, if it is."""
         setup, progress = self.setup, self.progress
         if self.frozen is not None and _is_unfrozen(setup.config, progress):
             _unfreeze(setup)
             self.frozen = None
+        self.pace.start_training(progress.meter)
         train_metrics = _train_epoch(
-            setup, progress, self.bar, self.frozen or (), self._before_update, self._after_update)
+            setup, progress, self.bar, self.frozen or (), self._before_update, self._after_update,
+            self._after_interval if self.recorder is not None else None)
+        self.pace.finish_training(progress.meter)
         check_finite(setup.model, progress.epoch, progress.samples)
         row = dict(epoch=progress.epoch)
-        for kind, metrics in dict(train=train_metrics, **_evaluate(setup, self._stop_in_evaluation)).items():
+        is_evaluated = (
+            (progress.epoch + 1) % setup.config.val_interval == 0 or progress.epoch + 1 == setup.num_epochs)
+        evaluations = _evaluate(setup, self._stop_in_evaluation) if is_evaluated else {}
+        for kind, metrics in dict(train=train_metrics, **evaluations).items():
             row.update({f'{kind}_{name}': value for name, value in metrics.items()})
-        row['lr'] = sum(group['lr'] for group in setup.optimizer.param_groups) / len(setup.optimizer.param_groups)
+        row['lr'] = setup.mean_lr
         if setup.config.transition_epochs:
             row['t'] = get_transition(setup.model)
         setup.scheduler.step(progress.epoch + 1, metric=row.get(setup.config.best_column()))
-        self._finish_epoch(row)
+        stopped_early = self._finish_epoch(row)
+        self.pace.finish_evaluation()
+        return stopped_early
 
-    def _finish_epoch(self, row: dict[str, float]) -> None:
+    def _finish_epoch(self, row: dict[str, float]) -> str | None:
         """Write the checkpoints of an epoch and its row, and then the state, which vouches for them."""
         setup, progress = self.setup, self.progress
         unreadable = _gather_unreadable(setup)
@@ -208,12 +246,16 @@ class Trainer:
             self.recorder.write_epoch(progress.rows, unreadable)
         # A stream can only be resumed between epochs, so the end of each counts.
         is_due = setup.config.interval.is_due_after_epoch(progress.epoch) or not setup.loader.resumes_within_epoch
-        if is_due or progress.epoch == setup.num_epochs:
+        stopped_early = early_stop(progress.rows, setup.config, setup.num_epochs)
+        if is_due or progress.epoch == setup.num_epochs or stopped_early is not None:
             self._save_state()
+        return stopped_early
 
     def _before_update(self, update: int) -> None:
-        """Move the transition, if there is one."""
+        """Move the transition, if there is one, and begin to profile where that is asked for."""
         setup = self.setup
+        if self.profiler is not None:
+            self.profiler.before_update(update)
         if setup.config.transition_epochs:
             t = t_of_update(setup.config, update, setup.updates_per_epoch)
             if t == self.t:  # at its end: nothing is to be done for the rest of the run
@@ -225,6 +267,8 @@ class Trainer:
     def _after_update(self, steps: int, read_losses: Callable[[], None]) -> None:
         """Save the state where it is due or a signal asks for it."""
         setup, progress = self.setup, self.progress
+        if self.profiler is not None and self.profiler.after_update():
+            tqdm.write(f'Profiled {self.profiler.updates} updates: trace.json and operators.txt in {self.run.profile}')
         updates = progress.epoch * setup.updates_per_epoch + -(-steps // setup.config.grad_accum_steps)
         signum = self.stop.agreed()
         samples = steps * setup.loader.samples_per_step
@@ -236,6 +280,11 @@ class Trainer:
             self._save_state()
         if signum:
             raise _interruption(self.setup, self.run, progress, signum, samples)
+
+    def _after_interval(self, steps: int) -> None:
+        """Report what was trained since the last reading."""
+        progress = self.progress
+        self.recorder.write_reading(progress.epoch, steps, self.pace.read(progress.epoch, progress.meter))
 
     def _stop_in_evaluation(self) -> None:
         """Save the state of the trained, not yet evaluated epoch where a signal asks for it."""
@@ -257,6 +306,7 @@ def _train_epoch(
         in_eval_mode: Iterable[nn.Module],
         before_update: Callable[[int], None],
         after_update: Callable[[int, Callable[[], None]], None],
+        after_interval: Callable[[int], None] | None,
 ) -> OrderedDict[str, Any]:
     """Train what is left of an epoch, and give its metrics."""
     config = setup.config
@@ -281,6 +331,7 @@ def _train_epoch(
         in_eval_mode=in_eval_mode,
         before_update=before_update,
         after_update=after_update,
+        after_interval=after_interval,
     )
     progress.samples = len(setup.loader) * setup.loader.samples_per_step
     return metrics
