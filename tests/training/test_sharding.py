@@ -141,7 +141,7 @@ def test_goes_on_in_one_process(runs, options, tmp_path):
 
 OTHER_RUNS = {
     'a transition, BatchNorm, its average, and float16': [
-        '--model', 'resnet10t_belu', '--img-size', 32, '--transition-epochs', 1, '--model-ema',
+        '--model', 'test_resnet_belu', '--img-size', 32, '--transition-epochs', 1, '--model-ema',
         '--model-ema-decay', 0.5, '--amp', '--channels-last', '--clip-grad', 0.1, '--clip-mode', 'value'],
     'from LSUV, frozen, accumulated, and recomputed': [
         '--model', 'test_vit', '--model-kwargs', 'act_layer=dyrelu_b', '--img-size', 64, '--init', 'lsuv',
@@ -155,7 +155,7 @@ def test_other_runs(photos, tmp_path, name):
     options = ['--data-dir', photos, '--epochs', 2, '--workers', 0, '--lr', 0.002, *OTHER_RUNS[name]]
     runs = [_train_in_two(strategy, tmp_path / strategy, *options) for strategy in ('ddp', 'fsdp')]
     _assert_same_rows(*runs, rel=1e-3)
-    _assert_same_weights(*(RunFolder(run).checkpoint('last').weights for run in runs), rtol=0.01, atol=1e-3)
+    _assert_same_weights(*(RunFolder(run).checkpoint('last').weights for run in runs), rtol=0.01, atol=3e-3)
 
 
 # The parts
@@ -207,10 +207,10 @@ def test_each_process_has_half():
 
 def _check_optimizers():
     world = World.join(torch.device('cpu'))
-    for name in ('sgd', 'adamw', 'lamb', 'lion', 'nadamw', 'lookahead_adamw', 'rmsproptf', 'madgrad'):
+    for name in ('sgd', 'adamw', 'lamb', 'lookahead_lion'):
         Sharding(_options('--opt', name, '--layer-decay', 0.9), world).check_optimizer()
     before = torch.get_rng_state()
-    for name in ('adafactor', 'muon', 'sgdp', 'adamp', 'novograd'):
+    for name in ('adafactorbv', 'muon'):
         with pytest.raises(ValueError, match=f'--opt {name} does not work on shares'):
             Sharding(_options('--opt', name), world).check_optimizer()
     assert torch.equal(torch.get_rng_state(), before)
@@ -252,7 +252,7 @@ def test_refused(options, size, message):
     ('vit_tiny_patch16_224', 12, {'blocks.0', 'blocks.11'}),
     ('convnext_tiny', 16, {'stages.0', 'stages.2.blocks.8', 'stages.3.downsample.1'}),
     ('resnet50_dyrelu_b', 16, {'layer1.0', 'layer4.2'}),
-    ('regnety_008', 17, {'s1', 's3.b1', 's4.b2'}),
+    ('regnety_008', 17, {'s1', 's3.b1', 's4.b1.conv1'}),
 ])
 def test_blocks(name, number, some):
     model = timm.create_model(name)

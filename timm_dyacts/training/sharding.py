@@ -18,7 +18,7 @@ from ..rng import isolated_rng
 from ..version import needs
 from ..world import World
 from .config import TrainConfig
-from .state import map_tensors
+from .state import broadcast_outline, map_tensors
 
 try:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -111,13 +111,19 @@ class Sharding:
         kwargs = {name: value for name, value in kwargs.items() if not name.startswith('layer_decay')}
         generator = torch.Generator().manual_seed(0)
         device = self.world.device
-        values = [torch.randn(shape, generator=generator).to(device) for shape in ((5, 4), (3, 2, 3, 3), (7,), (1,))]
+        even, uneven = 16 * self.world.size, self.world.size + 1  # numbers of rows: PyTorch treats them differently
+        shapes = [(rows, *rest) for rows in (even, uneven, 1) for rest in ((24,), (2, 3, 3), ())]
+        values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         whole = [nn.Parameter(value.clone()) for value in values]
         shared = [nn.Parameter(self._share(value)) for value in values]
         try:
             with isolated_rng(device):
                 optimizers = [create_optimizer_v2(parameters, **kwargs) for parameters in (whole, shared)]
-                for _ in range(3):
+                for step in range(3):
+                    if step == 1:  # a run that is resumed
+                        part = ShardedOptimizer(optimizers[1], self.world)
+                        state = broadcast_outline(dict(optimizer=part.state_dict()), self.world)
+                        part.load_state_dict(state['optimizer'])
                     for ours, theirs in zip(whole, shared, strict=True):
                         ours.grad = torch.randn(ours.shape, generator=generator).to(device)
                         theirs.grad = self._share(ours.grad)
@@ -243,7 +249,8 @@ class ShardedOptimizer:
         for number, parameter in zip(numbers, parameters, strict=True):
             if number in shared:
                 shared[number] = map_tensors(shared[number], lambda value, p=parameter: self._share(value, p))
-        self.optimizer.load_state_dict(dict(state, state=shared))
+        groups = map_tensors(state['param_groups'], self.world.broadcast)  # some count their steps in a tensor there
+        self.optimizer.load_state_dict(dict(state, state=shared, param_groups=groups))
 
     def _share(self, value: Tensor, parameter: Tensor) -> Tensor:
         if value.dim() == 0 or value.shape != parameter.shape:
