@@ -57,7 +57,8 @@ def evaluate(
 
     Args:
         model: Maps images (N, C, H, W) to logits (N, num_classes).
-        loader: Batches of images and labels on the device of the model, the share of this process.
+        loader: Batches of images and labels on the device of the model, the share of this process. Images with
+            ``None`` in place of labels are computed and do not count.
         autocast: Context of the forward pass, for mixed precision.
         channels_last: Whether to give the images to the model in channels_last memory format.
         world: The processes that evaluate together.
@@ -81,6 +82,8 @@ def evaluate(
                 images = images.contiguous(memory_format=torch.channels_last)
             with autocast():
                 logits = model(images)
+            if labels is None:  # computed for other processes, which share the model
+                continue
             sums.update(logits, labels)
             if after_batch is not None:
                 after_batch()

@@ -296,6 +296,10 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     model_ema_warmup: bool = _average(False, help='let the decay grow from 0')
     model_ema_force_cpu: bool = _average(False, help='keep it in the memory of the host')
 
+    dist_strategy: str = _processes(
+        'ddp', choices=('ddp', 'fsdp'),
+        help='what each process keeps: the whole model (DistributedDataParallel), or a share of its parameters, '
+             'gradients, moving average and optimizer state (fully_shard), for models that do not fit one GPU')
     sync_bn: bool = _processes(False, help='synchronised BatchNorm')
     dist_bn: str = _processes(
         'reduce', choices=('reduce', 'broadcast', 'none'), aliases={'': 'none'},

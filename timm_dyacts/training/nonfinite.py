@@ -56,15 +56,24 @@ def find_nonfinite(
     if not images.isfinite().all():
         return 'The images of the batch hold it already.'
     # The backward pass runs from the last module to the first, so that a bad gradient has spread to those before.
-    bad_gradients = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    bad_gradients = [n for n, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
     if bad_gradients:
         return f'It first appeared in the gradient of {bad_gradients[-1]}, in the backward pass of the step before.'
     # The buffers tell nothing: the pass that gave the bad loss has spoilt the statistics of BatchNorm.
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not _is_finite(parameter):
             return f'{name} is not finite any more.'
+    if any(hasattr(parameter, 'to_local') for parameter in model.parameters()):
+        # A pass of a model that processes share takes all of them, and some may have found it by now.
+        return 'It is not in the parameters and gradients that this process has a share of.'
     module = _first_module(model, images, autocast)
     return f'It first appeared in the output of {module}.' if module else 'All modules are finite: it is in the loss.'
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Say whether a tensor is finite; of one that processes share, the share of this one."""
+    local = tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+    return bool(local.isfinite().all())
 
 
 def _first_module(

@@ -62,6 +62,8 @@ class Recorder:
         """Say what is trained on what."""
         setup = self.setup
         processes = f' in {setup.world.size} processes' if setup.world.size > 1 else ''
+        if setup.sharding is not None:
+            processes += ' that share the model'
         held_out = '' if setup.datasets.held_out is None else f', {len(setup.datasets.held_out)} held-out'
         print(
             f'{setup.architecture} ({count_parameters(setup.model):.2f} M parameters) on '
@@ -85,24 +87,31 @@ class Recorder:
         self.state_file.write(dict(
             state, args=to_dict(setup.config), data=setup.datasets.identity, world_size=setup.world.size))
 
-    def write_epoch(self, rows: list[dict[str, float]], unreadable: Mapping[str, Tensor]) -> None:
+    def write_epoch(
+            self,
+            rows: list[dict[str, float]],
+            unreadable: Mapping[str, Tensor],
+            model: nn.Module,
+            average: nn.Module | None,
+    ) -> None:
         """Write the checkpoints of an epoch, and its row.
 
         Args:
             rows: The rows of all epochs, the new one last.
             unreadable: For each kind of images, a mask of those that could not be read so far.
+            model: The model.
+            average: Its moving average, if there is one.
         """
-        config, row = self.setup.config, rows[-1]
         num_images = len(self.setup.datasets.validation)
         if 'validation' in unreadable:
             num_images -= int(unreadable['validation'].sum())
         self.log.write(rows)
-        self._save(self.setup.model, self.run.checkpoint('last'))
-        self._save_if_best(self.setup.model, 'best', rows, num_images)
-        if config.model_ema:
-            self._save_if_best(self.setup.ema_model, 'ema', rows, num_images)
-        _print_row(row)
-        if 'eval_loss' in row and not any('eval_loss' in earlier for earlier in rows[:-1]):
+        self._save(model, self.run.checkpoint('last'))
+        self._save_if_best(model, 'best', rows, num_images)
+        if average is not None:
+            self._save_if_best(average, 'ema', rows, num_images)
+        _print_row(rows[-1])
+        if 'eval_loss' in rows[-1] and not any('eval_loss' in earlier for earlier in rows[:-1]):
             self._print_unreadable(unreadable)
 
     def write_reading(self, epoch: int, batches: int, reading: Reading) -> None:
@@ -188,13 +197,16 @@ class Recorder:
             tqdm.write(f'Stopped early {stopped_early}.')
         for which in ('best', 'ema'):
             self.run.checkpoint(which).replace_results(stopped_early=stopped_early)
+        # The others have left by now: a model that they share is built whole.
+        model = setup.model if setup.sharding is None else setup.sharding.outline()
         if setup.config.transition_epochs:
-            finish_transition(setup.model)
-        drop_split_bn(setup.model)
-        setup.model.load_state_dict(load_file(self.run.checkpoint('best').weights))
+            finish_transition(model)
+        drop_split_bn(model)
+        model.load_state_dict(load_file(self.run.checkpoint('best').weights), assign=setup.sharding is not None)
+        model.to(setup.world.device)
         loader = build_validation_loader(  # of all images, in this process
             setup.config, setup.datasets.validation, setup.data_config, World(setup.world.device))
-        write_report(setup.model, loader, self.run, setup.data_config, setup.label_names, setup.autocast)
+        write_report(model, loader, self.run, setup.data_config, setup.label_names, setup.autocast)
 
 
 def _print_row(row: Mapping[str, float]) -> None:

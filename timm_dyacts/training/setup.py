@@ -37,6 +37,7 @@ from .class_weights import resolve_class_weights
 from .config import TrainConfig
 from .finetune import build_optimizer, init_head
 from .schedule import PlateauState, build_scheduler
+from .sharding import Sharding
 from .split_bn import split_bn
 from .task import Task, build_task
 from .transition import check_transition, create_arguments
@@ -88,6 +89,7 @@ class Setup:
         num_epochs: Number of epochs of the schedule.
         autocast: Context of the forward pass.
         loss_scaler: For float16.
+        sharding: How the processes share the model, ``None`` if each has the whole of it.
     """
     config: TrainConfig
     world: World
@@ -104,6 +106,7 @@ class Setup:
     num_epochs: int
     autocast: Callable[[], AbstractContextManager[Any]]
     loss_scaler: NativeScaler | None
+    sharding: Sharding | None = None
 
     @property
     def loaders(self) -> dict[str, Any]:
@@ -147,14 +150,21 @@ class Setup:
     @property
     def resumable(self) -> dict[str, Any]:
         """The objects whose states a resumed run needs, by name."""
-        parts = dict(model=self.model, optimizer=self.optimizer)
+        models = dict(model=self.model)
+        if self.ema_model is not None:
+            models['ema'] = self.ema_model
+        parts = dict(models, optimizer=self.optimizer)
+        if self.sharding is not None:
+            parts = self.sharding.parts(models, self.optimizer)
         if self.loss_scaler is not None:
             parts['loss_scaler'] = self.loss_scaler
-        if self.ema_model is not None:
-            parts['ema'] = self.ema_model
         if isinstance(self.scheduler, PlateauLRScheduler):
             parts['schedule'] = PlateauState(self.scheduler)
         return parts
+
+    def whole(self, model: nn.Module | None) -> nn.Module | None:
+        """Give the model or its average to who saves it, the primary process. All processes must call this."""
+        return model if self.sharding is None or model is None else self.sharding.whole(model)
 
 
 def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
@@ -171,6 +181,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
     """
     random_seed(config.seed)  # the same in all processes, for the same initial weights
     datasets, config = build_datasets(config, world)
+    sharding = Sharding(config, world) if config.dist_strategy == 'fsdp' else None
     model = _create_model(config)
     start = describe_start(config, model)
     data_config = resolve_input(model, config.preprocessing)
@@ -183,11 +194,9 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
         held_out_loader = build_validation_loader(config, datasets.held_out, data_config, world)
     if config.init == 'lsuv' and initialize:
         loader.set_position(0)
-        lsuv_(model, next(iter(loader))[0])
+        lsuv_(model, next(iter(loader))[0].to(next(model.parameters()).device))
 
     random_seed(config.seed, world.rank)
-    optimizer = build_optimizer(config, model)
-    scheduler, num_epochs = build_scheduler(config, optimizer, -(-len(loader) // config.grad_accum_steps))
     autocast, loss_scaler = build_amp(world.device, config.amp, config.amp_dtype)
     task = build_task(config, model, world.device, datasets.class_weights)
     if config.model_ema:
@@ -196,6 +205,12 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
             use_warmup=config.model_ema_warmup,
             device=torch.device('cpu') if config.model_ema_force_cpu else None,
         )
+    if sharding is not None:
+        sharding.shard(model, task.get_trainable_module(ema=True) if config.model_ema else None)
+    optimizer = build_optimizer(config, model)
+    if sharding is not None:
+        sharding.check_optimizer()
+    scheduler, num_epochs = build_scheduler(config, optimizer, -(-len(loader) // config.grad_accum_steps))
     return Setup(
         config=config,
         world=world,
@@ -212,6 +227,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
         num_epochs=num_epochs,
         autocast=autocast,
         loss_scaler=loss_scaler,
+        sharding=sharding,
     )
 
 
@@ -342,6 +358,8 @@ def _prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Mo
         model = convert_sync_batchnorm(model)
     if config.split_bn:
         model = split_bn(model, max(config.aug_splits, 2))
+    if config.dist_strategy == 'fsdp':
+        return model  # of which each device gets a share, in the one memory format that can be shared
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(device=world.device, memory_format=memory_format)
 

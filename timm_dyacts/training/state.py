@@ -4,19 +4,29 @@ The newest state is written beside, flushed to the disk and renamed; the one bef
 ``weights_only=True``: they hold tensors and plain values.
 """
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..files import write_durably
 from ..rng import get_rng_state, set_rng_state
 from ..run_folder import RunFolder
 from ..world import World
 
-__all__ = ['EpochMeter', 'Progress', 'StateFile', 'capture_state', 'load_state', 'restore_state']
+__all__ = [
+    'EpochMeter',
+    'Progress',
+    'StateFile',
+    'broadcast_outline',
+    'capture_state',
+    'load_state',
+    'map_tensors',
+    'restore_state',
+]
 
 _FORMAT = 'timm_dyacts.training'
 _VERSION = 1
@@ -139,9 +149,10 @@ def capture_state(parts: Mapping[str, Any], progress: Progress, world: World) ->
         world: The processes, each with random generators of its own.
     """
     rng = world.gather(get_rng_state(world.device))
+    states = {name: part.state_dict() for name, part in parts.items()}  # in all processes, which may share a part
     if not world.is_primary:
         return None
-    return dict({name: part.state_dict() for name, part in parts.items()}, progress=asdict(progress), rng=rng)
+    return dict(states, progress=asdict(progress), rng=rng)
 
 
 def restore_state(state: Mapping[str, Any], parts: Mapping[str, Any], world: World) -> Progress:
@@ -151,3 +162,32 @@ def restore_state(state: Mapping[str, Any], parts: Mapping[str, Any], world: Wor
     if world.rank < len(state['rng']):
         set_rng_state(state['rng'][world.rank], world.device)
     return Progress.from_dict(state['progress'])
+
+
+def broadcast_outline(state: Mapping[str, Any] | None, world: World) -> Mapping[str, Any] | None:
+    """Give the state of a run to all processes, without the values of the large parts, which are shared out later.
+
+    Args:
+        state: The state in the primary process, ``None`` if there is none, and in the others.
+        world: The processes.
+
+    Returns:
+        The state itself to the primary process. To the others one with meta tensors in model, average and optimizer.
+    """
+    outline = state
+    if state is not None:
+        parts = state.keys() & {'model', 'ema', 'optimizer'}
+        outline = dict(state, **{name: map_tensors(state[name], lambda value: value.to('meta')) for name in parts})
+    received = world.broadcast(outline)
+    return state if world.is_primary else received
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to all tensors in dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(item, function) for item in value)
+    return value

@@ -5,6 +5,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from .profiling import UpdateProfiler, check_profile
 from .recorder import Recorder, open_folder
 from .resume import check_resumable, extend, find_state
 from .setup import Setup, build_setup
-from .state import Progress, capture_state, load_state, restore_state
+from .state import Progress, broadcast_outline, capture_state, load_state, restore_state
 from .trackers import check_trackers
 from .transition import move_transition, t_of_update
 
@@ -93,7 +94,8 @@ def _prepare(config: TrainConfig, world: World, stop: StopSignal) -> 'Trainer':
     """Build a run, and set it to the state that it is resumed from, if any."""
     run, state_path = find_state(config) if world.is_primary else (None, None)
     # Each process does not read the file for itself: the machines need not share a file system.
-    state = world.broadcast(load_state(state_path) if state_path else None)
+    broadcast = world.broadcast if config.dist_strategy == 'ddp' else partial(broadcast_outline, world=world)
+    state = broadcast(load_state(state_path) if state_path else None)
     setup = build_setup(config, world, initialize=state is None)
     progress = Progress()
     if state is not None:
@@ -134,8 +136,8 @@ def _is_unfrozen(config: TrainConfig, progress: Progress) -> bool:
 
 
 def _distribute(setup: Setup) -> None:
-    """Wrap the model for more than one process."""
-    if setup.world.size > 1:
+    """Wrap the model for more than one process, each of which has the whole of it."""
+    if setup.world.size > 1 and setup.sharding is None:
         device_ids = [setup.world.device] if setup.world.device.type == 'cuda' else None
         # DDP waits for the gradients of all parameters, unless it is told that some may have none.
         unused = dict(find_unused_parameters=True) if idle_parameters(setup.model) else {}
@@ -144,7 +146,7 @@ def _distribute(setup: Setup) -> None:
 
 def _redistribute(setup: Setup) -> None:
     """Wrap the model again: DDP looks at what is to be trained when it is made."""
-    if setup.world.size > 1:
+    if setup.world.size > 1 and setup.sharding is None:
         setup.task.trainable_module = setup.task.get_trainable_module().module
         _distribute(setup)
 
@@ -242,8 +244,9 @@ class Trainer:
         setup, progress = self.setup, self.progress
         unreadable = _gather_unreadable(setup)
         progress.finish_epoch(row)
+        model, average = setup.whole(setup.model), setup.whole(setup.ema_model)
         if self.recorder is not None:
-            self.recorder.write_epoch(progress.rows, unreadable)
+            self.recorder.write_epoch(progress.rows, unreadable, model, average)
         # A stream can only be resumed between epochs, so the end of each counts.
         is_due = setup.config.interval.is_due_after_epoch(progress.epoch) or not setup.loader.resumes_within_epoch
         stopped_early = early_stop(progress.rows, setup.config, setup.num_epochs)
@@ -252,8 +255,10 @@ class Trainer:
         return stopped_early
 
     def _before_update(self, update: int) -> None:
-        """Move the transition, if there is one, and begin to profile where that is asked for."""
+        """Move the transition, if there is one, do what DDP would otherwise do, and profile where that is asked for."""
         setup = self.setup
+        if setup.sharding is not None:
+            setup.sharding.share_statistics(setup.model)
         if self.profiler is not None:
             self.profiler.before_update(update)
         if setup.config.transition_epochs:
@@ -393,6 +398,8 @@ def _evaluate(setup: Setup, after_batch: Callable[[], None]) -> dict[str, Ordere
         if setup.held_out_loader is not None:
             loaders[f'{kind}_holdout'] = setup.held_out_loader
         for name, loader in loaders.items():
+            if setup.sharding is not None:
+                loader = setup.sharding.in_step(loader, setup.data_config['input_size'])
             metrics[name] = evaluate(
                 module,
                 loader,
