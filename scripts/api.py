@@ -60,7 +60,7 @@ def render() -> str:
         parts.append(f'- [{name}](#{name.replace(".", "")}): {", ".join((*linked, *names))}')
     for module_name, groups in MODULES.items():
         module = importlib.import_module(module_name)
-        parts.append(f'\n## {module_name}\n\n{_markdown(_paragraphs(module)[0])}\n')
+        parts.append(f'## {module_name}\n\n{_markdown(_paragraphs(module)[0])}\n')
         for heading, names in groups.items():
             if heading:
                 parts.append(f'### {heading}\n')
@@ -77,7 +77,7 @@ def _entry(name: str, value: Any) -> str:
         return f'The module [{value.__name__}](#{value.__name__.replace(".", "")}).'
     options = isinstance(value, type) and issubclass(value, Options)
     if isinstance(value, type) and issubclass(value, Exception):
-        lines = [f'An exception, a `{value.__base__.__name__}`.']
+        lines = [f'An exception, derived from `{value.__base__.__name__}`.']
     else:
         lines = [f'```text\n{name}{"(**options)" if options else _signature(value)}\n```']
     sections = []
