@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print the README's table of variants: ``timm-dyacts zoo``."""
+"""Print the table of variants: ``timm-dyacts zoo``."""
 from timm_dyacts.cli.zoo import main
 
 if __name__ == '__main__':

@@ -1,46 +1,35 @@
-"""The README's snippets run as written, and what it claims is so. What stands beside it agrees with the package."""
+"""The README is one page, its snippets run as written, and what stands beside it agrees with the package."""
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import safetensors.torch
-import timm
-import torch
 import yaml
-from support.loopback_hub import LoopbackHub, run_python
-from support.readme import README, ROOT, blocks
-from support.trained_like import trained_like
-from torch import nn
+from support.loopback_hub import run_python
+from support.readme import GUIDES, README, ROOT, blocks, run_command, serve_resnet18
 
-from timm_dyacts import __version__, zoo
-from timm_dyacts.cli import COMMANDS
+from timm_dyacts import __version__
 from timm_dyacts.operators import papers
 
 
-@pytest.fixture(scope='module')
-def workspace(tmp_path_factory):
-    """A folder for the README's relative paths."""
-    return tmp_path_factory.mktemp('workspace')
+def test_it_is_one_page_that_leads_to_all_others():
+    assert len(README.splitlines()) <= 150
+    assert README.index('```python') < README.index('\n## ')
+    missing = [path.name for path in GUIDES.rglob('*') if path.suffix in ('.md', '.py')
+               and f'({path.relative_to(ROOT)})' not in README]
+    assert not missing
 
 
-def run(command: str, folder: Path, env: dict[str, str] | None = None) -> str:
-    env = dict(os.environ if env is None else env)
-    env['PATH'] = os.pathsep.join([os.path.dirname(sys.executable), env['PATH']])
-    done = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f'{command}\n{done.stdout}\n{done.stderr}'
-    return done.stdout
+def test_all_of_its_snippets_are_run_below():
+    assert len(blocks('bash')) == 3
 
 
-def test_the_main_job_learns_the_digits(workspace):
+def test_the_main_job_learns_the_digits(tmp_path):
     """Installation itself is what the run of continuous integration begins with."""
     install, main_job = blocks('bash')[0].splitlines()
     assert install == "pip install -e '.[demo]'"
-    top1 = re.search(r'top1\D*([\d.]+)', run(main_job, workspace).splitlines()[-1])
+    top1 = re.search(r'top1\D*([\d.]+)', run_command(main_job, tmp_path).splitlines()[-1])
     assert float(top1.group(1)) >= 98
 
 
@@ -51,84 +40,54 @@ def test_the_test_command_is_the_one_of_ci():
     assert test in ci
 
 
-@pytest.fixture(scope='module')
-def hub():
-    """A Hub with the one checkpoint of timm's that the README speaks of."""
-    base = trained_like('resnet18')
-    weights = safetensors.torch.save({k: v.contiguous() for k, v in base.state_dict().items()})
-    with LoopbackHub() as hub:
-        hub.add_repo('timm/resnet18.a1_in1k', {'model.safetensors': weights, 'config.json': b'{}'})
-        yield hub
-
-
-def test_the_tour(workspace, hub, tmp_path):
+def test_the_tour(tmp_path):
     train, validate = blocks('bash')[2].splitlines()
-    run(train, workspace)
-    result = run(validate, workspace)
+    run_command(train, tmp_path)
+    result = run_command(validate, tmp_path)
     assert json.loads(result.split('--result')[1])['top1'] > 50
 
     tour = '\n'.join(blocks('python'))
     assert tour.count('import timm_dyacts') == 1
-    done = run_python(f'import os; os.chdir({str(workspace)!r})\n{tour}', hub.env(tmp_path))
+    with serve_resnet18() as hub:
+        done = run_python(f'import os; os.chdir({str(tmp_path)!r})\n{tour}', hub.env(tmp_path / 'cache'))
     for comment in re.findall(r'^# (\{.*\})$', tour, re.MULTILINE):
         assert comment in done.stdout
-    assert "['0', '1', '2'" in done.stdout or "['zero', 'one'" in done.stdout
-
-
-def test_the_training_commands(workspace):
-    [section] = [block for block in blocks('bash') if '--resume auto' in block]
-    train, validate = section.splitlines()
-    run(train, workspace)
-    run(validate, workspace)
-    assert len((workspace / 'results.csv').read_text().splitlines()) == 3
-
-
-def test_the_counts():
-    variants = list(zoo.variants())
-    assert f'There are {len(variants)} variants of {len({v.base for v in variants})} architectures' in README
-
-
-def test_the_table_is_what_the_command_measures(workspace):
-    table = README.split('<!-- zoo table -->\n')[1].split('<!-- end of zoo table -->')[0]
-    assert '`timm-dyacts zoo`' in README
-    assert table == run('timm-dyacts zoo', workspace)
-
-
-def test_the_command_that_converts(workspace, hub, tmp_path):
-    [command] = [block for block in blocks('bash') if 'timm-dyacts convert' in block]
-    run(command, workspace, hub.env(tmp_path))
-    model = timm.create_model(f'local-dir:{workspace}/{command.split()[-1]}', pretrained=True).eval()
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = trained_like('resnet18')(x)
-        assert (model(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert not any(isinstance(m, (nn.ReLU, nn.BatchNorm2d)) for m in model.modules())
-
-
-def test_only_commands_that_there_are_are_spoken_of():
-    files = {name: (ROOT / name).read_text() for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')}
-    for name, text in files.items():
-        named = set(re.findall(r'(?:timm-dyacts|-m timm_dyacts) ([a-z]\w*)', text))
-        assert named <= set(COMMANDS), name
-    assert {'train', 'validate', 'predict', 'publish', 'convert', 'run', 'benchmark', 'coverage', 'lsuv', 'zoo'} <= set(
-        re.findall(r'timm-dyacts (\w+)', files['README.md']))
+    assert "['0', '1', '2'" in done.stdout
 
 
 # What stands beside it
 
 
-@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md'])
+PAGES = ['README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md',
+         *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'model_cards').rglob('*.md'))]
+
+
+def anchors(text):
+    """The anchors that GitHub gives the headings of a page; of equals, the later ones are numbered."""
+    text = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE)
+    found = []
+    for title in re.findall('^#+ (.*)$', text, re.MULTILINE):
+        title = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', title)
+        slug = re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-')
+        earlier = sum(re.fullmatch(rf'{re.escape(slug)}(-\d+)?', other) is not None for other in found)
+        found.append(f'{slug}-{earlier}' if slug in found else slug)
+    return set(found)
+
+
+@pytest.mark.parametrize('name', PAGES)
 def test_links_and_paths_lead_somewhere(name):
-    text = (ROOT / name).read_text()
-    links = {link for link in re.findall(r'\]\(([^)]+)\)', text) if '://' not in link}
-    anchors = {'#' + re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-')
-               for title in re.findall('^#+ (.*)$', text, re.MULTILINE)}
-    assert {link for link in links if link.startswith('#')} <= anchors
-    links -= anchors
+    page = ROOT / name
+    text = page.read_text()
+    links = {link for link in re.findall(r'\]\(([^()\s]+)\)', text) if '://' not in link}
+    for link in links:
+        path, _, anchor = link.partition('#')
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
     paths = set(re.findall(r'`((?:timm_dyacts|tests|scripts|model_cards)/[^`\s]*)`', text))
     # What is in angle brackets is for the reader to fill in. The changelog also names what is gone.
     paths = {path for path in paths if '<' not in path and name != 'CHANGELOG.md'}
-    assert not [path for path in links | paths if not (ROOT / path).exists()]
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 def test_the_recipe_of_an_operator(tmp_path):

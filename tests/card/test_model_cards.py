@@ -122,7 +122,7 @@ def test_warm_starts_that_differ_between_the_operators_of_a_base(monkeypatch):
 
 
 def test_brelu_and_belu_cost_nothing(sizes):
-    """What the README says of all of them, on the figures of all of them."""
+    """What the guide to the variants says of all of them, on the figures of all of them."""
     for variant in zoo.variants():
         if variant.operator in ('brelu', 'belu') and not variant.nobn and variant.name in sizes:
             assert sizes[variant.name] == sizes[variant.base], variant.name

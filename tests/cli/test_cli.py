@@ -19,9 +19,10 @@ from timm_dyacts.cli import COMMANDS
 from timm_dyacts.cli.parser import ArgumentParser, describe_versions
 
 ROOT = Path(__file__).parents[2]
-# What is for those who change the kernels is no command.
-_FOR_KERNELS = ('audit.py', 'launch_cost.py')
-SCRIPTS = {path.name: path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name not in _FOR_KERNELS}
+# What is for those who change the package is no command.
+_FOR_DEVELOPERS = ('api.py', 'audit.py', 'launch_cost.py')
+SCRIPTS = {
+    path.name: path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name not in _FOR_DEVELOPERS}
 
 
 def call(capsys, main, *argv, **kwargs):

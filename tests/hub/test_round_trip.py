@@ -1,4 +1,4 @@
-"""The README's story of publishing and pulling, with the card's own code on the other side."""
+"""The guide's story of publishing and pulling, with the card's own code on the other side."""
 import os
 import re
 import subprocess
@@ -11,12 +11,13 @@ import timm
 import torch
 from support.loopback_hub import LoopbackHub, run_python
 from support.predictions import predict
-from support.readme import ROOT, STORY, blocks
+from support.readme import ROOT, blocks, guide
 from support.trained_like import trained_like
 
 from timm_dyacts.data import create_dataset
 from timm_dyacts.run_folder import RunFolder
 
+STORY = guide('publishing')
 REPO_ID = 'user/resnet10t_dyrelu_b.digits'
 # What somebody adds to the first snippet of the card, which leaves ``model``.
 PREDICT = f"""
@@ -66,7 +67,7 @@ def test_the_dry_run_showed_what_was_published(published):
 
 
 def test_the_cards_code_gives_the_same_predictions(published, snippets, tmp_path):
-    """In a fresh process with an empty cache, without a token, all of it as copied out of the card and the README."""
+    """In a fresh process with an empty cache, without a token, all of it as copied out of the card and the guide."""
     hub, folder = published
     code = '\n'.join([snippets[0], PREDICT, *snippets[1:], *blocks('python', STORY)])
     process = run_python(code, hub.env(tmp_path / 'cache'), str(tmp_path / 'logits.pt'))

@@ -1,10 +1,10 @@
-"""The studies in model_cards/ say what their CSV files hold, and the README says no more."""
+"""The studies in model_cards/ say what their CSV files hold, and the README and the guides say no more."""
 import csv
 import itertools
 import re
 
 import pytest
-from support.readme import ROOT, section
+from support.readme import README, ROOT, guide, section
 
 from timm_dyacts.study.records import METRICS, read_values
 from timm_dyacts.study.report import Cost, describe, describe_frozen, render_table
@@ -76,9 +76,12 @@ def test_the_rows_are_those_of_the_epochs(path):
         assert all(row[f'last_{metric}'] == last[f'eval_{metric}'] for metric in METRICS)
 
 
-def test_the_readme_says_what_the_studies_say():
-    text = section('Does it help?')
+@pytest.mark.parametrize('text, at_least', [
+    (section('Does it help?', README), 4),
+    (section('What the studies say', guide('choosing-an-operator')), 9),
+], ids=['README', 'guide'])
+def test_pages_say_what_the_studies_say(text, at_least):
     said = {' '.join(item.split()) for item in re.findall(r'^- ((?:.|\n  )*)', text, re.MULTILINE)}
-    assert len(said) >= 4
+    assert len(said) >= at_least
     allowed = {sentence for path in STUDIES for sentence in sentences(path)}
     assert said <= allowed

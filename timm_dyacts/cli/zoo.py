@@ -1,4 +1,4 @@
-"""``timm-dyacts zoo``: the README's table of variants, and what any name of a variant would give."""
+"""``timm-dyacts zoo``: the table of variants in the guides, and what any name of a variant would give."""
 import csv
 import json
 import sys
@@ -15,7 +15,7 @@ from .parser import ArgumentParser, KeyValues, fail
 __all__ = ['create_parser', 'main']
 
 DESCRIPTION = """\
-Print the README's table of variants: the bases that have every operator or, with --all, all of them. Parameters are in
+Print a table of the variants, for the bases that have every operator or, with --all, for all of them. Parameters are in
 millions. GMACs are the multiply-adds of convolutions and matrix products for one image of the size of the default
 pretrained config. Models are built on the meta device, so this takes a minute, and no memory.
 
