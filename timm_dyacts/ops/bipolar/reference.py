@@ -54,8 +54,12 @@ def activation_reference(
         inplace: Whether the memory of ``x`` may be overwritten.
     """
     y = _plain(multiply_signs(x, layout, inplace, 1), weight, kind, parameter)
-    # The backward pass may need the result of the plain activation.
-    return multiply_signs(y, layout, inplace and not torch.is_grad_enabled(), 1)
+    # The backward pass may need the result of the plain activation. A trace has to be the same with gradients and
+    # without: PyTorch compares the two.
+    overwrites = inplace and not torch.is_grad_enabled()
+    if not torch.jit.is_scripting():
+        overwrites = overwrites and not torch.jit.is_tracing()
+    return multiply_signs(y, layout, overwrites, 1)
 
 
 def max_pool_reference(
