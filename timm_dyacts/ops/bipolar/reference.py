@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pooling.window import Window
-from .signs import multiply_signs
+from .signs import multiply_signs, overwrites
 
 __all__ = [
     'activation_reference',
@@ -54,12 +54,8 @@ def activation_reference(
         inplace: Whether the memory of ``x`` may be overwritten.
     """
     y = _plain(multiply_signs(x, layout, inplace, 1), weight, kind, parameter)
-    # The backward pass may need the result of the plain activation. A trace has to be the same with gradients and
-    # without: PyTorch compares the two.
-    overwrites = inplace and not torch.is_grad_enabled()
-    if not torch.jit.is_scripting():
-        overwrites = overwrites and not torch.jit.is_tracing()
-    return multiply_signs(y, layout, overwrites, 1)
+    # The backward pass may need the result of the plain activation.
+    return multiply_signs(y, layout, overwrites(inplace), 1)
 
 
 def max_pool_reference(
