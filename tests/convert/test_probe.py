@@ -21,6 +21,15 @@ def test_sizes_of_timm_models(name, at_least, sizes):
     assert input_sizes(timm.create_model(name), at_least) == sizes
 
 
+@pytest.mark.parametrize('size', [96, (64, 128)])
+def test_the_size_is_the_one_that_a_transformer_is_built_for(size):
+    model = timm.create_model('test_vit_dyrelu_b', img_size=size, num_classes=3).eval()
+    height, width = (size, size) if isinstance(size, int) else size
+    assert input_sizes(model) == [(3, height, width)]
+    assert model(torch.zeros(1, 3, height, width)).shape == (1, 3)
+    assert model.conversion.replaced
+
+
 def test_the_channels_are_those_of_the_model():
     assert input_sizes(timm.create_model('resnet18', in_chans=1)) == [(1, 64, 64), (1, 224, 224)]
     assert input_sizes(nn.Sequential(nn.Conv2d(5, 4, 3)))[0] == (5, 64, 64)

@@ -151,7 +151,9 @@ def without(name):
     (without('config.json'), ['config.json', 'another library']),
     (without('model.safetensors'), ['model.safetensors', 'allow_pickle=True']),
     (lambda files: with_config(files, pretrained_cfg=None), ["not one of timm's"]),
-    (lambda files: with_config(files, num_classes=11), ['contradicts itself', 'model_args.num_classes is 10']),
+    (lambda files: with_config(files, num_classes=11), ['contradicts itself', 'pretrained_cfg.num_classes is 10']),
+    (lambda files: with_config(files, model_args=dict(num_classes=11)),
+     ['contradicts itself', 'model_args.num_classes is 11']),
     (lambda files: with_config(files, num_classes=[11]), ['contradicts itself', 'num_classes is [11]']),
     (lambda files: with_config(files, timm_dyacts=dict(requires=dict(timm=['>=1']))), ['no version specifier']),
     (lambda files: files | {'config.json': b'[' * 100_000}, ['config.json', 'not JSON']),
@@ -162,7 +164,7 @@ def without(name):
     (lambda files: files | {'model.safetensors': files['model.safetensors'][:-1] + b'x'},
      ['it was changed there', 'removed from the cache']),
 ], ids=['architecture', 'newer', 'specifier', 'foreign', 'not JSON', 'no config', 'no weights', 'no cfg', 'classes',
-        'list', 'specifier list', 'deep', 'shape', 'model_args', 'truncated', 'tampered'])
+        'argument', 'list', 'specifier list', 'deep', 'shape', 'model_args', 'truncated', 'tampered'])
 def test_bad_repos_have_clear_errors(served, server, client, files, repo_id, change, words):
     server.add_repo(repo_id, change(files))
     with pytest.raises(ClientError) as error:

@@ -315,6 +315,15 @@ class TestTransforms:
         x = values(3, 4, 8, 7, dtype=torch.float32)
         assert_same(traced(x), module(x), isinstance(module, (BELU, BSELU)))
 
+    @pytest.mark.filterwarnings('error::torch.jit.TracerWarning', 'ignore::FutureWarning', 'ignore::DeprecationWarning')
+    @pytest.mark.parametrize(
+        'module', [BReLU(inplace=True), BELU(inplace=True), Bipolar(nn.ReLU(inplace=True))], ids=repr)
+    def test_trace_in_place(self, module):
+        """PyTorch traces with gradients, once more without, and compares."""
+        net = nn.Sequential(nn.Conv2d(4, 4, 1), module)
+        x = values(3, 4, 8, 7, dtype=torch.float32)
+        assert_same(torch.jit.trace(net, torch.ones(2, 4, 5, 6))(x), net(x), isinstance(module, BELU))
+
     @pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
     def test_functions_in_a_module_of_somebody_else(self):
         """TorchScript compiles them, and those whose checks read no shape can be traced by FX."""

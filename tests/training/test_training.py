@@ -1,5 +1,6 @@
 """The training loop, its checkpoints and curves, and a whole run on a tiny image folder."""
 import csv
+import json
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -180,6 +181,8 @@ def test_checkpoint_gives_the_model_back(tmp_path, memory_format):
     assert torch.equal(logits_of(restored), logits_of(model.to(memory_format=torch.contiguous_format)))
     assert restored.pretrained_cfg['label_names'] == ['a', 'b', 'c']
     assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors']
+    config = json.loads((tmp_path / 'config.json').read_text())
+    assert config['num_classes'] == 3 and 'num_classes' not in config.get('model_args', {})
 
 
 def test_checkpoint_describes_the_trained_weights(tmp_path):
@@ -221,6 +224,8 @@ def test_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         save_checkpoint(model, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors']
+    config = json.loads((tmp_path / 'config.json').read_text())
+    assert config['num_classes'] == 3 and 'num_classes' not in config.get('model_args', {})
     assert torch.equal(logits_of(timm.create_model(f'local-dir:{tmp_path}', pretrained=True)), old)
 
 

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from .inputs import Inputs, as_inputs
@@ -41,6 +42,9 @@ def input_sizes(model: nn.Module, at_least: int = 64) -> list[tuple[int, ...]]:
         return [(linear.in_features,)]
 
     channels, height, width = cfg.get('input_size', (3, 224, 224))
+    img_size = getattr(getattr(model, 'patch_embed', None), 'img_size', None)  # a timm model may be built for another
+    if isinstance(img_size, (int, tuple)):
+        height, width = to_2tuple(img_size)
     conv = next((m for m in convs if isinstance(m, nn.Conv2d)), None)
     if conv is not None:
         channels = getattr(model, 'in_chans', conv.in_channels)

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ..convert import get_transition
-from ..run_folder import RESULTS, Preprocessing, Results, Start
+from ..run_folder import CONFIG, RESULTS, Preprocessing, Results, Start
 from ..version import __version__
 from .config import TrainConfig
 from .split_bn import drop_split_bn
@@ -95,6 +95,7 @@ def save_checkpoint(
             model_args=model_args,
             safe_serialization=True,
         )
+        _drop_repeated_classes(beside / CONFIG)
         if results is not None:
             (beside / RESULTS).write_text(json.dumps(results.to_dict(), indent=2))
         files = list(beside.iterdir())
@@ -105,6 +106,16 @@ def save_checkpoint(
             os.replace(file, Path(folder, file.name))
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _drop_repeated_classes(path: Path) -> None:
+    """Leave the number of classes out of the arguments of a config: timm reads it from the config itself.
+
+    transformers gives its own number along with the arguments, and Python takes none twice.
+    """
+    config = json.loads(path.read_text(encoding='utf-8'))
+    config.get('model_args', {}).pop('num_classes', None)
+    path.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 def describe_start(config: TrainConfig, model: nn.Module) -> Start:

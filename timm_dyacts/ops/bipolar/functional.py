@@ -24,7 +24,7 @@ from .reference import (
     max_pool_with_indices_reference,
 )
 from .registered import MOST_ELEMENTS, max_pool_registered
-from .signs import LAYOUTS, channel_signs, multiply_signs
+from .signs import LAYOUTS, channel_signs, multiply_signs, overwrites
 
 __all__ = [
     'LAYOUTS',
@@ -55,7 +55,7 @@ def flip(x: Tensor, layout: str, inplace: bool, channel_dim: int) -> Tensor:
 @torch.fx.wrap
 def flip_back(y: Tensor, layout: str, inplace: bool, channel_dim: int) -> Tensor:
     """Do the same with the result of an activation, which its backward pass may need unchanged."""
-    return flip(y, layout, inplace and not torch.is_grad_enabled(), channel_dim)
+    return flip(y, layout, overwrites(inplace), channel_dim)
 
 
 def bipolar(
@@ -130,7 +130,7 @@ def _activate(
         _check_operands(x, weight, layout, channel_dim)
     planes = x if channel_dim == 1 else x.movedim(channel_dim, 1)
     # Others than ReLU need their input for the backward pass.
-    inplace = inplace and (kind == 'relu' or not torch.is_grad_enabled())
+    inplace = inplace if kind == 'relu' else overwrites(inplace)
     if not torch.jit.is_scripting():
         kernel = backends.find_kernel('bipolar', 'brelu' if kind == 'relu' else 'activation', x, weight)
         if kernel is not None:

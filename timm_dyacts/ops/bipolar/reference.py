@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pooling.window import Window
-from .signs import multiply_signs
+from .signs import multiply_signs, overwrites
 
 __all__ = [
     'activation_reference',
@@ -55,7 +55,7 @@ def activation_reference(
     """
     y = _plain(multiply_signs(x, layout, inplace, 1), weight, kind, parameter)
     # The backward pass may need the result of the plain activation.
-    return multiply_signs(y, layout, inplace and not torch.is_grad_enabled(), 1)
+    return multiply_signs(y, layout, overwrites(inplace), 1)
 
 
 def max_pool_reference(

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_int
 
-__all__ = ['LAYOUTS', 'channel_signs', 'multiply_signs']
+__all__ = ['LAYOUTS', 'channel_signs', 'multiply_signs', 'overwrites']
 
 # Where the negative channels are
 LAYOUTS = ('interleaved', 'halves')
@@ -49,3 +49,14 @@ def multiply_signs(x: Tensor, layout: str, inplace: bool, channel_dim: int) -> T
     if channel_dim == 1:
         signs = signs.reshape([x.shape[1]] + [1] * (x.dim() - 2))
     return x.mul_(signs) if inplace else x * signs
+
+
+def overwrites(inplace: bool) -> bool:
+    """Tell whether to overwrite what a backward pass might need, if the input may be overwritten.
+
+    A trace has to be the same with gradients and without, since PyTorch compares the two: there, never.
+    """
+    tracing = False
+    if not torch.jit.is_scripting():
+        tracing = torch.jit.is_tracing()
+    return inplace and not torch.is_grad_enabled() and not tracing
