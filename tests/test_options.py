@@ -23,7 +23,22 @@ REQUIRED = {
     PredictConfig: dict(model='net', images=('a.png', 'b.png')),
 }
 # What an option means nothing without
-NEEDED = dict(transition_sched=dict(transition_epochs=1))
+NEEDED = dict(
+    transition_sched=dict(transition_epochs=1),
+    layer_decay_min_scale=dict(layer_decay=0.5),
+    layer_decay_no_opt_scale=dict(layer_decay=0.5),
+    lr_base_size=dict(lr_base=0.1),
+    lr_base_scale=dict(lr_base=0.1),
+    resplit=dict(reprob=0.5),
+    split_bn=dict(aug_splits=2),
+    jsd_loss=dict(aug_splits=2),
+    bce_sum=dict(bce_loss=True),
+    bce_target_thresh=dict(bce_loss=True),
+    bce_pos_weight=dict(bce_loss=True),
+    mixup_off_epoch=dict(mixup=0.2),
+    cutmix_minmax=dict(cutmix_minmax=(0.2, 0.8)),
+    torchcompile_mode=dict(torchcompile='inductor'),
+)
 PARSERS = {
     TrainConfig: train_command.create_parser,
     ValidateConfig: validate_command.create_parser,
@@ -71,14 +86,14 @@ def test_numbers_out_of_range_are_refused(name):
 @pytest.mark.parametrize('name', NUMBERS)
 def test_every_number_has_a_least_value(name):
     declared = TABLE[name][1].option
-    assert (declared.minimum is None) != (declared.above is None) or name == 'mean'
+    assert (declared.minimum is None) != (declared.above is None) or name in ('mean', 'head_init_bias')
 
 
 @pytest.mark.parametrize('name', NUMBERS)
 def test_the_ends_of_a_range_are_accepted(name):
     declared = TABLE[name][1].option
     for number in (declared.minimum, declared.maximum):
-        if number is not None:
+        if number is not None and name != 'cutmix_minmax':  # whose two ends must differ
             assert getattr(create(name, with_number(name, number)), name) == with_number(name, number)
 
 
@@ -117,7 +132,7 @@ def test_choices(name):
 
 
 @pytest.mark.parametrize('name, value, message', [
-    ('lr', -1, 'lr (--lr) must be a finite number above 0, got -1.'),
+    ('lr', -1, 'lr (--lr) must be a finite number above 0, or None, got -1.'),
     ('clip_grad', 0.0, 'clip_grad (--clip-grad) must be a finite number above 0, or None, got 0.0.'),
     ('epochs', 1.5, 'epochs (--epochs) must be an integer of at least 1, got 1.5.'),
     ('smoothing', 1, 'smoothing (--smoothing) must be a finite number of at least 0 and below 1, got 1.'),
@@ -127,8 +142,8 @@ def test_choices(name):
     ('scale', (0.9, 0.1),
      'scale (--scale) must be 2 finite numbers above 0 and of at most 1, in ascending order, got [0.9, 0.1].'),
     ('amp', 1, 'amp (--amp) must be True or False, got 1.'),
-    ('sched', 'cosin', "sched (--sched) must be one of cosine, tanh, poly, step, wsd, constant, got 'cosin'. "
-                       'Close names: cosine.'),
+    ('sched', 'cosin', "sched (--sched) must be one of cosine, tanh, poly, step, multistep, wsd, plateau, constant, "
+                       "got 'cosin'. Close names: cosine."),
     ('images', (1,), 'images must be texts, got [1].'),
     ('model_kwargs', 'a', "model_kwargs (--model-kwargs) must be a mapping of names to values, got 'a'."),
 ])
@@ -161,8 +176,15 @@ def test_unknown_names_are_close_names():
 # The command line and YAML
 
 
-def other_than_default(cls: type[Options]) -> Options:
-    """All options of a class with another value than their default."""
+# Options of training that exclude each other, so that it takes two configurations to have them all
+EXCLUSIVE = dict(aug_splits=0, jsd_loss=False, split_bn=False, layer_decay_no_opt_scale=None), dict(
+    mixup=0.0, cutmix=0.0, cutmix_minmax=None, mixup_off_epoch=0, no_aug=False, sync_bn=False, freeze='none',
+    bce_loss=False, bce_sum=False, bce_target_thresh=None, bce_pos_weight=None)
+CASES = [(TrainConfig, EXCLUSIVE[0]), (TrainConfig, EXCLUSIVE[1]), (ValidateConfig, {}), (PredictConfig, {})]
+
+
+def other_than_default(cls: type[Options], exclusive: Mapping[str, Any]) -> Options:
+    """All options of a class with another value than their default, but for some that exclude others."""
     values: dict[str, Any] = dict(REQUIRED[cls])
     for name, declared in declarations(cls).items():
         types, limits = declared.types, declared.option
@@ -182,11 +204,12 @@ def other_than_default(cls: type[Options]) -> Options:
             value = f'some {name}' if declared.count is None else [f'some {name}', 'other']
         values[name] = value
     fixed = {
-        TrainConfig: dict(checkpoint_interval='7epochs', init='default', batch_size=6),
-        ValidateConfig: dict(model='some model'),
-        PredictConfig: {},
+        TrainConfig: dict(
+            checkpoint_interval='7epochs', init='default', batch_size=6, sched='poly', torchcompile='inductor'),
+        ValidateConfig: dict(model='some model', torchcompile='inductor'),
+        PredictConfig: dict(torchcompile='inductor'),
     }
-    return cls(**values | fixed[cls])
+    return cls(**values | fixed[cls] | exclusive)
 
 
 def argv_of(config: Options) -> list[str]:
@@ -208,11 +231,11 @@ def argv_of(config: Options) -> list[str]:
     return argv
 
 
-@pytest.mark.parametrize('cls', REQUIRED)
-def test_every_option_goes_through_the_command_line(cls):
-    config = other_than_default(cls)
-    same = [name for name, declared in declarations(cls).items() if getattr(config, name) == declared.default]
-    assert same == (['init'] if cls is TrainConfig else []), 'all others differ from their default'
+@pytest.mark.parametrize('cls, exclusive', CASES)
+def test_every_option_goes_through_the_command_line(cls, exclusive):
+    config = other_than_default(cls, exclusive)
+    same = {name for name, declared in declarations(cls).items() if getattr(config, name) == declared.default}
+    assert same == exclusive.keys() | ({'init'} if cls is TrainConfig else set()), 'all others differ'
     given = vars(PARSERS[cls]().parse_args(argv_of(config)))
     given.pop('verify', None)
     assert cls(**given) == config
@@ -227,9 +250,13 @@ def test_the_command_line_gives_what_is_on_it_alone(cls):
     assert cls(**given) == cls(**REQUIRED[cls])
 
 
-@pytest.mark.parametrize('cls', REQUIRED)
-def test_every_option_goes_through_yaml(cls, tmp_path):
-    config = other_than_default(cls)
+def test_every_option_is_in_some_case():
+    assert not EXCLUSIVE[0].keys() & EXCLUSIVE[1].keys()
+
+
+@pytest.mark.parametrize('cls, exclusive', CASES)
+def test_every_option_goes_through_yaml(cls, exclusive, tmp_path):
+    config = other_than_default(cls, exclusive)
     (tmp_path / 'options.yaml').write_text(yaml.safe_dump(to_dict(config)))
     again = cls(**read_yaml(tmp_path / 'options.yaml', cls))
     assert to_dict(again) == to_dict(config)
@@ -246,8 +273,8 @@ def test_yaml_reads_numbers_and_names_as_the_command_line_does(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('lr: -1', r'options.yaml: lr \(--lr\) must be a finite number above 0, got -1'),
-    ('lr: fast', r"options.yaml: lr \(--lr\) must be a finite number above 0, got 'fast'"),
+    ('lr: -1', r'options.yaml: lr \(--lr\) must be a finite number above 0, or None, got -1'),
+    ('lr: fast', r"options.yaml: lr \(--lr\) must be a finite number above 0, or None, got 'fast'"),
     ('epochs: 1.5', r'options.yaml: epochs \(--epochs\) must be an integer of at least 1, got 1.5'),
     ('epochs: null', r'options.yaml: epochs \(--epochs\) must be an integer'),
     ('amp: 1', r'options.yaml: amp \(--amp\) must be True or False'),

@@ -5,16 +5,19 @@ import numpy as np
 import pytest
 import torch
 from timm.data import FastCollateMixup, create_transform
+from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader
 
+from timm_dyacts.data import resumable
 from timm_dyacts.data.resumable import (
     BalancedBatches,
     Batch,
     BatchDataset,
     DataError,
     EvalBatches,
+    RepeatedBatches,
     ResumableLoader,
     SeededErasing,
     StreamLoader,
@@ -55,6 +58,41 @@ def test_two_processes_train_on_the_batches_of_one():
     one = [batch.indices for batch in TrainBatches(70, 8, seed=3)]
     two = [[batch.indices for batch in TrainBatches(70, 4, seed=3, rank=rank, world_size=2)] for rank in range(2)]
     assert one == [first + second for first, second in zip(*two, strict=True)]
+
+
+@pytest.mark.parametrize('repeats', [3, 1.5, 1])
+@pytest.mark.parametrize('size', [40, 600])
+def test_repeats_are_in_the_order_of_timm(size, repeats):
+    """Which takes its epoch for a seed, and rounds large data sets down to multiples of 256 samples."""
+    for rank in range(2):
+        batches = RepeatedBatches(repeats, size=size, batch_size=8, seed=3, rank=rank, world_size=2)
+        batches.epoch = 5
+        sampler = RepeatAugSampler(
+            range(size), num_replicas=2, rank=rank, num_repeats=repeats, selected_round=256 if size > 256 else 0)
+        sampler.set_epoch(resumable._derive_seeds(resumable._ORDER, 3, 5)[0])
+        order = list(sampler)
+        given = [index for batch in batches for index in batch.indices]
+        assert given == order[:len(order) // 8 * 8]
+        assert len(batches) == len(order) // 8 == {40: 2, 600: 32}[size]
+
+
+def test_repeats_are_shared_out_and_each_is_another_view():
+    def keys(batch_size, world_size, start=0):
+        shares = [RepeatedBatches(3, size=60, batch_size=batch_size, seed=3, rank=rank, world_size=world_size)
+                  for rank in range(world_size)]
+        for share in shares:
+            share.start = start
+        return [sorted(key for batch in step for key in batch.keys()) for step in zip(*shares, strict=True)]
+
+    assert keys(12, 1) == keys(6, 2) == keys(4, 3), 'processes see in a step what one sees'
+    assert keys(6, 2)[3:] == keys(6, 2, start=3)
+    [first, *_] = keys(6, 2)
+    assert len(set(first)) == 12 and len({index for _, index, _ in first}) == 4
+
+    dataset = digits()
+    views = [image for image in dataset[Batch(0, 0, [7, 7, 7], [0, 1, 2])][0]]
+    assert not any(torch.equal(a, b) for a, b in zip(views, views[1:], strict=False))
+    assert torch.equal(dataset[Batch(0, 4, [7], [2])][0][0], views[2]), 'the same place shows the same view'
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -166,6 +204,18 @@ def test_erasing_is_per_image_and_resumes():
     assert 0.05 < (whole != 0).float().mean() < 0.6
     assert torch.equal(whole[16:], erase(2))
     assert torch.equal(whole, erase(0, batch_size=16)), 'independent of how the order is cut into batches'
+
+
+def test_erasing_spares_the_first_split():
+    batches = TrainBatches(8, 4, seed=0)
+    erasing = RandomErasing(probability=1, mode='pixel', device='cpu', num_splits=3)
+    seeded = SeededErasing(erasing, batches, torch.device('cpu'))
+    seeded.start_epoch()
+    first, second, third = seeded(torch.zeros(12, 3, 16, 16)).chunk(3)
+    assert not first.any() and all(image.any() for image in (*second, *third))
+    assert not any(torch.equal(a, b) for a, b in zip(second, third, strict=True)), 'each split is erased by itself'
+    seeded.start_epoch()
+    assert torch.equal(seeded(torch.zeros(12, 3, 16, 16)), torch.cat([first, second, third]))
 
 
 def test_position_in_an_epoch():

@@ -12,7 +12,7 @@ from support.photos import write_photos
 from timm.data.transforms import str_to_pil_interp
 
 from timm_dyacts.evaluation.config import INTERPOLATIONS
-from timm_dyacts.options import read_yaml, to_dict
+from timm_dyacts.options import declarations, plain, read_yaml, to_dict
 from timm_dyacts.training import TrainConfig
 from timm_dyacts.training.config import CheckpointInterval
 
@@ -84,11 +84,38 @@ def test_options_travel():
     (dict(init='lsuv', pretrained=True), '--init lsuv would overwrite the weights'),
     (dict(init='lsuv', initial_checkpoint='x'), '--init lsuv would overwrite the weights'),
     (dict(kd_model='net', task_loss_weight=1.5), '--task-loss-weight must be at most 1 without --distill-loss-weight'),
+    (dict(init='lsuv', head_init_scale=0.1), '--init lsuv would overwrite --head-init-scale'),
+    (dict(cutmix_minmax=(0.2, 0.8), batch_size=7), '--batch-size must be even'),
+    (dict(cutmix_minmax=(0.2, 0.2)), r'--cutmix-minmax must be two different numbers, got \[0.2, 0.2\]'),
+    (dict(split_bn=True, resplit=True, reprob=0.1, batch_size=7), '--batch-size must be even with --split-bn'),
+    (dict(aug_splits=1), '--aug-splits must be 0, or 2 or more, got 1'),
+    (dict(aug_splits=3, mixup=0.2), '--aug-splits must be left out with --mixup or --cutmix'),
+    (dict(aug_splits=3, no_aug=True), '--aug-splits must be left out with --no-aug'),
+    (dict(aug_splits=3, split_bn=True, sync_bn=True), '--split-bn must be left out with --sync-bn'),
+    (dict(aug_splits=3, jsd_loss=True, bce_loss=True), '--jsd-loss must be left out with --bce-loss'),
+    (dict(jsd_loss=True), '--jsd-loss must be left out without --aug-splits, got True'),
+    (dict(split_bn=True), '--split-bn must be left out without --aug-splits or --resplit'),
+    (dict(bce_target_thresh=0.2), '--bce-target-thresh must be left out without --bce-loss, got 0.2'),
+    (dict(mixup_off_epoch=3), '--mixup-off-epoch must be left out without --mixup, --cutmix or --cutmix-minmax'),
+    (dict(aug_repeats=0.5), '--aug-repeats must be 0, or 1 or more, got 0.5'),
+    (dict(lr_base_size=128), '--lr-base-size must be left out without --lr-base, got 128'),
+    (dict(layer_decay_min_scale=0.1), '--layer-decay-min-scale must be left out without --layer-decay'),
+    (dict(layer_decay=0.5, layer_decay_no_opt_scale=0.1, freeze='backbone'), 'must be left out with --freeze'),
+    (dict(sched='step', cooldown_epochs=1), '--cooldown-epochs must be left out without --sched cosine, tanh or poly'),
+    (dict(lr_noise=(0.1, 0.2, 0.3)), '--lr-noise must be one or two numbers'),
+    (dict(torchcompile_mode='max-autotune'), '--torchcompile-mode must be left out without --torchcompile inductor'),
+    (dict(gp='max', model_kwargs=dict(global_pool='avg')), '--model-kwargs must not hold global_pool'),
     (dict(checkpoint_interval='soon'), "--checkpoint-interval must be a number of updates.* got 'soon'"),
 ])
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+def test_no_text_is_none_for_batch_norm():
+    assert TrainConfig(dist_bn='').dist_bn == 'none'
+    with pytest.raises(ValueError, match="must be one of reduce, broadcast, none, got 'all'"):
+        TrainConfig(dist_bn='all')
 
 
 def test_interpolations_are_those_of_timm():
@@ -117,8 +144,7 @@ def test_options_of_version_0_1_are_read(tmp_path):
     saved = yaml.safe_load(VERSION_0_1)
     (tmp_path / 'args.yaml').write_text(VERSION_0_1)
     config = TrainConfig(**read_yaml(tmp_path / 'args.yaml', TrainConfig))
-    newer = dict(
-        images_per_class=None, val_fraction=0.0, transition_epochs=0.0, transition_sched='linear')
+    newer = {name: plain(d.default) for name, d in declarations(TrainConfig).items() if name not in saved}
     assert to_dict(config) == newer | saved | dict(resume=None)
 
 

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from support.photos import write_photos
 from support.small_run import config_of, train_small
+from support.versions import needs_timm
 
 import timm_dyacts  # noqa: F401
 from timm_dyacts.operators import operator_parameters
 from timm_dyacts.training import TrainConfig, save_checkpoint
-from timm_dyacts.training.finetune import build_optimizer, freeze, unfreeze
+from timm_dyacts.training.finetune import build_optimizer, freeze, init_head, unfreeze
 from timm_dyacts.training.task import build_task
 
 
@@ -180,3 +181,73 @@ def test_a_teacher_must_have_the_classes(run, tmp_path):
         run('--kd-model', str(tmp_path / 'five'))
     with pytest.raises(ValueError, match="--kd-model 'resnet5O' is neither .* Close names: .*resnet50"):
         run('--kd-model', 'resnet5O')
+
+
+# The optimizer's other options
+
+
+@pytest.mark.parametrize('options', [[], ['--lr-ops', '5']], ids=' '.join)
+def test_arguments_of_the_optimizer(options):
+    optimizer = build_optimizer(parse('--opt', 'sgd', '--opt-kwargs', 'nesterov=False', *options), dynamic())
+    assert not optimizer.defaults['nesterov']
+    assert build_optimizer(parse('--opt', 'sgd', *options), dynamic()).defaults['nesterov']
+    with pytest.raises(ValueError, match=r"--opt-kwargs must be arguments of --opt sgd, got \{'amsgrad': True\}"):
+        build_optimizer(parse('--opt', 'sgd', '--opt-kwargs', 'amsgrad=True', *options), dynamic())
+    with pytest.raises(ValueError, match='--opt-kwargs must not hold lr, which an option of its own gives'):
+        build_optimizer(parse('--opt-kwargs', 'lr=1', *options), dynamic())
+
+
+@needs_timm('1.0.17')
+@pytest.mark.parametrize('options', [[], ['--lr-ops', '5']], ids=' '.join)
+def test_weight_decay_of_all(options):
+    groups = build_optimizer(parse('--opt-kwargs', 'filter_bias_and_bn=False', *options), dynamic()).param_groups
+    assert {group['weight_decay'] for group in groups} == {0.05}, 'biases and all'
+
+
+@needs_timm('1.0.17')
+@pytest.mark.parametrize('options, share', [([], 1), (['--lr-ops', '2'], 2)], ids=str)
+def test_bounds_of_layer_decay(options, share):
+    def scales(*bounds):
+        model = dynamic()
+        config = parse('--layer-decay', '0.5', *bounds, *options)
+        return {group['lr_scale'] for group in build_optimizer(config, model).param_groups}, model
+
+    free, _ = scales()
+    assert min(free) < 0.1 < 1 <= max(free)
+    bounded, _ = scales('--layer-decay-min-scale', '0.3')
+    assert min(bounded) == 0.3 and max(bounded) == max(free) == share
+    some, model = scales('--layer-decay-no-opt-scale', '0.3')
+    assert min(some) == 0.5
+    assert not all(p.requires_grad for p in model.parameters())
+
+
+def test_an_old_timm_has_no_bounds(monkeypatch):
+    monkeypatch.setattr('timm_dyacts.training.finetune.create_optimizer_v2', lambda model, **kwargs: None)
+    with pytest.raises(ImportError, match=r'--layer-decay-min-scale and .* needs timm>=1\.0\.17'):
+        build_optimizer(parse('--layer-decay', '0.5', '--layer-decay-min-scale', '0.1'), dynamic())
+
+
+def test_the_start_of_the_classifier():
+    model = dynamic()
+    before = model.fc.weight.detach().clone()
+    init_head(model, 0.5, None)
+    assert torch.equal(model.fc.weight, before / 2)
+    init_head(model, None, -3.0)
+    assert torch.equal(model.fc.weight, before / 2) and model.fc.bias.tolist() == [-3.0] * 3
+    for headless in (timm.create_model('test_resnet', num_classes=0), torch.nn.ReLU()):
+        with pytest.raises(ValueError, match='--head-init-scale and --head-init-bias need a classifier'):
+            init_head(headless, 0.5, None)
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--bn-eps', '0.1'], '--bn-eps needs a model that takes it, such as an EfficientNet .* got --model .test_resnet'),
+    (['--model', 'test_vit', '--drop-block', '0.1'], '--drop-block needs a model that takes it'),
+    (['--gp', 'median'], "--gp 'median' is no global pooling of this model"),
+    (['--input-img-mode', 'L'], "--input-img-mode must have the 3 channels of the model, got 'L', which has 1"),
+    (['--input-key', 'image'], 'input_key must be left out but for a data set hfds/..., hfids/..., tfds/..., wds/...'),
+    (['--val-num-samples', '3'], 'num_samples must be left out but for a data set hfids/..., tfds/..., wds/...'),
+    (['--cutmix-minmax', '0.5', '0.501'], '--cutmix-minmax must leave a choice of sides .* images of 32 pixels'),
+], ids=str)
+def test_what_does_not_fit_model_or_data(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(*options)

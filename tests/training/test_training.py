@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.small_run import train_small
+from support.versions import needs_timm
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -370,9 +371,10 @@ def test_eval_metric_chooses_the_best(train_on_colors, metric, monkeypatch):
     ['--grad-accum-steps', '2', '--clip-grad', '1', '--clip-mode', 'agc'],
     ['--grad-checkpointing', '--clip-grad', '0.1', '--clip-mode', 'value'],
     ['--model-ema', '--model-ema-force-cpu', '--model-ema-warmup', '--sync-bn', '--dist-bn', 'broadcast'],
-    ['--sched', 'wsd', '--decay-epochs', '0.5', '--warmup-epochs', '0'],
+    pytest.param(['--sched', 'wsd', '--decay-epochs', '0.5', '--warmup-epochs', '0'], marks=needs_timm('1.0.31')),
     ['--mixup', '0.2', '--mixup-mode', 'elem', '--mixup-prob', '0.5'],
-    ['--sched', 'constant', '--reprob', '0.9', '--remode', 'const', '--recount', '2'],
+    pytest.param(
+        ['--sched', 'constant', '--reprob', '0.9', '--remode', 'const', '--recount', '2'], marks=needs_timm('1.0.31')),
     ['--train-interpolation', 'bilinear', '--unfreeze-epoch', '1', '--freeze', 'backbone'],
     ['--drop', '0.2', '--drop-path', '0.1', '-vb', '5'],
     ['--in-chans', '1'],
@@ -386,6 +388,16 @@ def test_eval_metric_chooses_the_best(train_on_colors, metric, monkeypatch):
     ['--model-kwargs', 'act_layer=dyrelu_b'],
     ['--model-kwargs', 'global_pool=max'],
     ['--model', 'resnet18_softpool', '--batch-size', '12'],
+    ['--gp', 'max', '--drop-block', '0.1', '--head-init-scale', '0.01', '--head-init-bias', '-2', '--grayscale-prob',
+     '0.5', '--gaussian-blur-prob', '0.5', '--color-jitter-prob', '0.5', '--train-crop-mode', 'rkrc', '--model',
+     'resnet10t_dyrelu_b', '--img-size', '96'],
+    pytest.param(
+        ['--model', 'test_efficientnet', '--bn-eps', '0.5', '--bn-momentum', '0.01', '--split-bn', '--reprob', '0.5',
+         '--resplit', '--dist-bn', ''], marks=needs_timm('1.0.31')),
+    pytest.param(
+        ['--input-img-mode', 'YCbCr', '--layer-decay', '0.5', '--layer-decay-min-scale', '0.3',
+         '--layer-decay-no-opt-scale', '0.4', '--opt-kwargs', 'amsgrad=True'], marks=needs_timm('1.0.17')),
+    ['--dataset', 'torch/image_folder', '--aug-splits', '2', '--bce-loss', '--bce-sum', '--bce-pos-weight', '2'],
 ], ids=' '.join)
 def test_every_option_trains_and_reloads(train_on_colors, options):
     """The folder gives back a model of the same input, whose evaluation is the one that was recorded."""

@@ -169,8 +169,13 @@ class RepeatedBatches(TrainBatches):
 
     def __init__(self, repeats: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sampler = RepeatAugSampler(
-            range(self.size), num_replicas=self.world_size, rank=self.rank, num_repeats=repeats)
+        self.sampler: RepeatAugSampler = RepeatAugSampler(
+            range(self.size),
+            num_replicas=self.world_size,
+            rank=self.rank,
+            num_repeats=repeats,
+            selected_round=256 if self.size >= 256 else 0,  # timm before 1.0.31 would leave nothing of small data sets
+        )
 
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size
@@ -360,6 +365,8 @@ class ResumableLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.batches.start == len(self):
+            return  # older releases of timm fail on an empty loader
         if self.loader.random_erasing is not None:
             self.loader.random_erasing.start_epoch()
         yield from without_worker_trace(self.loader)

@@ -41,7 +41,12 @@ def build_scheduler(
     with warnings.catch_warnings():
         # timm warns that the state of this one is lost where a run is resumed. Here it is not, see below.
         warnings.filterwarnings('ignore', 'PlateauLRScheduler is deprecated', FutureWarning)
-        scheduler, num_epochs = create_scheduler_v2(optimizer, **kwargs)
+        try:
+            scheduler, num_epochs = create_scheduler_v2(optimizer, **kwargs)
+        except TypeError as e:
+            if config.sched != 'plateau' or 'verbose' not in str(e):
+                raise
+            raise needs(f'--sched plateau with torch {torch.__version__}', 'timm', '1.0.23', timm.__version__) from e
     if scheduler is None:
         raise needs(f'--sched {config.sched}', 'timm', '1.0.31', timm.__version__)
     return scheduler, num_epochs
