@@ -176,11 +176,17 @@ def test_unknown_names_are_close_names():
 # The command line and YAML
 
 
-# Options of training that exclude each other, so that it takes two configurations to have them all
-EXCLUSIVE = dict(aug_splits=0, jsd_loss=False, split_bn=False, layer_decay_no_opt_scale=None), dict(
-    mixup=0.0, cutmix=0.0, cutmix_minmax=None, mixup_off_epoch=0, no_aug=False, sync_bn=False, freeze='none',
-    bce_loss=False, bce_sum=False, bce_target_thresh=None, bce_pos_weight=None)
-CASES = [(TrainConfig, EXCLUSIVE[0]), (TrainConfig, EXCLUSIVE[1]), (ValidateConfig, {}), (PredictConfig, {})]
+# Options of training that exclude each other, so that it takes several configurations to have them all
+_NO_SPLITS = dict(aug_splits=0, jsd_loss=False, split_bn=False, layer_decay_no_opt_scale=None)
+_NO_BCE = dict(bce_loss=False, bce_sum=False, bce_target_thresh=None, bce_pos_weight=None)
+_NO_BALANCE = dict(class_weights=None, balanced_sampler=False)
+EXCLUSIVE = [
+    _NO_SPLITS | _NO_BALANCE,
+    _NO_BCE | _NO_BALANCE | dict(
+        mixup=0.0, cutmix=0.0, cutmix_minmax=None, mixup_off_epoch=0, no_aug=False, sync_bn=False, freeze='none'),
+    _NO_SPLITS | _NO_BCE | dict(aug_repeats=0.0),
+]
+CASES = [*((TrainConfig, exclusive) for exclusive in EXCLUSIVE), (ValidateConfig, {}), (PredictConfig, {})]
 
 
 def other_than_default(cls: type[Options], exclusive: Mapping[str, Any]) -> Options:
@@ -205,8 +211,9 @@ def other_than_default(cls: type[Options], exclusive: Mapping[str, Any]) -> Opti
         values[name] = value
     fixed = {
         TrainConfig: dict(
-            checkpoint_interval='7epochs', init='default', batch_size=6, sched='poly', torchcompile='inductor'),
-        ValidateConfig: dict(model='some model', torchcompile='inductor'),
+            checkpoint_interval='7epochs', init='default', batch_size=6, sched='poly', torchcompile='inductor',
+            dataset=''),  # for the sake of labels
+        ValidateConfig: dict(model='some model', torchcompile='inductor', dataset=''),
         PredictConfig: dict(torchcompile='inductor'),
     }
     return cls(**values | fixed[cls] | exclusive)
@@ -251,7 +258,7 @@ def test_the_command_line_gives_what_is_on_it_alone(cls):
 
 
 def test_every_option_is_in_some_case():
-    assert not EXCLUSIVE[0].keys() & EXCLUSIVE[1].keys()
+    assert not set.intersection(*(set(exclusive) for exclusive in EXCLUSIVE))
 
 
 @pytest.mark.parametrize('cls, exclusive', CASES)

@@ -264,12 +264,16 @@ class TestRunFolder:
             options='out/run/args.yaml',
             summary='out/run/summary.csv',
             curves='out/run/curves.png',
+            classes='out/run/classes.csv',
+            classes_picture='out/run/classes.png',
             confusion='out/run/confusion.png',
             mistakes='out/run/mistakes.png',
             dyrelu='out/run/dyrelu.png',
             softpool='out/run/softpool.png',
             state='out/run/checkpoint/state.pt',
             previous_state='out/run/checkpoint/previous.pt',
+            trackers='out/run/trackers.json',
+            profile='out/run/profile',
             publish='out/run/publish',
         )
         assert {which: str(run.checkpoint(which)) for which in run_folder.CHECKPOINTS} == dict(

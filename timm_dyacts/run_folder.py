@@ -13,6 +13,7 @@ it::
       trackers.json                                   what trackers call the run
       classes.csv                                     precision, recall, F1 and images of each class, best epoch
       curves.png classes.png confusion.png mistakes.png dyrelu.png softpool.png
+      profile/trace.json operators.txt                where the time of some updates went
       publish/                                        what a dry run of publishing leaves
 """
 import csv
@@ -21,7 +22,7 @@ import os
 import reprlib
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -399,6 +400,11 @@ class RunFolder(_Folder):
         return self.path / 'trackers.json'
 
     @property
+    def profile(self) -> Path:
+        """Where a profile of some updates lies."""
+        return self.path / 'profile'
+
+    @property
     def publish(self) -> Path:
         """Where a dry run of publishing leaves its files."""
         return self.path / 'publish'
@@ -453,9 +459,10 @@ class RunFolder(_Folder):
         """Read the rows of the epochs, none if there is no file."""
         return read_rows(self.summary) if self.summary.is_file() else []
 
-    def write_options(self, options: Mapping[str, Any]) -> None:
-        """Write the options, all or nothing."""
-        replace_text(self.options, yaml.safe_dump(dict(options)))
+    def write_options(self, options: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        """Write the options, all or nothing, under some lines for who reads the file."""
+        comments = ''.join(f'# {note}\n' for note in notes)
+        replace_text(self.options, comments + yaml.safe_dump(dict(options)))
 
 
 def how_to_finish(model: str | None, t: float) -> str:

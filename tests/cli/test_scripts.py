@@ -75,7 +75,8 @@ def test_run_folder_holds_everything(run):
     folder, _ = run
     assert {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()} == {
         'model.safetensors', 'config.json', 'last/model.safetensors', 'last/config.json',
-        'results.json', 'args.yaml', 'summary.csv', 'curves.png', 'confusion.png', 'mistakes.png',
+        'results.json', 'args.yaml', 'summary.csv', 'classes.csv', 'curves.png', 'classes.png', 'confusion.png',
+        'mistakes.png',
         'checkpoint/state.pt', 'checkpoint/previous.pt',
     }
     config = json.loads((folder / 'config.json').read_text())

@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from support.photos import write_photos
-from support.small_run import train_with
+from support.small_run import config_of, train_with
 from torch import nn
 
 import timm_dyacts  # noqa: F401
 from timm_dyacts.evaluation import evaluate
-from timm_dyacts.training import train_one_epoch
+from timm_dyacts.run_folder import RunFolder
+from timm_dyacts.training import find_lr, train_one_epoch
 from timm_dyacts.training.task import classification_task
 from timm_dyacts.world import StopSignal, World
 
@@ -26,11 +27,20 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason='needs torch.distributed')
 
 
-def _run_as_rank(rank, port, options):
-    # What torchrun tells its processes.
+def _be_rank(rank, port):
+    """Set what torchrun tells its processes."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=str(port))
+
+
+def _run_as_rank(rank, port, options):
+    _be_rank(rank, port)
     train_with(*options)
+
+
+def _find_lr_as_rank(rank, port, options):
+    _be_rank(rank, port)
+    find_lr(config_of(*options))
 
 
 def free_port():
@@ -68,6 +78,24 @@ def test_two_processes_equal_one(options, one, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-3)
         correct = ours['eval_top1'] * 13 / 100
         assert correct == pytest.approx(round(correct), abs=1e-6), 'each of the 13 images counts once'
+
+
+def test_classes_of_unlike_size_in_two_processes(options, tmp_path):
+    options = [
+        *options, '--epochs', '2', '--balanced-sampler', '--class-weights', '1,2,3', '--val-interval', '2',
+        '--early-stopping', '1', '--checkpoint-hist', '2', '--log-interval', '1', '--output', tmp_path]
+    train_with(*options, '-b', '4', '--experiment', 'one')
+    _spawn(_run_as_rank, free_port(), [*options, '-b', '2', '--profile', '1', '--experiment', 'two'])
+    rows, expected = (RunFolder(tmp_path / name).read_summary() for name in ('two', 'one'))
+    for ours, theirs in zip(rows, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert (tmp_path / 'two' / 'profile' / 'trace.json').is_file()
+
+
+def test_a_range_test_in_two_processes(options, tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_dyacts.training.lr_range._UPDATES', 12)
+    _spawn(_find_lr_as_rank, free_port(), [*options, '-b', '4', '--output', tmp_path, '--experiment', 'two'])
+    assert {path.name for path in (tmp_path / 'two-lr').iterdir()} == {'lr.csv', 'lr.png'}
 
 
 def test_torchrun_is_stopped_and_goes_on_in_one_process(options, one, tmp_path, capsys):

@@ -11,10 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..options import add_arguments, read_yaml
 from ..run_folder import RunFolder
-from ..training import NonFiniteLossError, TrainConfig, TrainingInterrupted, train
+from ..training import LrRange, NonFiniteLossError, TrainConfig, TrainingInterrupted, find_lr, train
 from .parser import ArgumentParser, fail
 
 __all__ = ['create_parser', 'main', 'parse_config']
@@ -29,6 +30,10 @@ def create_parser(prog: str = _PROG) -> ArgumentParser:
     parser.add_argument(
         '-c', '--config', default=argparse.SUPPRESS, metavar='FILE',
         help="YAML file of defaults, such as the args.yaml of an earlier run, also of timm's train.py")
+    parser.add_argument(
+        '--find-lr', action='store_true', default=argparse.SUPPRESS,
+        help='train nothing but a hundred updates, with learning rates from 1e-6 to 10, and suggest one: a table and a '
+             'picture in a folder of their own in --output')
     return parser
 
 
@@ -48,7 +53,11 @@ def parse_config(argv: Sequence[str] | None = None, prog: str = _PROG) -> TrainC
         ValueError: A value is out of range, or does not fit another one.
     """
     parser = create_parser(prog)
-    given = vars(parser.parse_args(argv))
+    return _config_of(parser, vars(parser.parse_args(argv)))
+
+
+def _config_of(parser: ArgumentParser, given: dict[str, Any]) -> TrainConfig:
+    """Give the options of a run from those that the command line has, and from the file that it names."""
     path = given.pop('config', None) or _options_of_run(given.get('resume'))
     if path is None:
         return TrainConfig(**given)
@@ -76,8 +85,15 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
         argv: The command line without the program, that of the process for ``None``.
         prog: Name of the program, for messages.
     """
+    parser = create_parser(prog)
+    given = vars(parser.parse_args(argv))
+    only_find_lr = given.pop('find_lr', False)
     try:
-        result = train(parse_config(argv, prog))
+        config = _config_of(parser, given)
+        if only_find_lr:
+            _print_lr(find_lr(config))
+            return
+        result = train(config)
     except TrainingInterrupted as e:
         if e.is_primary:
             print(f'{prog}: {e}', file=sys.stderr)
@@ -90,3 +106,12 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
         print(
             f'Best top1 {result.best["top1"]:.2f} % (epoch {result.best_epoch}) in {result.folder}; '
             f'check it with: timm-dyacts validate --model {result.folder}')
+
+
+def _print_lr(found: LrRange) -> None:
+    """Print what a range test of the learning rate found."""
+    if found.is_primary:
+        suggestion = 'No --lr can be suggested: the loss did not fall'
+        if found.suggestion is not None:
+            suggestion = f'Suggested: --lr {found.suggestion:.1e}, a tenth of where the loss is least'
+        print(f'{suggestion}. lr.csv and lr.png are in {found.folder}')

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from ..ops.checks import check_choice
 from .digits import DigitsDataset
+from .label_file import ReaderLabelFile
 
 __all__ = ['ImageFiles', 'class_names', 'create_dataset']
 
@@ -46,7 +47,13 @@ class ImageFiles(timm.data.ImageDataset):
         return image if self.transform is None else self.transform(image), label
 
 
-def create_dataset(name: str = '', root: str | None = None, split: str = 'validation', **kwargs: Any) -> Dataset[Any]:
+def create_dataset(
+        name: str = '',
+        root: str | None = None,
+        split: str = 'validation',
+        labels: str | None = None,
+        **kwargs: Any,
+) -> Dataset[Any]:
     """Create a data set by name, as ``timm.data.create_dataset`` does, or the digits.
 
     Args:
@@ -54,13 +61,15 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
             ``'wds/...'``), the path of an image folder, or empty for the image folder (or tar file) at ``root``.
         root: Folder of the data. The digits need none.
         split: Name of the split. All of timm's names for a validation split mean the ``'test'`` split of the digits.
+        labels: CSV or Parquet file with the labels of the images in ``root``, in place of a folder for each class.
         **kwargs: Further arguments of ``timm.data.create_dataset``.
 
     Returns:
         A data set of (image, label) pairs with a ``transform`` that ``timm.data.create_loader`` sets.
 
     Raises:
-        FileNotFoundError: The image folder does not exist.
+        FileNotFoundError: The image folder, or what ``labels`` names, does not exist.
+        ImportError: ``labels`` is a Parquet file, and there is nothing to read it with.
         ValueError: An unknown name or split, a data set that needs a ``root``, a folder without images, or an argument
             that the data set does not know.
     """
@@ -76,6 +85,11 @@ def create_dataset(name: str = '', root: str | None = None, split: str = 'valida
             raise ValueError(f'root (--data-dir) must be None for the digits, part of scikit-learn, got {root!r}.')
         return DigitsDataset(_DIGITS_SPLITS[split], input_img_mode=kwargs.get('input_img_mode', 'RGB'))
 
+    if labels is not None:
+        if name or root is None:
+            raise ValueError(f'labels (--labels) needs root (--data-dir) and no data set, got {root!r} and {name!r}.')
+        reader = ReaderLabelFile(labels, root, split, kwargs.get('class_map'))
+        return ImageFiles(root, reader=reader, input_img_mode=kwargs.get('input_img_mode', 'RGB'))
     if root is None and os.path.exists(name):
         name, root, prefix = '', name, ''
     if name and prefix not in _TIMM_PREFIXES:

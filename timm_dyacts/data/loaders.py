@@ -14,6 +14,7 @@ from torchvision.transforms import Compose
 from ..version import unsupported
 from ..world import World
 from .factory import class_names
+from .label_file import ReaderLabelFile
 from .mixing import EpochMixup, SplitDataset
 from .resumable import (
     BalancedBatches,
@@ -55,12 +56,17 @@ def image_mode(in_chans: int, mode: str | None = None) -> str:
 def check_splits(dataset_train: Dataset[Any], dataset_eval: Dataset[Any]) -> None:
     """Raise ``ValueError`` if two splits share images or do not agree on their classes."""
     readers = [getattr(dataset, 'reader', None) for dataset in (dataset_train, dataset_eval)]
-    if all(isinstance(reader, ReaderImageFolder) for reader in readers):
+    if all(isinstance(reader, (ReaderImageFolder, ReaderLabelFile)) for reader in readers):
         train_paths, eval_paths = ({path for path, _ in reader.samples} for reader in readers)
-        if train_paths & eval_paths:
+        shared = train_paths & eval_paths
+        if shared and isinstance(readers[0], ReaderLabelFile):
+            problem = 'its splits' if readers[0].has_splits else 'without a column split, all splits'
+            raise ValueError(
+                f'--labels {readers[0].path}: {problem} share {len(shared)} images, such as {min(shared)}.')
+        if shared:
             # timm falls back to the whole folder where it finds no sub-folder for a split.
             raise ValueError(
-                f'--train-split and --val-split share {len(train_paths & eval_paths)} images ({readers[0].root} and '
+                f'--train-split and --val-split share {len(shared)} images ({readers[0].root} and '
                 f'{readers[1].root}). Each must name a sub-folder of --data-dir of its own.')
     names_train, names_eval = class_names(dataset_train), class_names(dataset_eval)
     if names_train != names_eval:

@@ -31,6 +31,10 @@ class InputOptions(Options):
         help="'digits', a timm data set such as 'torch/cifar10' or 'hfds/<id>', or an image folder",
         unset='the image folder --data-dir, or the digits')
     dataset_download: bool = option(False, group='Data', help='download the data set where it supports that')
+    labels: str | None = option(
+        None, group='Data', metavar='FILE',
+        help='CSV or Parquet file with the columns file (relative to --data-dir), label and, if there are several '
+             'splits, split; in place of a folder for each class')
     class_map: str | None = option(
         None, group='Data', metavar='FILE', help='class name to label mapping of an image folder')
     input_key: str | None = option(
@@ -38,6 +42,13 @@ class InputOptions(Options):
         unset='the usual one')
     target_key: str | None = option(
         None, group='Data', metavar='NAME', help='name of the labels there', unset='the usual one')
+
+    def check(self) -> None:
+        super().check()
+        if self.labels is not None and (self.data_dir is None or self.dataset):
+            raise ValueError(
+                f'--labels needs --data-dir, the folder of the images, and no --dataset, got {self.data_dir!r} and '
+                f'{self.dataset!r}.')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
         config.dataset,
         root=config.data_dir,
         split=config.split,
+        labels=config.labels,
         class_map=config.class_map,
         download=config.dataset_download,
         input_img_mode=image_mode(data_config['input_size'][0], config.input_img_mode),
@@ -144,7 +145,7 @@ def _resolve_dataset(config: ValidateConfig, name: str) -> ValidateConfig:
         data_dir=options.get('data_dir'),
         split=config.split or options.get('val_split', 'validation'),
         **{name: getattr(config, name) or options.get(name)
-           for name in ('class_map', 'input_img_mode', 'input_key', 'target_key')},
+           for name in ('class_map', 'labels', 'input_img_mode', 'input_key', 'target_key')},
     )
 
 

@@ -101,20 +101,18 @@ def _finished(run: Run, options: Mapping[str, Any], kept: Record | None) -> Reco
     """The record of a run that is done, None for one that is not.
 
     Raises:
-        RunError: It was done with other options.
+        RunError: It was done, or begun, with other options.
     """
     record = Record.read(run)
     if record is None or not record.finished:
         record = kept
-    if record is None:
-        return None
     config = config_of(run, options)
-    if record.recipe != recipe_of(config):
-        saved = RunFolder(run.folder).read_options()
-        different = differing_options(config, saved, FREE_OPTIONS - {'on_bad_image'}) if saved is not None else []
+    saved = RunFolder(run.folder).read_options()
+    different = differing_options(config, saved, FREE_OPTIONS - {'on_bad_image'}) if saved is not None else []
+    if different if record is None else record.recipe != recipe_of(config):
         raise RunError(
-            f'{run.folder} is a finished run with other options{": " if different else ""}{", ".join(different)}. '
-            f'Choose another --experiment for another comparison.')
+            f'{run.folder} is a{"" if record is None else " finished"} run with other options'
+            f'{": " if different else ""}{", ".join(different)}. Choose another --experiment for another comparison.')
     return record
 
 

@@ -8,14 +8,17 @@ from ..world import TrainingInterrupted
 from .checkpoint import save_checkpoint, set_pretrained_cfg
 from .config import TrainConfig
 from .loop import train_one_epoch
+from .lr_range import LrRange, find_lr
 from .nonfinite import NonFiniteLossError
 from .trainer import RunResult, train
 
 __all__ = [
+    'LrRange',
     'NonFiniteLossError',
     'RunResult',
     'TrainConfig',
     'TrainingInterrupted',
+    'find_lr',
     'save_checkpoint',
     'set_pretrained_cfg',
     'train',

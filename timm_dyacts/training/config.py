@@ -173,7 +173,10 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
 
     batch_size: int = _optimizer(128, flags=('-b',), minimum=1, metavar='N')
     validation_batch_size: int | None = _optimizer(None, flags=('-vb',), minimum=1, metavar='N', unset='--batch-size')
-    epochs: int = _optimizer(30, minimum=1, metavar='N')
+    epochs: int = _optimizer(
+        30, minimum=1, metavar='N',
+        help='epochs of the schedule; a run that is resumed with more of them is extended, and has from there on the '
+             'learning rate of a run that was started with so many')
     opt: str = _optimizer('adamw', metavar='NAME', help='any of timm.optim')
     opt_eps: float | None = _optimizer(None, minimum=0, metavar='EPS', unset='of the optimizer')
     opt_betas: tuple[float, ...] | None = _optimizer(None, minimum=0, below=1, metavar='BETA', unset='of the optimizer')
@@ -323,9 +326,13 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         None, metavar='auto|PATH',
         help="'auto': go on with the run of the same --output and --experiment (without --experiment: of the same "
              'options), or start it; or the folder of a run, or a state file in it. A path alone is enough: the other '
-             'options are those of the run')
+             'options are those of the run, of which --epochs (more) and --early-stopping may be changed')
     checkpoint_interval: int | str = _run(
         '1epoch', metavar='N[epochs]', help='updates, or epochs, from one state that can be resumed to the next')
+    profile: int | None = _run(
+        None, minimum=1, metavar='N',
+        help="record so many updates, after some that warm up, with PyTorch's profiler, in profile/ of the run folder: "
+             'a trace for chrome://tracing or Perfetto, and a table', unset='nothing is recorded')
     log_tensorboard: bool = _run(False, help='log to TensorBoard files in the run folder')
     log_mlflow: bool = _run(False, help='log to MLflow, where its environment variables say')
     log_wandb: bool = _run(False, help='log to Weights & Biases')

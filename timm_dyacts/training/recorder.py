@@ -27,14 +27,17 @@ from .transition import to_save
 __all__ = ['Recorder', 'open_folder']
 
 
-def open_folder(setup: Setup, run: RunFolder | None) -> RunFolder:
+def open_folder(setup: Setup, run: RunFolder | None, progress: Progress) -> RunFolder:
     """Open the folder of a resumed run, or of a new one for ``None``, and write the options to it."""
     config = setup.config
     if run is None:
         size = setup.data_config['input_size'][-1]
         experiment = config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{setup.architecture}-{size}'
         run = RunFolder(get_outdir(config.output, experiment, inc=True))
-    run.write_options({name: value for name, value in to_dict(config).items() if name != 'resume'})
+    notes = [
+        f'Up to {extension["images"]} images of epoch {extension["epoch"]} the learning rate is that of '
+        f'--epochs {extension["epochs"]}.' for extension in progress.extensions]
+    run.write_options({name: value for name, value in to_dict(config).items() if name != 'resume'}, notes)
     return run
 
 
@@ -72,6 +75,11 @@ class Recorder:
             print(f'Learning rate {setup.config.lr:.4g}, for {images} images an update.')
         if resumed:
             print(f'Resumed {self.run} at epoch {progress.epoch} after {progress.samples} images.')
+        if progress.extensions:
+            before = progress.extensions[-1]['epochs']
+            print(
+                f'Extended from {before} to {setup.config.epochs} epochs: from there on the learning rate is that of '
+                f'--epochs {setup.config.epochs}.')
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Write what ``capture_state`` gave, and what it is checked against when the run is resumed."""

@@ -6,20 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from timm.scheduler import PlateauLRScheduler
+
 from ..options import declarations, plain, to_dict
 from ..run_folder import OPTIONS, RunFolder
 from .config import TrainConfig
+from .setup import Setup
+from .state import Progress
 
-__all__ = ['FREE_OPTIONS', 'check_resumable', 'differing_options', 'find_state']
+__all__ = ['FREE_OPTIONS', 'check_resumable', 'differing_options', 'extend', 'find_state']
 
 _logger = logging.getLogger(__name__)
 
 # Options that change where a run is, how it is watched or how fast it is, and not what it computes.
 FREE_OPTIONS = frozenset({
     'checkpoint_hist', 'checkpoint_interval', 'data_dir', 'dataset_download', 'device', 'dist_strategy', 'experiment',
-    'log_interval', 'log_mlflow', 'log_tensorboard', 'log_wandb', 'on_bad_image', 'output', 'resume',
+    'labels', 'log_interval', 'log_mlflow', 'log_tensorboard', 'log_wandb', 'on_bad_image', 'output', 'profile', 'resume',
     'validation_batch_size', 'wandb_project', 'wandb_resume_id', 'wandb_tags', 'workers',
 })
+# Options that say when a run ends. A resumed run may have others.
+_END = frozenset({'early_stopping', 'epochs'})
 # Their product with the number of processes counts.
 _BATCH = ('batch_size', 'grad_accum_steps')
 # Options that a run fills in from its data and its number of processes.
@@ -69,12 +75,22 @@ def _check_own(run: RunFolder, config: TrainConfig) -> None:
 
 
 def _newest_like(config: TrainConfig) -> RunFolder | None:
-    """Find the newest run with the same options."""
+    """Find the newest run with the same options. If there is none, say so of one that differs in its end alone."""
     paths = Path(config.output).glob(f'*/{OPTIONS}')
+    free = FREE_OPTIONS - {'data_dir', 'labels'}
+    hint = None
     for path in sorted(paths, key=os.path.getmtime, reverse=True):
         run = RunFolder(path.parent)
-        if not differing_options(config, run.read_options(), free=FREE_OPTIONS - {'data_dir'}):
+        options = run.read_options()
+        different = differing_options(config, options, free)
+        if not different:
             return run
+        if hint is None and not differing_options(config, options, free | _END):
+            hint = run, ', '.join(different)
+    if hint is not None:
+        _logger.warning(
+            '--resume auto starts a new run: %s has other options, %s. To go on with that one, name it: --resume %s',
+            hint[0], hint[1], hint[0])
     return None
 
 
@@ -109,7 +125,8 @@ def check_resumable(state: Mapping[str, Any], config: TrainConfig, data: Mapping
     saved = state['args']
     before = saved['batch_size'] * saved['grad_accum_steps'] * state['world_size']
     now = config.batch_size * config.grad_accum_steps * world_size
-    different = differing_options(config, saved, FREE_OPTIONS.union(_BATCH) if before == now else FREE_OPTIONS)
+    free = FREE_OPTIONS | (_END if config.epochs >= saved['epochs'] else _END - {'epochs'})
+    different = differing_options(config, saved, free.union(_BATCH) if before == now else free)
     if different:
         raise ValueError(
             f'--resume: the run was started with other options: {", ".join(different)}. Repeat them, or start a new '
@@ -118,6 +135,26 @@ def check_resumable(state: Mapping[str, Any], config: TrainConfig, data: Mapping
         _logger.warning(
             'Resuming on %d processes instead of %d: an update now takes %d images instead of %d. Set --batch-size to '
             'keep their number.', world_size, state['world_size'], now, before)
+
+
+def extend(setup: Setup, progress: Progress, epochs: int) -> None:
+    """Let a resumed run go on for more epochs, with the learning rate of a run that was started with their number.
+
+    Only the rates before the extension are those of the shorter schedule. One that follows the metric goes on as it is.
+
+    Args:
+        setup: The objects of the run, set to its state.
+        progress: How far it is. Gets a note of the extension.
+        epochs: The number of epochs before.
+    """
+    progress.extensions.append(dict(epochs=epochs, epoch=progress.epoch, images=progress.samples))
+    if isinstance(setup.scheduler, PlateauLRScheduler):
+        return
+    steps = progress.samples // setup.loader.samples_per_step
+    updates = progress.epoch * setup.updates_per_epoch + -(-steps // setup.config.grad_accum_steps)
+    setup.scheduler.step(progress.epoch)
+    if updates:
+        setup.scheduler.step_update(updates)
 
 
 def _describe(data: Mapping[str, Any]) -> str:

@@ -263,6 +263,7 @@ def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainCo
             config.dataset,
             root=config.data_dir,
             split=split,
+            labels=config.labels,
             class_map=config.class_map,
             download=config.dataset_download,
             input_img_mode=image_mode(in_chans, config.input_img_mode),

@@ -65,11 +65,14 @@ class Progress:
         samples: Number of its samples that have been trained on, by all processes together.
         meter: Their losses.
         rows: The rows of the log, one for each epoch that is done.
+        extensions: For each time that the run was given more epochs, the number of ``'epochs'`` before, and the
+            ``'epoch'`` and its ``'images'`` that were done then.
     """
     epoch: int = 0
     samples: int = 0
     meter: EpochMeter = field(default_factory=EpochMeter)
     rows: list[dict[str, float]] = field(default_factory=list)
+    extensions: list[dict[str, int]] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> 'Progress':

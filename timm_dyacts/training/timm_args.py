@@ -22,7 +22,6 @@ _RENAMED = dict(data='data_dir', kd_model_name='kd_model', native_amp='amp')
 # How a run is watched, kept or sped up, or belongs to a refused option; with the default of train.py, None for those
 # that it had once
 WITHOUT_EFFECT: dict[str, Any] = dict(
-    checkpoint_hist=10,
     device_modules=None,
     dist_backend=None,
     dist_url=None,
@@ -49,7 +48,6 @@ WITHOUT_EFFECT: dict[str, Any] = dict(
     train_size_schedule='constant',
     train_size_schedule_spread=0.65,
     use_multi_epochs_loader=False,
-    val_interval=1,
     variable_batch_loss_scale='none',
     worker_seeding='all',
 )
@@ -73,7 +71,7 @@ REFUSED: dict[str, tuple[Any, str]] = dict(
     start_epoch=(None, 'a resumed run knows its epoch'),
     torchscript=(False, 'obsolete: torchcompile takes its place'),
     train_img_sizes=(None, 'images have one size'),
-    tta=(0, 'unknown here'),
+    tta=(0, "timm's train.py takes the mean over different images: none of its loaders gives several views of one"),
 )
 
 

@@ -28,14 +28,15 @@ from .log import best_row, early_stop
 from .loop import train_one_epoch
 from .nonfinite import check_finite
 from .pace import Pace
+from .profiling import UpdateProfiler, check_profile
 from .recorder import Recorder, open_folder
-from .resume import check_resumable, find_state
+from .resume import check_resumable, extend, find_state
 from .setup import Setup, build_setup
 from .state import Progress, broadcast_outline, capture_state, load_state, restore_state
 from .trackers import check_trackers
 from .transition import move_transition, t_of_update
 
-__all__ = ['RunResult', 'Trainer', 'train']
+__all__ = ['RunResult', 'Trainer', 'make_ready', 'train']
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,34 @@ def _prepare(config: TrainConfig, world: World, stop: StopSignal) -> 'Trainer':
     if state is not None:
         check_resumable(state, setup.config, setup.datasets.identity, world.size)
         progress = restore_state(state, setup.resumable, world)
-    frozen = None if _is_unfrozen(setup.config, progress) else freeze(setup.model, setup.config.freeze)
-    if setup.config.torchcompile:
-        setup.task.compile(backend=setup.config.torchcompile, mode=setup.config.torchcompile_mode)
-    _distribute(setup)
-    run = RunFolder(world.broadcast(str(open_folder(setup, run)) if world.is_primary else None))
+        if setup.config.epochs != state['args']['epochs']:
+            extend(setup, progress, state['args']['epochs'])
+    check_profile(setup.config.profile, setup.updates_per_epoch)
+    frozen = make_ready(setup, progress)
+    run = RunFolder(world.broadcast(str(open_folder(setup, run, progress)) if world.is_primary else None))
     recorder = None
     if world.is_primary:
         state_is_good = state_path is None or state_path.name == run.state.name
         recorder = Recorder(setup, run, progress, state_is_good)
         recorder.print_start(progress, resumed=state is not None)
     return Trainer(setup, run, progress, recorder, stop, frozen)
+
+
+def make_ready(setup: Setup, progress: Progress) -> list[nn.Module] | None:
+    """Freeze, compile and distribute a model as its options ask for.
+
+    Args:
+        setup: The objects of the run, set to its state.
+        progress: How far it is.
+
+    Returns:
+        If a part is frozen, the modules that stay in eval mode.
+    """
+    frozen = None if _is_unfrozen(setup.config, progress) else freeze(setup.model, setup.config.freeze)
+    if setup.config.torchcompile:
+        setup.task.compile(backend=setup.config.torchcompile, mode=setup.config.torchcompile_mode)
+    _distribute(setup)
+    return frozen
 
 
 def _is_unfrozen(config: TrainConfig, progress: Progress) -> bool:
@@ -164,6 +182,9 @@ class Trainer:
         self.images_per_epoch = (
             len(setup.loader) * setup.loader.samples_per_step * max(setup.config.aug_splits, 1))
         self.pace = Pace(self.images_per_epoch, setup.num_epochs)
+        self.profiler: UpdateProfiler | None = None
+        if setup.config.profile is not None and recorder is not None:
+            self.profiler = UpdateProfiler(run.profile, setup.config.profile, setup.updates_per_epoch, setup.world)
 
     def train(self) -> RunResult:
         """Train to the end."""
@@ -182,6 +203,8 @@ class Trainer:
                 stopped_early = self._run_epoch()
         finally:
             self.bar.close()
+            if self.profiler is not None:
+                self.profiler.close()
             if self.recorder is not None:
                 self.recorder.close(progress)
         if self.recorder is not None:
@@ -232,8 +255,10 @@ class Trainer:
         return stopped_early
 
     def _before_update(self, update: int) -> None:
-        """Move the transition, if there is one, and do what DDP would otherwise do."""
+        """Move the transition, if there is one, do what DDP would, and begin to profile where that is asked for."""
         setup = self.setup
+        if self.profiler is not None:
+            self.profiler.before_update(update)
         if setup.sharding is not None:
             setup.sharding.share_statistics(setup.model)
         if setup.config.transition_epochs:
@@ -247,6 +272,8 @@ class Trainer:
     def _after_update(self, steps: int, read_losses: Callable[[], None]) -> None:
         """Save the state where it is due or a signal asks for it."""
         setup, progress = self.setup, self.progress
+        if self.profiler is not None and self.profiler.after_update():
+            tqdm.write(f'Profiled {self.profiler.updates} updates: trace.json and operators.txt in {self.run.profile}')
         updates = progress.epoch * setup.updates_per_epoch + -(-steps // setup.config.grad_accum_steps)
         signum = self.stop.agreed()
         samples = steps * setup.loader.samples_per_step
