@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         from_file = read_yaml(path, TrainConfig) if path else {}
+        if 'lr_base' in given:
+            from_file.pop('lr', None)  # the file's would win over what the command line asks for
         config = CompareConfig(**own)
         result = compare(config, **{name: v for name, v in from_file.items() if name not in _OWN} | given)
     except KeyboardInterrupt:

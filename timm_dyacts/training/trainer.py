@@ -255,12 +255,12 @@ class Trainer:
         return stopped_early
 
     def _before_update(self, update: int) -> None:
-        """Move the transition, if there is one, do what DDP would otherwise do, and profile where that is asked for."""
+        """Move the transition, if there is one, do what DDP would, and begin to profile where that is asked for."""
         setup = self.setup
-        if setup.sharding is not None:
-            setup.sharding.share_statistics(setup.model)
         if self.profiler is not None:
             self.profiler.before_update(update)
+        if setup.sharding is not None:
+            setup.sharding.share_statistics(setup.model)
         if setup.config.transition_epochs:
             t = t_of_update(setup.config, update, setup.updates_per_epoch)
             if t == self.t:  # at its end: nothing is to be done for the rest of the run
