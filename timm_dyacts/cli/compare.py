@@ -16,7 +16,7 @@ from types import FrameType
 from ..options import add_arguments, declarations, read_yaml
 from ..study import CompareConfig, RunError, compare
 from ..training import TrainConfig
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, fail, over_file
 
 __all__ = ['create_parser', 'main']
 
@@ -47,10 +47,9 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         from_file = read_yaml(path, TrainConfig) if path else {}
-        if 'lr_base' in given:
-            from_file.pop('lr', None)  # the file's would win over what the command line asks for
         config = CompareConfig(**own)
-        result = compare(config, **{name: v for name, v in from_file.items() if name not in _OWN} | given)
+        from_file = {name: value for name, value in from_file.items() if name not in _OWN}
+        result = compare(config, **over_file(from_file, given))
     except KeyboardInterrupt:
         sys.exit(130)
     except (ImportError, OSError, RunError, TypeError, ValueError) as e:

@@ -10,7 +10,7 @@ from timm.utils import ParseKwargs
 from ..suggest import close_names
 from ..version import __version__
 
-__all__ = ['ArgumentParser', 'KeyValues', 'VersionAction', 'describe_versions', 'fail']
+__all__ = ['ArgumentParser', 'KeyValues', 'VersionAction', 'describe_versions', 'fail', 'over_file']
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -80,3 +80,10 @@ def describe_versions() -> str:
 def fail(prog: str, error: object) -> NoReturn:
     """End the program with exit status 1 and one line."""
     sys.exit(f'{prog}: error: {error}')
+
+
+def over_file(from_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Give the options of training from a file, with those of the command line over them."""
+    if 'lr_base' in given:  # another way to ask for a learning rate, over which the file's own would win
+        from_file = {name: value for name, value in from_file.items() if name != 'lr'}
+    return from_file | given

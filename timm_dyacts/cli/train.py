@@ -16,7 +16,7 @@ from typing import Any
 from ..options import add_arguments, read_yaml
 from ..run_folder import RunFolder
 from ..training import LrRange, NonFiniteLossError, TrainConfig, TrainingInterrupted, find_lr, train
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, fail, over_file
 
 __all__ = ['create_parser', 'main', 'parse_config']
 
@@ -65,9 +65,7 @@ def _config_of(parser: ArgumentParser, given: dict[str, Any]) -> TrainConfig:
         from_file = read_yaml(path, TrainConfig)
     except ValueError as e:
         parser.error(str(e))
-    if 'lr_base' in given:
-        from_file.pop('lr', None)  # the file's would win over what the command line asks for
-    return TrainConfig(**from_file | given)
+    return TrainConfig(**over_file(from_file, given))
 
 
 def _options_of_run(resume: str | None) -> Path | None:
