@@ -21,8 +21,8 @@ _logger = logging.getLogger(__name__)
 # Options that change where a run is, how it is watched or how fast it is, and not what it computes.
 FREE_OPTIONS = frozenset({
     'checkpoint_hist', 'checkpoint_interval', 'data_dir', 'dataset_download', 'device', 'dist_strategy', 'experiment',
-    'labels', 'log_interval', 'log_mlflow', 'log_tensorboard', 'log_wandb', 'on_bad_image', 'output', 'profile', 'resume',
-    'validation_batch_size', 'wandb_project', 'wandb_resume_id', 'wandb_tags', 'workers',
+    'labels', 'log_interval', 'log_mlflow', 'log_tensorboard', 'log_wandb', 'on_bad_image', 'output', 'profile',
+    'resume', 'validation_batch_size', 'wandb_project', 'wandb_resume_id', 'wandb_tags', 'workers',
 })
 # Options that say when a run ends. A resumed run may have others.
 _END = frozenset({'early_stopping', 'epochs'})
