@@ -1,8 +1,11 @@
 """Two processes that share a model train as two with a whole model each, and go on from each other's state."""
 import csv
 import os
+import re
+import shlex
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import timm
@@ -246,6 +249,24 @@ def test_a_loss_that_is_not_finite_stops_all(photos, tmp_path):
 def test_refused(options, size, message):
     with pytest.raises(ValueError, match=message):
         Sharding(_options(*options), World(torch.device('cpu'), size=size))
+
+
+def test_an_old_pytorch_is_named(monkeypatch):
+    monkeypatch.setattr('timm_dyacts.training.sharding._TORCH_SHARDS', False)
+    with pytest.raises(ImportError, match='--dist-strategy fsdp needs torch>=2.6, got torch'):
+        Sharding(_options(), World(torch.device('cpu'), size=2))
+
+
+def test_the_command_of_the_guide():
+    text = (Path(__file__).parents[2] / 'model_cards' / 'guides' / 'large-models.md').read_text()
+    [command] = re.findall(r'```sh\n(.*?)```', text, re.DOTALL)
+    launcher, options = command.replace('\\\n', '').split(' train ')
+    assert launcher == 'torchrun --nproc-per-node 8 -m timm_dyacts'
+    config = config_of(*shlex.split(options))
+    assert config.dist_strategy == 'fsdp'
+    assert timm.is_model(config.model)
+    with pytest.raises(ValueError, match='got one'):  # all else is taken
+        Sharding(config, World(torch.device('cpu')))
 
 
 @pytest.mark.parametrize('name, number, some', [

@@ -231,6 +231,7 @@ def _step_by_step(rank, store, results):
     task = classification_task(model, nn.CrossEntropyLoss())
 
     class Setup:
+        sharding = None
         world = type('World', (), dict(size=2, device=torch.device('cpu')))
 
     Setup.model, Setup.task = model, task
