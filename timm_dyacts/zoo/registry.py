@@ -31,7 +31,7 @@ from ..convert import ConversionError, convert
 from ..operators import OPERATORS, Operator, zoo_operators
 from ..suggest import close_names
 from ..version import unsupported
-from . import lookup
+from . import local_dir, lookup
 from .families import ALIASES, FAMILIES, Family
 from .transition import check_start, record_start
 from .weights import PretrainedWeightsError, check_source, convert_checkpoint, describe_missing_weights
@@ -200,6 +200,7 @@ def register() -> None:
             entrypoint = _make_entrypoint(variant)
             setattr(this, variant.name, entrypoint)
             register_model(entrypoint)
+    local_dir.install()
     lookup.install(find_entry, example=next(
         f'{base}_{operator}' for family in FAMILIES for base in family.bases.split() for operator in zoo_operators()
         if lookup.is_registered(base) and not lookup.is_registered(f'{base}_{operator}')))
