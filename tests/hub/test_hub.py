@@ -151,7 +151,7 @@ def without(name):
     (without('config.json'), ['config.json', 'another library']),
     (without('model.safetensors'), ['model.safetensors', 'allow_pickle=True']),
     (lambda files: with_config(files, pretrained_cfg=None), ["not one of timm's"]),
-    (lambda files: with_config(files, num_classes=11), ['contradicts itself', 'pretrained_cfg.num_classes is 10']),
+    (lambda files: with_config(files, num_classes=11), ['contradicts itself', 'model_args.num_classes is 10']),
     (lambda files: with_config(files, model_args=dict(num_classes=11)),
      ['contradicts itself', 'model_args.num_classes is 11']),
     (lambda files: with_config(files, num_classes=[11]), ['contradicts itself', 'num_classes is [11]']),
@@ -173,6 +173,13 @@ def test_bad_repos_have_clear_errors(served, server, client, files, repo_id, cha
         assert word in message(error)
     if 'removed from the cache' in words:
         assert 'model.safetensors' not in cached(served, repo_id)
+
+
+def test_the_number_of_classes_of_the_source(server, client, files, repo_id):
+    """Older releases of timm leave it in ``pretrained_cfg``, and read the one beside."""
+    cfg = json.loads(files['config.json'])['pretrained_cfg'] | dict(num_classes=1000)
+    server.add_repo(repo_id, with_config(files, pretrained_cfg=cfg))
+    assert client(f'hub.load({repo_id!r}).get_classifier().out_features') == 10
 
 
 @pytest.mark.parametrize('name, words', [

@@ -87,11 +87,15 @@ def _check_architecture(config: Mapping[str, Any], name: str) -> None:
 
 
 def _check_classes(config: Mapping[str, Any], name: str) -> None:
-    """timm takes a contradiction as a wish for another classifier, and leaves that one untrained."""
+    """timm takes a contradiction as a wish for another classifier, and leaves that one untrained.
+
+    A number in ``pretrained_cfg`` that is not that of the config is none: the latter counts, and older releases of timm
+    have left the former at that of the weights that a model was fine-tuned from.
+    """
     cfg, args = config.get('pretrained_cfg', config), config.get('model_args', {})
+    where = 'num_classes' if config.get('num_classes') is not None else 'pretrained_cfg.num_classes'
     told = {
-        'num_classes': config.get('num_classes'),
-        'pretrained_cfg.num_classes': cfg.get('num_classes'),
+        where: config.get('num_classes', cfg.get('num_classes')),
         'model_args.num_classes': args.get('num_classes'),
         'the length of label_names': len(names) if isinstance(names := config.get('label_names'), list) else None,
     }
