@@ -54,12 +54,13 @@ def run(tmp_path_factory, hub, write_photos):
 
 
 @pytest.mark.parametrize('title, number, program', PROGRAMS, ids=[f'{title}-{number}' for title, number, _ in PROGRAMS])
-def test_a_program(run, title, number, program):
+def test_a_program(request, title, number, program):
     for module in sorted(set(re.findall(r'^(?:import|from) (\w+)', program, re.MULTILINE))):
         if find_spec(module) is None:
             pytest.skip(f'{module} is not installed')
     if 'onnx' in program:
         pytest.importorskip('onnxscript')
+    run = request.getfixturevalue('run')  # which takes seconds, and nothing where the library is missing
     path = Path(run.folder, f'{title.split()[0]}_{number}.py')
     path.write_text(program)
     printed = run(sys.executable, str(path))
@@ -68,10 +69,11 @@ def test_a_program(run, title, number, program):
         assert printed.strip() in {f'{float(value):.2f}' for value in re.findall(r'[\d.]+', results)}
 
 
-def test_the_scripts_of_timm(run):
+def test_the_scripts_of_timm(request):
     scripts = Path(os.environ.get('TIMM_SCRIPTS', 'not given'))
     if not (scripts / 'train.py').exists():
         pytest.skip('TIMM_SCRIPTS is to be the folder of train.py and validate.py of timm')
+    run = request.getfixturevalue('run')
     [commands] = blocks('bash', SECTIONS["timm's own train.py and validate.py"])
     _, validated = (
         run('sh', '-c', re.sub(r'(?<= run )(?=\w+\.py )', f'{scripts}/', command)) for command in commands.splitlines())
