@@ -151,7 +151,7 @@ def without(name):
     (without('config.json'), ['config.json', 'another library']),
     (without('model.safetensors'), ['model.safetensors', 'allow_pickle=True']),
     (lambda files: with_config(files, pretrained_cfg=None), ["not one of timm's"]),
-    (lambda files: with_config(files, num_classes=11), ['contradicts itself', 'model_args.num_classes is 10']),
+    (lambda files: with_config(files, num_classes=11), ['contradicts itself', 'num_classes is 11', ' is 10']),
     (lambda files: with_config(files, model_args=dict(num_classes=11)),
      ['contradicts itself', 'model_args.num_classes is 11']),
     (lambda files: with_config(files, num_classes=[11]), ['contradicts itself', 'num_classes is [11]']),

@@ -151,6 +151,7 @@ def test_initial_checkpoint_is_the_start(run, tmp_path):
         run('--initial-checkpoint', 'nowhere')
 
 
+@needs_timm('1.0.27')
 def test_distillation_is_from_the_teacher_in_eval_mode(tmp_path):
     """Labels weigh 0.3, the teacher's answers at temperature 2 the rest; the teacher normalises in its own way."""
     config = TrainConfig(
@@ -171,10 +172,12 @@ def test_distillation_is_from_the_teacher_in_eval_mode(tmp_path):
         torch.testing.assert_close(task(images, labels)['loss'], 0.3 * smoothed + 0.7 * divergence)
 
 
+@needs_timm('1.0.27')
 def test_distillation_trains(run):
     assert (run('--kd-model', str(run())) / 'model.safetensors').is_file()
 
 
+@needs_timm('1.0.27')
 def test_a_teacher_must_have_the_classes(run, tmp_path):
     save_checkpoint(timm.create_model('test_resnet', num_classes=5), tmp_path / 'five')
     with pytest.raises(ValueError, match='--kd-model must have the 3 classes and 3 input channels .* with 5 and 3'):
