@@ -71,7 +71,9 @@ def _kernel_rows(counted: dict, compiled: dict[int, dict]) -> Iterable[tuple[Any
     first = next(iter(compiled.values()))
     for case, of_case in counted.items():
         for key in PASSES:
-            moved = [launch.moved / of_case.elements for launch in of_case.ours[key] if launch.programs]
+            # What is counted may be too small to be cut: what joins parts is then not launched, and moves little.
+            moved = dict(enumerate(
+                launch.moved / of_case.elements for launch in of_case.ours[key] if launch.programs))
             for i, (kernel, _) in enumerate(first[case, SHAPES[0]][key]):
                 here = [passes[case, SHAPES[0]][key][i] for passes in compiled.values()]
                 figures = [
@@ -83,7 +85,7 @@ def _kernel_rows(counted: dict, compiled: dict[int, dict]) -> Iterable[tuple[Any
                 widths = _widths(kernel.loads), _widths(kernel.stores)
                 row = (kernel.name, name, case.layout, case.dtype, *widths, *figures)
                 spills = any(of_arch.stack for of_arch, _ in here)
-                if (moved[i] > 0.5 or spills) and row not in seen:
+                if (moved.get(i, 0) > 0.5 or spills) and row not in seen:
                     seen.add(row)
                     yield row
 
