@@ -6,7 +6,6 @@ fastai's ``lr_find``.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from timm.utils import get_outdir
@@ -88,7 +87,7 @@ class _Enough(Exception):
 
 def _train(setup: Setup) -> tuple[list[float], list[float]]:
     """Give the learning rates and the losses of the updates, up to where the loss explodes."""
-    config, loader, optimizer = setup.config, setup.loader, setup.optimizer
+    loader, optimizer = setup.loader, setup.optimizer
     frozen = make_ready(setup, Progress())
     lrs: list[float] = []
     losses: list[float] = []
@@ -115,18 +114,12 @@ def _train(setup: Setup) -> tuple[list[float], list[float]]:
                 loader,
                 optimizer,
                 epoch,
-                autocast=setup.autocast,
-                loss_scaler=setup.loss_scaler,
-                clip_grad=config.clip_grad,
-                clip_mode=config.clip_mode,
-                channels_last=config.channels_last,
-                grad_accum_steps=config.grad_accum_steps,
                 log_interval=1,
-                world=setup.world,
                 meter=meter,
                 in_eval_mode=frozen or (),
                 before_update=before_update,
                 after_update=after_update,
+                **setup.step_options,
             )
         except (_Enough, NonFiniteLossError):
             break
@@ -150,9 +143,7 @@ def suggest(lrs: Sequence[float], smoothed: Sequence[float]) -> float | None:
 
 def _write(result: LrRange, setup: Setup) -> LrRange:
     """Write the table and the picture to a folder of their own, and give the result with its place."""
-    config, size = setup.config, setup.data_config['input_size'][-1]
-    name = config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{setup.architecture}-{size}'
-    folder = Path(get_outdir(config.output, f'{name}-lr', inc=True))
+    folder = Path(get_outdir(setup.config.output, f'{setup.new_name()}-lr', inc=True))
     rows = [
         dict(lr=lr, loss=loss, smoothed=smoothed)
         for lr, loss, smoothed in zip(result.lrs, result.losses, result.smoothed, strict=True)]

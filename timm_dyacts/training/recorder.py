@@ -1,7 +1,6 @@
 """What a run leaves: its folder with checkpoints, results, log, pictures and state, and its messages."""
 import sys
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from safetensors.torch import load_file
@@ -31,9 +30,7 @@ def open_folder(setup: Setup, run: RunFolder | None, progress: Progress) -> RunF
     """Open the folder of a resumed run, or of a new one for ``None``, and write the options to it."""
     config = setup.config
     if run is None:
-        size = setup.data_config['input_size'][-1]
-        experiment = config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{setup.architecture}-{size}'
-        run = RunFolder(get_outdir(config.output, experiment, inc=True))
+        run = RunFolder(get_outdir(config.output, setup.new_name(), inc=True))
     notes = [
         f'Up to {extension["images"]} images of epoch {extension["epoch"]} the learning rate is that of '
         f'--epochs {extension["epochs"]}.' for extension in progress.extensions]

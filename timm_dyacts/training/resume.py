@@ -150,8 +150,7 @@ def extend(setup: Setup, progress: Progress, epochs: int) -> None:
     progress.extensions.append(dict(epochs=epochs, epoch=progress.epoch, images=progress.samples))
     if isinstance(setup.scheduler, PlateauLRScheduler):
         return
-    steps = progress.samples // setup.loader.samples_per_step
-    updates = progress.epoch * setup.updates_per_epoch + -(-steps // setup.config.grad_accum_steps)
+    updates = setup.count_updates(progress.epoch, progress.samples // setup.loader.samples_per_step)
     setup.scheduler.step(progress.epoch)
     if updates:
         setup.scheduler.step_update(updates)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -121,6 +122,23 @@ class Setup:
         """Number of updates of the weights in an epoch."""
         return -(-len(self.loader) // self.config.grad_accum_steps)
 
+    def count_updates(self, epoch: int, steps: int) -> int:
+        """Give the number of updates of the run once so many batches of an epoch are done."""
+        return epoch * self.updates_per_epoch + -(-steps // self.config.grad_accum_steps)
+
+    @property
+    def step_options(self) -> dict[str, Any]:
+        """The arguments of ``train_one_epoch`` that say how a batch is trained on."""
+        return dict(
+            autocast=self.autocast,
+            loss_scaler=self.loss_scaler,
+            clip_grad=self.config.clip_grad,
+            clip_mode=self.config.clip_mode,
+            channels_last=self.config.channels_last,
+            grad_accum_steps=self.config.grad_accum_steps,
+            world=self.world,
+        )
+
     @property
     def mean_lr(self) -> float:
         """Learning rate, the mean of the parameter groups."""
@@ -141,6 +159,11 @@ class Setup:
     def architecture(self) -> str:
         """Name of the architecture, for messages and folders."""
         return self.model.pretrained_cfg['architecture']
+
+    def new_name(self) -> str:
+        """Name a folder for what is about to be done: as the options do, else after time, model and size."""
+        size = self.data_config['input_size'][-1]
+        return self.config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{self.architecture}-{size}'
 
     @property
     def title(self) -> str:

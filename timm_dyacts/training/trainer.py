@@ -274,7 +274,7 @@ class Trainer:
         setup, progress = self.setup, self.progress
         if self.profiler is not None and self.profiler.after_update():
             tqdm.write(f'Profiled {self.profiler.updates} updates: trace.json and operators.txt in {self.run.profile}')
-        updates = progress.epoch * setup.updates_per_epoch + -(-steps // setup.config.grad_accum_steps)
+        updates = setup.count_updates(progress.epoch, steps)
         signum = self.stop.agreed()
         samples = steps * setup.loader.samples_per_step
         is_resumable = setup.loader.resumes_within_epoch or steps == len(setup.loader)
@@ -314,7 +314,6 @@ def _train_epoch(
         after_interval: Callable[[int], None] | None,
 ) -> OrderedDict[str, Any]:
     """Train what is left of an epoch, and give its metrics."""
-    config = setup.config
     first_step = setup.loader.set_position(progress.epoch, progress.samples)
     metrics = train_one_epoch(
         setup.task,
@@ -322,21 +321,15 @@ def _train_epoch(
         setup.optimizer,
         progress.epoch,
         scheduler=setup.scheduler,
-        autocast=setup.autocast,
-        loss_scaler=setup.loss_scaler,
-        clip_grad=config.clip_grad,
-        clip_mode=config.clip_mode,
-        channels_last=config.channels_last,
-        grad_accum_steps=config.grad_accum_steps,
-        log_interval=config.log_interval,
+        log_interval=setup.config.log_interval,
         progress=bar,
-        world=setup.world,
         meter=progress.meter,
         first_step=first_step,
         in_eval_mode=in_eval_mode,
         before_update=before_update,
         after_update=after_update,
         after_interval=after_interval,
+        **setup.step_options,
     )
     progress.samples = len(setup.loader) * setup.loader.samples_per_step
     return metrics
