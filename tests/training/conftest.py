@@ -3,6 +3,13 @@ import os
 import signal
 
 import pytest
+from support.photos import write_photos
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+    """24 training images, 12 validation images, in folders of three classes."""
+    return write_photos(tmp_path_factory.mktemp('photos'))
 
 
 @pytest.fixture

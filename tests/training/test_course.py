@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from support.photos import write_photos
 from support.small_run import assert_same_end, train_small
 
 import timm_dyacts  # noqa: F401
@@ -18,11 +17,6 @@ from timm_dyacts.training import TrainConfig, TrainingInterrupted
 from timm_dyacts.training.log import best_rows, early_stop, write_summary
 from timm_dyacts.training.pace import Pace
 from timm_dyacts.training.state import EpochMeter
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp('photos'))
 
 
 @pytest.fixture

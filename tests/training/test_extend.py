@@ -1,18 +1,12 @@
 """A run is given more epochs."""
 import pytest
 import yaml
-from support.photos import write_photos
 from support.small_run import assert_same_end, train_small, train_with
 
 import timm_dyacts  # noqa: F401
 from timm_dyacts.run_folder import RunFolder
 from timm_dyacts.training import TrainingInterrupted
 from timm_dyacts.training.state import load_state
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp('photos'))
 
 
 @pytest.fixture

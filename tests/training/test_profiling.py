@@ -3,7 +3,6 @@ import csv
 import json
 
 import pytest
-from support.photos import write_photos
 from support.small_run import assert_same_end, config_of, train_small
 
 import timm_dyacts  # noqa: F401
@@ -13,12 +12,6 @@ from timm_dyacts.training import TrainingInterrupted, find_lr, loop
 from timm_dyacts.training.lr_range import LrRange, suggest
 
 pytest.importorskip('matplotlib')
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    """24 training images: 12 updates of 2."""
-    return write_photos(tmp_path_factory.mktemp('photos'))
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.photos import write_photos
 from support.small_run import assert_same_end, config_of, train_with
 from timm.loss import BinaryCrossEntropy
 from timm.optim import Lamb
@@ -39,11 +38,6 @@ RECIPES = dict(
     a3=dict(_ALL, epochs=100, lr=8e-3, weight_decay=0.02, smoothing=0.0, aug_repeats=0,
             aa='rand-m6-mstd0.5-inc1', mixup=0.1, img_size=160),
 )
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp('photos'))
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device('cpu')
 
 
-@pytest.fixture(scope='session')
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp('photos'))
-
-
 @pytest.fixture
 def run(photos, tmp_path, without_pictures):
     """Train a small model with dropout for two epochs of three steps; options come on top."""

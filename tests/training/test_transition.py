@@ -11,7 +11,6 @@ import timm
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from support.photos import write_photos
 from support.small_run import assert_same_end, config_of, train_small, train_with
 from timm.models import save_for_hf
 from torch import nn
@@ -28,11 +27,6 @@ from timm_dyacts.training.task import classification_task
 from timm_dyacts.training.transition import move_transition, t_of_update
 
 MODEL = 'mobilenetv3_small_050_dyrelu_b'
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp('photos'))
 
 
 @pytest.fixture
