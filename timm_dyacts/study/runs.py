@@ -107,13 +107,15 @@ def _finished(run: Run, options: Mapping[str, Any], kept: Record | None) -> Reco
     if record is None or not record.finished:
         record = kept
     config = config_of(run, options)
+    if record is not None and record.recipe == recipe_of(config):
+        return record
     saved = RunFolder(run.folder).read_options()
     different = differing_options(config, saved, FREE_OPTIONS - {'on_bad_image'}) if saved is not None else []
-    if different if record is None else record.recipe != recipe_of(config):
-        raise RunError(
-            f'{run.folder} is a{"" if record is None else " finished"} run with other options'
-            f'{": " if different else ""}{", ".join(different)}. Choose another --experiment for another comparison.')
-    return record
+    if record is None and not different:
+        return None
+    raise RunError(
+        f'{run.folder} is a{"" if record is None else " finished"} run with other options'
+        f'{": " if different else ""}{", ".join(different)}. Choose another --experiment for another comparison.')
 
 
 class _Process:

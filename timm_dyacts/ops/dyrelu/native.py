@@ -57,7 +57,7 @@ def _run(
     channels_last = positions == 1 or is_channels_last(x)
     call(f'dyrelu_{name}', x.dtype, _Operands(
         n, c, positions, channels_last, k, crew(), x=pointer(x), max_value=math.nan if max_value is None else max_value,
-        **{name: pointer(value) if isinstance(value, Tensor) else value for name, value in fields.items()}))
+        **{field: pointer(value) if isinstance(value, Tensor) else value for field, value in fields.items()}))
 
 
 def _by_channels(theta: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
