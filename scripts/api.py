@@ -41,7 +41,7 @@ MODULES: dict[str, dict[str, list[str]]] = {
     'timm_dyacts.hub': {
         '': ['publish', 'load', 'verify', 'Publication', 'HubError', 'ChecksumError', 'MissingFileError']},
     'timm_dyacts.training': {
-        '': ['train', 'TrainConfig', 'RunResult', 'NonFiniteLossError', 'TrainingInterrupted']},
+        '': ['train', 'TrainConfig', 'RunResult', 'find_lr', 'LrRange', 'NonFiniteLossError', 'TrainingInterrupted']},
     'timm_dyacts.evaluation': {
         '': ['validate', 'validate_models', 'ValidateConfig', 'predict', 'PredictConfig']},
     'timm_dyacts.study': {
