@@ -10,10 +10,13 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .layers.calls import update_entries
+from .messages import one_line
 from .modes import evaluating
-from .zoo import suggest
+from .weights_file import check_fit, load_numpy, read_weights
+from .zoo import PretrainedWeightsError, find_variant, suggest
 
-__all__ = ['build_model', 'count_parameters', 'resolve_input', 'resolve_model_name']
+__all__ = ['build_from_file', 'build_model', 'count_parameters', 'resolve_input', 'resolve_model_name']
 
 
 def resolve_model_name(name: str, option: str = '--model') -> str:
@@ -66,6 +69,51 @@ def build_model(
         # Activations that learn their number of channels from the first input have no parameters to train before it.
         with torch.no_grad(), evaluating(model):
             model(torch.zeros(1, *resolve_input(model, preprocessing)['input_size']))
+    return model
+
+
+def build_from_file(
+        name: str,
+        path: str,
+        option: str,
+        preprocessing: Mapping[str, Any],
+        model_kwargs: Mapping[str, Any],
+        **kwargs: Any,
+) -> nn.Module:
+    """Create a model with all of its weights from a file, those of a variant also from one of its base.
+
+    Args:
+        name: As ``resolve_model_name`` takes it.
+        path: The file, as ``weights_file.read_weights`` takes it, or a NumPy file of a model that timm reads from one.
+        option: The option that named it, for messages.
+        preprocessing: As ``resolve_input`` takes it.
+        model_kwargs: As ``build_model`` takes them.
+        **kwargs: Further arguments of ``timm.create_model``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no checkpoint, or one of another model.
+    """
+    name = resolve_model_name(name)
+    model = build_model(name, preprocessing, False, model_kwargs, **kwargs)
+    if os.path.splitext(path)[1].lower() in ('.npz', '.npy'):
+        load_numpy(model, path, option)
+        return model
+    given = read_weights(path, option)
+    own = dict(given)
+    update_entries(model, own)
+    try:
+        check_fit(own, model, option, path)
+    except ValueError:
+        if ':' in name or find_variant(name) is None:
+            raise
+        overlay = dict(state_dict=given, num_classes=model.num_classes)
+        try:
+            return build_model(
+                name, preprocessing, True, model_kwargs, pretrained_cfg_overlay=overlay, **kwargs)
+        except (RuntimeError, PretrainedWeightsError) as e:
+            raise ValueError(f'{option} must fit the model, got {path!r}. {one_line(e)}') from None
+    model.load_state_dict(own)
     return model
 
 

@@ -121,6 +121,9 @@ class Start(_FromDict):
         warm_start: ``'exact'`` (by a transition, too), ``'approximate'`` or, where it could not be compared,
             ``'unchecked'``; ``None`` where nothing was converted.
         kd_model: The teacher of a distillation.
+        sha256: Of the file, if they came from one.
+        entries: Number of entries of the model that the file gave, without those of the classifier.
+        entries_of: Number of those that there are.
     """
     model: str
     pretrained: bool
@@ -128,6 +131,9 @@ class Start(_FromDict):
     license: str | None = None
     warm_start: str | None = None
     kd_model: str | None = None
+    sha256: str | None = None
+    entries: int | None = None
+    entries_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,12 +172,15 @@ class Results(_FromDict):
         values = asdict(replace(self, versions=dict(self.versions)))
         if self.stopped_early is None:
             del values['stopped_early']
+        for name in ('sha256', 'entries', 'entries_of'):
+            if values['start'][name] is None:
+                del values['start'][name]
         return values
 
 
 # What a record need not hold. All else has to be written, also what a constructor has a default for: no entry for the
 # licence does not mean that there is none.
-_MAY_BE_ABSENT = frozenset({'epoch', 'stopped_early'})
+_MAY_BE_ABSENT = frozenset({'entries', 'entries_of', 'epoch', 'sha256', 'stopped_early'})
 
 
 class _Kind(NamedTuple):

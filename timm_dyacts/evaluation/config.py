@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from ..loading import build_from_file, build_model
 from ..options import Options, option
 
 __all__ = [
@@ -123,10 +126,29 @@ class DeviceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptions):
+class WeightsOptions(PreprocessingOptions):
+    """The weights of a trained model."""
+    checkpoint: str | None = option(
+        None, flags=('--initial-checkpoint', '--pretrained-path'), metavar='FILE',
+        help='load these weights in place of the pretrained ones; those of its base fit a variant, too')
+
+    def build(self, name: str) -> nn.Module:
+        """Create a model with its pretrained weights, or those of ``checkpoint``.
+
+        Raises:
+            OSError: The weights could not be read.
+            ValueError: There is no such model, or the file has not its weights.
+        """
+        kwargs = dict(model_kwargs=self.model_kwargs, num_classes=self.num_classes)
+        if self.checkpoint is None:
+            return build_model(name, self.preprocessing, pretrained=True, **kwargs)
+        return build_from_file(name, self.checkpoint, '--checkpoint', self.preprocessing, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig(LoaderOptions, DeviceOptions, WeightsOptions, InputOptions):
     """How to evaluate models."""
     model: tuple[str, ...] = option(flags=('-m',), metavar='NAME', help='what to evaluate')
-    checkpoint: str | None = option(None, metavar='FILE', help='load these weights in place of the pretrained ones')
     split: str | None = option(None, metavar='NAME', help='split to evaluate on', unset='of the run, or validation')
     batch_size: int = option(256, flags=('-b',), minimum=1, metavar='N')
     use_train_size: bool = option(
@@ -141,11 +163,10 @@ class ValidateConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOp
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(LoaderOptions, DeviceOptions, PreprocessingOptions):
+class PredictConfig(LoaderOptions, DeviceOptions, WeightsOptions):
     """How to predict, and of what."""
     images: tuple[str, ...] = option(positional=True, metavar='PATH', help='image files, and folders of images')
     model: str = option(flags=('-m',), metavar='NAME', help='what to predict with')
-    checkpoint: str | None = option(None, metavar='FILE', help='load these weights in place of the pretrained ones')
     topk: int = option(5, minimum=1, metavar='K', help='classes per image')
     results_format: str = option('table', choices=('table', 'csv', 'json'))
     results_file: str | None = option(None, metavar='FILE', help='where to write', unset='standard output')

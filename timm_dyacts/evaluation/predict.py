@@ -16,7 +16,7 @@ from ..data.loaders import build_eval_loader, image_mode
 from ..data.resumable import without_worker_trace
 from ..device import build_amp, resolve_device, set_numerics
 from ..files import replace_text
-from ..loading import build_model, resolve_input
+from ..loading import resolve_input
 from ..messages import one_line
 from ..world import World
 from .config import PredictConfig
@@ -83,14 +83,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     paths = find_images(config.images)
     device = resolve_device(config.device)
     set_numerics(device, config.deterministic)
-    model = build_model(
-        config.model,
-        config.preprocessing,
-        pretrained=not config.checkpoint,
-        model_kwargs=config.model_kwargs,
-        num_classes=config.num_classes,
-        checkpoint_path=config.checkpoint,
-    )
+    model = config.build(config.model)
     remark_on_transition(model, config.model, config.checkpoint)
     data_config = resolve_input(model, config.preprocessing, use_test_size=True)
     files = _Files(paths, image_mode(data_config['input_size'][0], config.input_img_mode))

@@ -13,7 +13,7 @@ from ..data import class_names, create_dataset
 from ..data.loaders import build_eval_loader, check_num_classes, image_mode
 from ..device import build_amp, resolve_device, set_numerics
 from ..files import format_csv, replace_text
-from ..loading import build_model, count_parameters, resolve_input
+from ..loading import count_parameters, resolve_input
 from ..run_folder import RunFolder
 from ..world import World
 from .config import ValidateConfig
@@ -48,14 +48,7 @@ def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
     config = _resolve_dataset(config, name)
     device = resolve_device(config.device)
     set_numerics(device, config.deterministic)
-    model = build_model(
-        name,
-        config.preprocessing,
-        pretrained=not config.checkpoint,
-        model_kwargs=config.model_kwargs,
-        num_classes=config.num_classes,
-        checkpoint_path=config.checkpoint,
-    )
+    model = config.build(name)
     remark_on_transition(model, name, config.checkpoint)
     data_config = resolve_input(model, config.preprocessing, use_test_size=not config.use_train_size)
     dataset = create_dataset(

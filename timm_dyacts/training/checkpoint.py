@@ -21,7 +21,7 @@ from ..version import __version__
 from .config import TrainConfig
 from .split_bn import drop_split_bn
 
-__all__ = ['dataset_title', 'describe_results', 'describe_start', 'save_checkpoint', 'set_pretrained_cfg']
+__all__ = ['dataset_title', 'describe_results', 'save_checkpoint', 'set_pretrained_cfg']
 
 # What a model's configuration says about the weights that it started from, and that does not hold for the trained ones.
 _STALE_FIELDS = (
@@ -118,24 +118,6 @@ def _drop_repeated_classes(path: Path) -> None:
     config = json.loads(path.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)
     path.write_text(json.dumps(config, indent=2), encoding='utf-8')
-
-
-def describe_start(config: TrainConfig, model: nn.Module) -> Start:
-    """Say where the weights of a model come from that has just been created."""
-    cfg = model.pretrained_cfg
-    pretrained = config.pretrained or config.pretrained_path is not None
-    source = config.initial_checkpoint or config.pretrained_path
-    if config.pretrained and not source:
-        source = cfg.get('hf_hub_id') or cfg.get('url') or cfg.get('file')
-    conversion = getattr(model, 'conversion', None)
-    return Start(
-        model=config.model,
-        pretrained=pretrained,
-        source=source or None,
-        license=cfg.get('license') if pretrained else None,
-        warm_start=conversion.function if pretrained and conversion is not None else None,
-        kd_model=config.kd_model,
-    )
 
 
 def describe_results(

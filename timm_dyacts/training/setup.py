@@ -1,6 +1,5 @@
 """The objects of a training run, built from its options."""
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.models import load_checkpoint
 from timm.scheduler import PlateauLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import NativeScaler, random_seed
@@ -30,19 +28,19 @@ from ..data.mixing import EpochMixup
 from ..data.resumable import StreamLoader
 from ..data.subsets import hold_out, pick_per_class
 from ..device import build_amp
-from ..loading import build_model, resolve_input
+from ..loading import resolve_input
 from ..lsuv import lsuv_
 from ..run_folder import Start
 from ..world import World
-from .checkpoint import dataset_title, describe_start, set_pretrained_cfg
+from .checkpoint import dataset_title, set_pretrained_cfg
 from .class_weights import resolve_class_weights
 from .config import TrainConfig
-from .finetune import build_optimizer, init_head
+from .finetune import build_optimizer
+from .initial_model import create_initial_model
 from .schedule import PlateauState, build_scheduler
 from .sharding import Sharding
 from .split_bn import split_bn
 from .task import Task, build_task
-from .transition import check_transition, create_arguments
 
 __all__ = ['Datasets', 'Setup', 'build_datasets', 'build_setup', 'build_validation_loader']
 
@@ -206,10 +204,9 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
     random_seed(config.seed)  # the same in all processes, for the same initial weights
     datasets, config = build_datasets(config, world)
     sharding = Sharding(config, world) if config.dist_strategy == 'fsdp' else None
-    model = _create_model(config)
-    start = describe_start(config, model)
+    model, start = create_initial_model(config)
     data_config = resolve_input(model, config.preprocessing)
-    set_pretrained_cfg(model, data_config, from_pretrained=start.pretrained)
+    set_pretrained_cfg(model, data_config, from_pretrained=start.pretrained and config.pretrained_path is None)
     model = _prepare_model(model, config, world)
     loader = _build_train_loader(config, datasets.train, data_config, world)
     validation_loader = build_validation_loader(config, datasets.validation, data_config, world)
@@ -324,52 +321,6 @@ def build_datasets(config: TrainConfig, world: World) -> tuple[Datasets, TrainCo
     if config.class_weights is not None:
         weights = resolve_class_weights(config.class_weights, train, names, num_classes)
     return Datasets(train, validation, held_out, names, weights), config
-
-
-def _create_model(config: TrainConfig) -> nn.Module:
-    for option in ('pretrained_path', 'initial_checkpoint'):
-        path = getattr(config, option)
-        if path is not None and not os.path.isfile(path):
-            raise FileNotFoundError(f'--{option.replace("_", "-")} must be a checkpoint file, got {path!r}.')
-    overlay = None
-    if config.pretrained_path is not None:
-        overlay = dict(file=config.pretrained_path, num_classes=-1)  # -1: the file's classifier is never taken over
-    try:
-        model = build_model(
-            config.model,
-            config.preprocessing,
-            pretrained=config.pretrained or overlay is not None,
-            model_kwargs=create_arguments(config),
-            num_classes=config.num_classes,
-            pretrained_cfg_overlay=overlay,
-            drop_rate=config.drop,
-            drop_path_rate=config.drop_path,
-            drop_block_rate=config.drop_block,
-        )
-    except (AssertionError, TypeError) as e:
-        refusal = _refusal(config, e)
-        if refusal is None:
-            raise
-        raise ValueError(f'{refusal}, got --model {config.model!r}.') from e
-    if config.initial_checkpoint is not None:
-        load_checkpoint(model, config.initial_checkpoint)
-    init_head(model, config.head_init_scale, config.head_init_bias)
-    check_transition(config, model)
-    return model
-
-
-def _refusal(config: TrainConfig, error: Exception) -> str | None:
-    """Say which option an architecture does not take, by the error that its constructor raised."""
-    if isinstance(error, AssertionError):  # what timm raises for a name that it does not know
-        return None if config.gp is None else f'--gp {config.gp!r} is no global pooling of this model'
-    needed = dict(
-        transition='--transition-epochs needs a variant, such as resnet50_softpool',
-        global_pool='--gp needs a model that can be built with another global pooling',
-        bn_momentum='--bn-momentum needs a model that takes it, such as an EfficientNet or a MobileNet',
-        bn_eps='--bn-eps needs a model that takes it, such as an EfficientNet or a MobileNet',
-        drop_block_rate='--drop-block needs a model that takes it, such as a ResNet',
-    )
-    return next((text for name, text in needed.items() if f"'{name}'" in str(error)), None)
 
 
 def _prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:

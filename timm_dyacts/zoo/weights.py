@@ -20,7 +20,13 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from ..convert import convert
 from ..layers.calls import log_completed, update_entries
 
-__all__ = ['PretrainedWeightsError', 'check_source', 'convert_checkpoint', 'describe_missing_weights']
+__all__ = [
+    'PretrainedWeightsError',
+    'check_source',
+    'convert_checkpoint',
+    'describe_missing_weights',
+    'recorded_mismatch',
+]
 
 # The entry of a state dict that says that the weights are those of a bipolar network.
 BIPOLAR = 'bipolar'
@@ -145,7 +151,7 @@ def _load_base(
     )
     adapted = ('num_classes', 'in_chans', 'global_pool')
     kwargs = {k: v for k, v in model_kwargs.items() if k not in adapted}
-    with _recorded_mismatch() as (missing, unexpected):
+    with recorded_mismatch() as (missing, unexpected):
         base = model_entrypoint(name)(pretrained=True, pretrained_cfg=cfg.to_dict(), **kwargs)
     # A negative number of classes says that the classifier is not to be taken over; timm drops it then.
     head = tuple(f'{name}.' for name in _as_names(cfg.classifier)) if cfg.num_classes < 0 else ()
@@ -162,7 +168,7 @@ def _load_base(
 
 
 @contextmanager
-def _recorded_mismatch() -> Iterator[tuple[list[str], list[str]]]:
+def recorded_mismatch() -> Iterator[tuple[list[str], list[str]]]:
     """Record the missing and unexpected keys of the state dicts that are loaded into models built meanwhile.
 
     timm loads some architectures (DLA, Inception v3) without being strict, and tells it to the log only.
