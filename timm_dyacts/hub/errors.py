@@ -1,4 +1,5 @@
 """What can go wrong between here and the Hub, said so that one knows what to do."""
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ try:
 except ImportError as e:
     raise unsupported('huggingface_hub', huggingface_hub.__version__, f'its errors ({e})') from e
 
-__all__ = ['ChecksumError', 'HubError', 'MissingFileError', 'check_token', 'explained', 'summarize']
+__all__ = ['ChecksumError', 'HubError', 'MissingFileError', 'check_token', 'explained', 'printable', 'shown', 'summarize']
 
 
 class HubError(OSError):
@@ -127,5 +128,15 @@ def summarize(error: BaseException) -> str:
     """Give the beginning of an error's message, in one line."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith('For more information check: ')]
-    summary = ' '.join(lines[:2]) or type(error).__name__
+    summary = printable(' '.join(lines[:2])) or type(error).__name__
     return summary if len(summary) <= 400 else f'{summary[:400]} ...'
+
+
+def printable(text: str) -> str:
+    """Give a text with an escape for each character that a terminal would obey or not show, as ``repr`` has them."""
+    return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def shown(value: object) -> str:
+    """Give a value from elsewhere for a message: short, in one line."""
+    return printable(reprlib.repr(value))

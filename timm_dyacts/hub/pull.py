@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..run_folder import CONFIG, PICKLED_WEIGHTS, WEIGHTS, CheckpointFolder
+from .bounds import check_header, limited_building
 from .cache import Repo, discard, is_intact
 from .config import check_config, read_config, recorded
 from .errors import ChecksumError, HubError, MissingFileError, summarize
@@ -61,7 +62,8 @@ def load(
     if verify and not snapshot.verified:
         _logger.warning("There is no checksum to verify the weights of '%s' with.", repo.name)
     try:
-        model = timm.create_model(f'local-dir:{snapshot.folder}', pretrained=True, **kwargs)
+        with limited_building(snapshot.weights):
+            model = timm.create_model(f'local-dir:{snapshot.folder}', pretrained=True, **kwargs)
     except Exception as e:
         remedy = f'Load it without the arguments {kwargs}.' if kwargs else \
             f'{CONFIG} and weights must be of the same model, which the owner of the repo has to put right.'
@@ -204,6 +206,7 @@ def _verify_weights(path: Path, expected: str | None, repo: Repo) -> bool:
 
 
 def _check_safetensors(path: Path, repo: Repo) -> None:
+    check_header(path, repo.name)
     try:
         with safe_open(path, framework='pt'):
             pass
