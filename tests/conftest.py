@@ -1,5 +1,6 @@
 """What all tests share: the option of this suite, and one thread for each of its processes."""
 import os
+import random
 import re
 
 import pytest
@@ -26,6 +27,23 @@ def pytest_configure():
 def pytest_addoption(parser):
     parser.addoption('--zoo', choices=('sample', 'all'), default='sample',
                      help='variants that tests/test_models.py goes through (default: %(default)s)')
+    parser.addoption('--fuzz', type=int, default=1, metavar='N',
+                     help='times as many tries of the tests that draw what they try, with seeds of their own')
+
+
+@pytest.fixture
+def tries(request):
+    """How often a test that draws what it tries does so."""
+    return lambda number: number * request.config.getoption('--fuzz')
+
+
+@pytest.fixture
+def seed(request):
+    """Of what such a test draws: the same each time but in a long run, and printed where the test fails."""
+    drawn = random.randrange(2 ** 32) if request.config.getoption('--fuzz') > 1 else 0
+    drawn = int(os.environ.get('FUZZ_SEED', drawn))
+    print(f'FUZZ_SEED={drawn}')
+    return drawn
 
 
 @pytest.fixture

@@ -4,13 +4,19 @@ import io
 import os
 import re
 import secrets
+import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ['format_csv', 'replace_text', 'write_durably']
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ['format_csv', 'lock', 'replace_text', 'umask', 'write_durably']
 
 # Whoever is still writing has touched the file within this time, in seconds.
 _ABANDONED_AFTER = 3600.0
@@ -63,3 +69,40 @@ def format_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def umask() -> int:
+    """Give the permissions that new files of this process do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a file that one process at a time can hold. The system releases it when the process ends, however it ends.
+
+    Where the file system knows no locks, nothing is held: a folder on it can be used all the same.
+
+    Args:
+        path: The file, in a folder that exists. It is made where there is none, and stays there.
+
+    Raises:
+        BlockingIOError: Another process holds it. The message says which.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(path, 'a+', encoding='utf-8') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(file.read().strip() or 'another process') from None
+        except OSError:
+            pass
+        file.seek(0)
+        file.truncate()
+        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        file.flush()
+        yield

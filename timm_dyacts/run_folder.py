@@ -10,6 +10,7 @@ it::
       history/best-7/ ema-7/ ...                      the best epochs, if more than one is kept, by number
       checkpoint/state.pt previous.pt                 what resuming needs
       args.yaml summary.csv                           the options, and a row for each epoch
+      .lock                                           which process trained in it last, or does
       trackers.json                                   what trackers call the run
       classes.csv                                     precision, recall, F1 and images of each class, best epoch
       curves.png classes.png confusion.png mistakes.png dyrelu.png softpool.png
@@ -24,14 +25,16 @@ import os
 import reprlib
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from .files import replace_text
+from .files import lock, replace_text
+from .messages import one_line
 from .options import published
 from .privacy import reduced
 
@@ -310,7 +313,7 @@ class CheckpointFolder(_Folder):
         try:
             return Results.from_dict(json.loads(self.results.read_text(encoding='utf-8')))
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-            problem = f'is not JSON ({_one_line(e)})'
+            problem = f'is not JSON ({one_line(e)})'
         except ValueError as e:
             problem = str(e)
         raise ValueError(
@@ -335,6 +338,22 @@ class RunFolder(_Folder):
     Args:
         path: The folder. It need not exist.
     """
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in the folder, which has to exist.
+
+        Raises:
+            ValueError: One does. The message says which.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(self.path / '.lock'))
+            except BlockingIOError as e:
+                raise ValueError(
+                    f'{self} is in use: {e} trains in it. Wait until that has ended, or choose another --experiment.'
+                ) from None
+            yield
 
     @classmethod
     def containing(cls, checkpoint: str | os.PathLike[str]) -> 'RunFolder | None':
@@ -455,7 +474,7 @@ class RunFolder(_Folder):
         try:
             options = yaml.safe_load(self.options.read_text(encoding='utf-8'))
         except (ValueError, RecursionError, yaml.YAMLError) as e:
-            problem = f'is not YAML ({_one_line(e)})'
+            problem = f'is not YAML ({one_line(e)})'
         else:
             if isinstance(options, dict) and all(map(_is_text, options)):
                 return options
@@ -508,7 +527,3 @@ def how_to_finish(model: str | None, t: float) -> str:
     return (
         f'{way} it, call finish_transition(model), with which it jumps to operators that its '
         f'weights are not trained for, see how good it is then, and save that.')
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())

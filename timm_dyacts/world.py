@@ -1,4 +1,5 @@
 """The processes of a run and what they have to agree on, for one process as for many."""
+import io
 import signal
 import threading
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from timm.utils import init_distributed_device
 from torch import Tensor
 
 __all__ = ['StopSignal', 'TrainingInterrupted', 'World']
+
+# What asks a run to stop: Ctrl-C, what ends processes, a terminal that is gone, and what Slurm sends before the time is
+# over (``--signal=USR1@60``). Windows has the first two only.
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name))
 
 
 class TrainingInterrupted(RuntimeError):
@@ -58,20 +64,31 @@ class World:
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """Give the value of the primary process."""
+        """Give the value of the primary process: tensors and plain values. No pickle of others is run."""
         if self.size == 1:
             return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.control)
-        return values[0]
+        packed = _pack(value) if self.is_primary else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor(len(packed))
+        dist.broadcast(size, src=0, group=self.control)
+        if not self.is_primary:
+            packed = packed.new_empty(int(size))
+        dist.broadcast(packed, src=0, group=self.control)
+        return value if self.is_primary else _unpack(packed)
 
     def gather(self, value: Any) -> list[Any] | None:
         """Give the values of all processes by rank to the primary one, ``None`` to the others."""
         if self.size == 1:
             return [value]
-        values = [None] * self.size if self.is_primary else None
-        dist.gather_object(value, values, dst=0, group=self.control)
-        return values
+        packed = _pack(value)
+        sizes = [torch.tensor(0) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor(len(packed)), group=self.control)
+        largest = int(max(sizes))
+        padded = torch.cat([packed, packed.new_zeros(largest - len(packed))])
+        received = [padded.new_empty(largest) for _ in range(self.size)] if self.is_primary else None
+        dist.gather(padded, received, dst=0, group=self.control)
+        if received is None:
+            return None
+        return [_unpack(each[:int(size)]) for each, size in zip(received, sizes, strict=True)]
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up float64 values on the CPU, of any shape, over all processes."""
@@ -86,7 +103,9 @@ class World:
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM ask to stop, and the training stops where it can be resumed. A second Ctrl-C stops at once.
+    """A signal asks to stop, and the training stops where it can be resumed. A second Ctrl-C stops at once.
+
+    The signals are Ctrl-C, SIGTERM, SIGHUP (unless it is ignored, as ``nohup`` has it) and SIGUSR1.
 
     With several processes a signal reaches them at different times, if it reaches all. They settle after each update
     on whether one has come, so that all stop after the same one. The answer arrives while the next update is computed.
@@ -103,8 +122,9 @@ class StopSignal:
 
     def __enter__(self) -> 'StopSignal':
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._handle)
+            for signum in _SIGNALS:
+                if signal.getsignal(signum) != signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
@@ -129,3 +149,15 @@ class StopSignal:
         request = torch.tensor(self.signum)
         self._pending = dist.all_reduce(request, dist.ReduceOp.MAX, self.world.control, async_op=True), request
         return answer
+
+
+def _pack(value: Any) -> Tensor:
+    """Give a value as bytes."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+
+
+def _unpack(packed: Tensor) -> Any:
+    """Undo ``_pack``."""
+    return torch.load(io.BytesIO(packed.numpy().tobytes()), map_location=None, weights_only=True)

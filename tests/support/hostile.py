@@ -39,7 +39,7 @@ def corrupt(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = list(_places(value))
         holder, key = rng.choice(places)
-        hostile = copy.deepcopy(rng.choice((*HOSTILE, _deep(900))))
+        hostile = copy.deepcopy(rng.choice((*HOSTILE, _deep(200))))
         how = rng.random()
         if how < 0.1 and isinstance(holder, dict):
             del holder[key]

@@ -17,6 +17,7 @@ import timm_dyacts  # noqa: F401
 from timm_dyacts.cli.train import main
 from timm_dyacts.evaluation import evaluate
 from timm_dyacts.options import to_dict
+from timm_dyacts.run_folder import RunFolder
 from timm_dyacts.training import TrainConfig, TrainingInterrupted
 from timm_dyacts.training.resume import check_resumable
 from timm_dyacts.world import StopSignal, World
@@ -84,7 +85,8 @@ def test_killed_at_random_moments(photos):
     assert 'all of 4 files equal' in done.stdout
 
 
-@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('signum, status', [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)])
 def test_exit_status_and_message(run, interrupt, tmp_path, photos, capsys, signum, status):
     interrupt(1, signum)
     with pytest.raises(SystemExit) as exit_info:
@@ -101,6 +103,16 @@ def test_signals_have_their_old_handlers_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.agreed() == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal(World(CPU)) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.agreed()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_second_ctrl_c_stops_at_once():
@@ -147,7 +159,8 @@ def test_a_path_alone_is_enough(run, interrupt, tmp_path):
     assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
 
 
-def test_the_state_before_is_kept_and_used_when_asked(run, interrupt, tmp_path):
+@pytest.mark.parametrize('by_itself', [True, False])
+def test_the_state_before_is_kept_and_used(run, interrupt, tmp_path, caplog, by_itself):
     run('whole')
     interrupt(5)
     with pytest.raises(TrainingInterrupted):
@@ -158,9 +171,13 @@ def test_the_state_before_is_kept_and_used_when_asked(run, interrupt, tmp_path):
     good = previous.read_bytes()
     state.write_bytes(state.read_bytes()[:5000])
     with pytest.raises(ValueError, match=f'state.pt cannot be read: truncated.* --resume {previous}'):
-        run('stopped', '--resume', 'auto')
+        run('stopped', '--resume', str(state))
     assert previous.read_bytes() == good
-    run('stopped', '--resume', str(previous))
+    if by_itself:
+        run('stopped', '--resume', 'auto')
+        assert f'Going on from the state before it, {previous}.' in caplog.text
+    else:
+        run('stopped', '--resume', str(previous))
     assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
 
 
@@ -199,6 +216,30 @@ def test_auto_does_not_write_over_another_run(run, tmp_path):
     with pytest.raises(ValueError, match=r'has no state, and holds a run with other options: --lr 0.5 \(now 0.1\)'):
         run('done', '--epochs', '1', '--lr', '0.1', '--resume', 'auto')
     run('done', '--epochs', '1', '--lr', '0.5', '--resume', 'auto')
+
+
+def test_two_processes_do_not_train_in_one_folder(run, interrupt, tmp_path):
+    interrupt(4)
+    with pytest.raises(TrainingInterrupted):
+        run('stopped')
+    interrupt(-1)
+    state = (tmp_path / 'stopped/checkpoint/state.pt').read_bytes()
+    with RunFolder(tmp_path / 'stopped').lock(), pytest.raises(
+            ValueError, match=rf'stopped is in use: process {os.getpid()} on .* trains in it'):
+        run('stopped', '--resume', 'auto')
+    assert (tmp_path / 'stopped/checkpoint/state.pt').read_bytes() == state
+    run('stopped', '--resume', 'auto')
+
+
+def test_labels_that_were_swapped_do_not_match(run, tmp_path):
+    photos = write_photos(tmp_path / 'photos')
+    run('done', '--epochs', '1', '--data-dir', str(photos))
+    os.rename(photos / 'train/red', photos / 'train/beside')
+    os.rename(photos / 'train/blue/0.png', photos / 'train/beside/new.png')
+    os.rename(photos / 'train/beside', photos / 'train/red')
+    os.rename(photos / 'train/red/0.png', photos / 'train/blue/0.png')
+    with pytest.raises(ValueError, match='as many, but other files, or other labels'):
+        run('done', '--epochs', '1', '--data-dir', str(photos), '--resume', 'auto')
 
 
 def test_other_data_do_not_match(run, tmp_path):

@@ -45,13 +45,26 @@ def test_full_disk(tmp_path):
     assert os.listdir(tmp_path / 'checkpoint') == ['state.pt']
 
 
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """PyTorch does not compare the checksums of the archive, and would give other weights."""
+    file = StateFile(RunFolder(tmp_path))
+    file.write(dict(weights=torch.ones(1000)))
+    content = bytearray(file.path.read_bytes())
+    at = content.index(torch.ones(4).numpy().tobytes()) + 101
+    content[at] ^= 1
+    file.path.write_bytes(content)
+    assert not torch.load(file.path, weights_only=True)['weights'].equal(torch.ones(1000))
+    with pytest.raises(ValueError, match='cannot be read: truncated, damaged'):
+        load_state(file.path)
+
+
 def test_foreign_files(tmp_path):
     path = tmp_path / 'state.pt'
     torch.save(dict(state_dict={}), path)
     with pytest.raises(ValueError, match='is a checkpoint, but not the state of a training run'):
         load_state(str(path))
     path.write_text('no checkpoint')
-    with pytest.raises(ValueError, match='cannot be read: truncated, or no state'):
+    with pytest.raises(ValueError, match='cannot be read: truncated, damaged, or no state'):
         load_state(str(path))
     torch.save(Namespace(), path)  # would run code of its own choice without weights_only
     with pytest.raises(ValueError, match='cannot be read'):

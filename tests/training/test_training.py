@@ -2,6 +2,8 @@
 import csv
 import json
 import math
+import os
+import tarfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.small_run import train_small
+from support.small_run import train_small, train_with
 from support.versions import needs_timm
 from timm.scheduler import CosineLRScheduler
 from torch import nn
@@ -438,3 +440,41 @@ def test_run_folder_is_a_model_to_fine_tune(train_on_colors):
     second = train_on_colors('--model', first.folder, '--pretrained', '--lr', '1e-30', '--warmup-lr', '0')
     a, b = (load_file(f'{result.folder}/model.safetensors') for result in (first, second))
     assert torch.equal(a['fc.weight'], b['fc.weight'])
+
+
+def test_the_same_split_twice_is_refused(photos, tmp_path):
+    with pytest.raises(ValueError, match='--train-split and --val-split give the same images'):
+        train_with('--train-split', 'train', '--val-split', 'train', '--output', tmp_path)
+    with tarfile.open(tmp_path / 'photos.tar', 'w') as tar:
+        tar.add(photos, '.')
+    with pytest.raises(ValueError, match='--train-split and --val-split (give|share)'):
+        train_small(tmp_path / 'photos.tar', tmp_path)
+    with pytest.raises(ValueError, match='--train-split and --val-split give the same images'):
+        train_small(
+            photos / 'train', tmp_path, '--dataset', 'torch/image_folder', '--train-split', '', '--val-split', '')
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best(photos, tmp_path, monkeypatch, without_pictures):
+    losses = iter([math.nan, 1.0, math.nan])
+
+    def evaluate(*args, **kwargs):
+        return OrderedDict(loss=next(losses), top1=100.0, top5=100.0)
+
+    monkeypatch.setattr('timm_dyacts.training.trainer.evaluate', evaluate)
+    assert train_small(photos, tmp_path, '--epochs', 3, '--experiment', 'some').best_epoch == 1
+    losses = iter([math.nan])
+    with pytest.raises(NonFiniteLossError, match='No epoch has a finite evaluation: the model overflows'):
+        train_small(photos, tmp_path, '--epochs', 1, '--experiment', 'none')
+    assert (tmp_path / 'none/last/model.safetensors').is_file()
+    assert not (tmp_path / 'none/model.safetensors').exists()
+
+
+def test_files_of_a_checkpoint_follow_the_umask(tmp_path):
+    """safetensors keeps its files to their owner."""
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(timm.create_model('test_resnet'), tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
+        'model.safetensors': '0o640', 'config.json': '0o640'}

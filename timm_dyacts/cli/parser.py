@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from timm.utils import ParseKwargs
 
+from ..messages import one_line
 from ..suggest import close_names
 from ..version import __version__
 
@@ -24,7 +25,7 @@ class ArgumentParser(argparse.ArgumentParser):
         unknown = re.match(r'unrecognized arguments: (--[\w-]+)', message)
         if unknown:
             message += f'.{close_names(unknown[1], self._option_string_actions)}'.removesuffix('.')
-        super().error(message)
+        super().error(one_line(message))
 
 
 class KeyValues(ParseKwargs):
@@ -79,7 +80,7 @@ def describe_versions() -> str:
 
 def fail(prog: str, error: object) -> NoReturn:
     """End the program with exit status 1 and one line."""
-    sys.exit(f'{prog}: error: {error}')
+    sys.exit(one_line(f'{prog}: error: {error}'))
 
 
 def over_file(from_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,15 @@
     timm-dyacts predict --model output/train/<run> photo.jpg more_photos/
 
 The model is a run folder, 'local-dir:<folder>', 'hf-hub:<id>' or a name with pretrained weights.
+
+Exit status: 0 done, though some images may not be readable, 1 error, or no image can be read, 2 wrong usage.
 """
 import sys
 from collections.abc import Sequence
 
 from ..evaluation import PredictConfig, predict
 from ..evaluation.predict import write_predictions
+from ..messages import one_line
 from ..options import add_arguments
 from .parser import ArgumentParser, fail
 
@@ -43,5 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
     if unreadable:
         more = ', ...' if len(unreadable) > 3 else ''
         print(
-            f'{len(unreadable)} of {len(records)} images cannot be read: {", ".join(unreadable[:3])}{more}',
+            one_line(f'{len(unreadable)} of {len(records)} images cannot be read: {", ".join(unreadable[:3])}{more}'),
             file=sys.stderr)
+    if len(unreadable) == len(records):
+        sys.exit(1)

@@ -4,7 +4,8 @@ Without arguments: a small variant on the handwritten digits that come with scik
 Options are named as in timm's own script; the run folder is itself a checkpoint for 'local-dir:<folder>' and the Hub.
 With --resume auto a run that was killed goes on to the end that it would have had. More processes: torchrun.
 
-Exit status: 0 done, 1 error, 2 wrong usage, 130 stopped by Ctrl-C and 143 by SIGTERM; these two say what was saved.
+Exit status: 0 done, 1 error, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP and 138 by SIGUSR1,
+which Slurm sends with --signal=USR1@60; these say what was saved.
 """
 import argparse
 import os

@@ -3,11 +3,11 @@ import os
 from typing import Any
 
 import timm.data
-from PIL import Image
 from torch.utils.data import Dataset
 
 from ..ops.checks import check_choice
 from .digits import DigitsDataset
+from .images import read_image
 from .label_file import ReaderLabelFile
 
 __all__ = ['ImageFiles', 'class_names', 'create_dataset']
@@ -35,7 +35,7 @@ _SPECIAL = dict(
 
 
 class ImageFiles(timm.data.ImageDataset):
-    """timm's image folder, except that a file that cannot be read raises OSError or SyntaxError.
+    """timm's image folder, except that images are upright, and that one that cannot be read raises OSError.
 
     timm's own takes the next image in its place, so that an evaluation counts that one twice.
     """
@@ -43,7 +43,7 @@ class ImageFiles(timm.data.ImageDataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         file, label = self.reader[index]
         with file:
-            image = Image.open(file).convert(self.input_img_mode)
+            image = read_image(file, self.input_img_mode)
         return image if self.transform is None else self.transform(image), label
 
 

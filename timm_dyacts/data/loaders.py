@@ -14,6 +14,7 @@ from torchvision.transforms import Compose
 from ..version import unsupported
 from ..world import World
 from .factory import class_names
+from .identity import is_same
 from .label_file import ReaderLabelFile
 from .mixing import EpochMixup, SplitDataset
 from .resumable import (
@@ -37,15 +38,22 @@ __all__ = [
     'image_mode',
 ]
 
+# What images are converted to for a number of channels
+_MODES = {1: 'L', 3: 'RGB'}
+
 
 def image_mode(in_chans: int, mode: str | None = None) -> str:
     """Give the mode of PIL images for a number of channels, or ``mode`` itself.
 
     Raises:
-        ValueError: ``mode`` has another number of channels.
+        ValueError: ``mode`` has another number of channels, or is needed.
     """
     if mode is None:
-        return 'RGB' if in_chans == 3 else 'L'
+        if in_chans not in _MODES:
+            raise ValueError(
+                f'--input-img-mode is needed for {in_chans} channels, such as RGBA or CMYK for 4, LA for 2. Without it '
+                f'images have 1 (L) or 3 (RGB).')
+        return _MODES[in_chans]
     bands = len(ImageMode.getmode(mode).bands)
     if bands != in_chans:
         raise ValueError(
@@ -68,6 +76,10 @@ def check_splits(dataset_train: Dataset[Any], dataset_eval: Dataset[Any]) -> Non
             raise ValueError(
                 f'--train-split and --val-split share {len(shared)} images ({readers[0].root} and '
                 f'{readers[1].root}). Each must name a sub-folder of --data-dir of its own.')
+    if is_same(dataset_train, dataset_eval):
+        raise ValueError(
+            '--train-split and --val-split give the same images: what is measured would be how well they are '
+            'remembered. Choose two splits that the data set has.')
     names_train, names_eval = class_names(dataset_train), class_names(dataset_eval)
     if names_train != names_eval:
         raise ValueError(

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ..messages import one_line
 from ..rng import isolated_rng
 from .mixing import EpochMixup
 
@@ -38,6 +40,8 @@ __all__ = [
 # The first word of a seed says what is drawn, so that no two purposes ever share one.
 _ORDER, _SAMPLE, _MIXUP, _ERASING = range(4)
 _MAX_REPLACEMENTS = 10
+# What torchvision's data sets let through of decoders, of which Pillow's raise SyntaxError for a broken PNG.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class DataError(ValueError):
@@ -265,10 +269,12 @@ class BatchDataset(Dataset):
             _seed_rng(_SAMPLE, self.seed, epoch, candidate, *place)
             try:
                 image, label = self.dataset[candidate]
-            except (OSError, SyntaxError) as e:  # Pillow raises SyntaxError for a broken PNG
+            except _UNREADABLE as e:
+                reason = e
                 if self.on_bad_image == 'error':
                     raise DataError(
-                        f'{self.name(candidate)} cannot be read ({e}); --on-bad-image skip leaves it out.') from e
+                        f'{self.name(candidate)} cannot be read ({one_line(e)}); --on-bad-image skip leaves it out.'
+                    ) from e
                 self.unreadable[candidate] = True
                 continue
             if self.num_classes is not None and not 0 <= int(label) < self.num_classes:
@@ -277,7 +283,9 @@ class BatchDataset(Dataset):
             return image, label
         if not self.is_training:
             return None
-        raise DataError(f'{_MAX_REPLACEMENTS} images in a row cannot be read, the last one {self.name(candidate)}.')
+        raise DataError(
+            f'{_MAX_REPLACEMENTS} images in a row cannot be read, the last one {self.name(candidate)} '
+            f'({one_line(reason)}).')
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -285,7 +293,7 @@ class BatchDataset(Dataset):
     def name(self, index: int) -> str:
         """Give what to call a sample in a message."""
         filename = getattr(self.dataset, 'filename', None)
-        return filename(index, absolute=True) if filename else f'sample {index}'
+        return one_line(filename(index, absolute=True)) if filename else f'sample {index}'
 
 
 class SeededErasing:

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import torch
-from PIL import Image
 from timm.data import ImageNetInfo, get_img_extensions, infer_imagenet_subset
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..data.images import read_image
 from ..data.loaders import build_eval_loader, image_mode
 from ..data.resumable import without_worker_trace
 from ..device import build_amp, resolve_device, set_numerics
 from ..files import replace_text
 from ..loading import build_model, resolve_input
+from ..messages import one_line
 from ..world import World
 from .config import PredictConfig
 from .transition import remark_on_transition
@@ -33,9 +34,7 @@ class _Files(Dataset):
         self.transform: Callable | None = None
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        with Image.open(self.paths[index]) as file:
-            image = file.convert(self.mode)
-        return self.transform(image), index
+        return self.transform(read_image(self.paths[index], self.mode)), index
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -143,7 +142,7 @@ def write_predictions(records: Sequence[dict[str, Any]], file: TextIO, file_form
 def _write_table(records: Sequence[dict[str, Any]], file: TextIO) -> None:
     for record in records:
         classes = [f'{p["class"]} {100 * p["probability"]:.1f} %' for p in record.get('predictions', ())]
-        print(f'{record["path"]}  {", ".join(classes) or record["error"]}', file=file)
+        print(f'{one_line(record["path"])}  {", ".join(classes) or record["error"]}', file=file)
 
 
 def _write_csv(records: Sequence[dict[str, Any]], file: TextIO) -> None:

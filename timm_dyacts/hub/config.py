@@ -75,8 +75,8 @@ def _check_requirements(config: Mapping[str, Any], name: str) -> None:
             allowed = SpecifierSet(specifier)
         except InvalidSpecifier:
             raise HubError(
-                f"The {CONFIG} of '{name}' asks for {package} {shown(specifier)}, which is no version specifier. Its owner "
-                f"has to publish it again.") from None
+                f"The {CONFIG} of '{name}' asks for {package} {shown(specifier)}, which is no version specifier. Its "
+                f"owner has to publish it again.") from None
         if not allowed.contains(installed[package], prereleases=True):
             raise HubError(
                 f"'{name}' needs {package} {specifier}, and {installed[package]} is installed: "
@@ -87,8 +87,8 @@ def _check_architecture(config: Mapping[str, Any], name: str) -> None:
     architecture = config['architecture']
     if not timm.is_model(architecture):
         raise HubError(
-            f"Could not load '{name}': its architecture {shown(architecture)} is known neither to timm {timm.__version__} "
-            f"nor to timm_dyacts {__version__}.{suggest(architecture)} A newer version may "
+            f"Could not load '{name}': its architecture {shown(architecture)} is known neither to timm "
+            f"{timm.__version__} nor to timm_dyacts {__version__}.{suggest(architecture)} A newer version may "
             f"know it: pip install --upgrade timm timm_dyacts")
 
 
@@ -110,4 +110,5 @@ def _check_classes(config: Mapping[str, Any], name: str) -> None:
     if any(other != first for other in others):
         raise HubError(
             f"The {CONFIG} of '{name}' contradicts itself about the number of classes: "
-            f"{', '.join(f'{key} is {shown(value)}' for key, value in told.items())}. Its owner has to publish it again.")
+            f"{', '.join(f'{key} is {shown(value)}' for key, value in told.items())}. Its owner has to publish it "
+            f"again.")

@@ -21,7 +21,16 @@ try:
 except ImportError as e:
     raise unsupported('huggingface_hub', huggingface_hub.__version__, f'its errors ({e})') from e
 
-__all__ = ['ChecksumError', 'HubError', 'MissingFileError', 'check_token', 'explained', 'printable', 'shown', 'summarize']
+__all__ = [
+    'ChecksumError',
+    'HubError',
+    'MissingFileError',
+    'check_token',
+    'explained',
+    'printable',
+    'shown',
+    'summarize',
+]
 
 
 class HubError(OSError):

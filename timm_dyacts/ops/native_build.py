@@ -43,7 +43,7 @@ def sources() -> list[Path]:
 
 
 def _headers() -> list[Path]:
-    return sorted(_HERE.glob('native*.h'))
+    return sorted(_HERE.glob('**/native*.h'))
 
 
 def compiler() -> list[str] | None:

@@ -15,6 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ..convert import get_transition
+from ..files import umask
 from ..run_folder import CONFIG, RESULTS, Preprocessing, Results, Start
 from ..version import __version__
 from .config import TrainConfig
@@ -100,6 +101,7 @@ def save_checkpoint(
             (beside / RESULTS).write_text(json.dumps(results.to_dict(), indent=2))
         files = list(beside.iterdir())
         for file in files:
+            file.chmod(0o666 & ~umask())  # safetensors keeps its files to their owner
             with open(file, 'rb') as f:
                 os.fsync(f.fileno())
         for file in files:

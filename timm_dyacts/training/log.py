@@ -22,13 +22,16 @@ def write_summary(rows: Sequence[dict[str, float]], path: str | os.PathLike[str]
 def best_rows(rows: Sequence[dict[str, float]], metric: str, count: int) -> list[dict[str, float]]:
     """Give the rows with the best values in a column, the best first, the first of equals before the others.
 
-    Losses are best when small, NaN is worst. Of an epoch that ended within a transition the model is not yet the one
-    that is trained for: it is passed over, as is one that was not evaluated.
+    Losses are best when small. An epoch whose evaluation is not finite has no result, whatever its accuracy says. Of an
+    epoch that ended within a transition the model is not yet the one that is trained for: it is passed over, as is one
+    that was not evaluated.
     """
     sign = 1 if metric.endswith('loss') else -1
-    candidates = [row for row in rows if row.get('t', 1) == 1 and metric in row]
-    return sorted(
-        candidates, key=lambda row: math.inf if math.isnan(row[metric]) else sign * row[metric])[:count]
+    loss = f'{metric.rpartition("_")[0]}_loss'
+    candidates = [
+        row for row in rows
+        if row.get('t', 1) == 1 and metric in row and math.isfinite(row[metric]) and math.isfinite(row.get(loss, 0))]
+    return sorted(candidates, key=lambda row: sign * row[metric])[:count]
 
 
 def best_row(rows: Sequence[dict[str, float]], metric: str) -> dict[str, float] | None:

@@ -12,9 +12,9 @@ from ..options import declarations, plain, to_dict
 from ..run_folder import OPTIONS, RunFolder
 from .config import TrainConfig
 from .setup import Setup
-from .state import Progress
+from .state import Progress, load_state
 
-__all__ = ['FREE_OPTIONS', 'check_resumable', 'differing_options', 'extend', 'find_state']
+__all__ = ['FREE_OPTIONS', 'check_resumable', 'differing_options', 'extend', 'find_state', 'load_newest']
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +62,28 @@ def find_state(config: TrainConfig) -> tuple[RunFolder | None, Path | None]:
             f"--resume must be 'auto', the folder of a run or a state file in it, got {config.resume!r}, which has no "
             f'{run.state.relative_to(run.path)}.')
     return run, state
+
+
+def load_newest(config: TrainConfig, path: Path) -> tuple[Path, dict[str, Any]]:
+    """Load a state that ``find_state`` found, or the one before it where the newest is broken.
+
+    A state that ``--resume`` names itself is loaded or refused.
+
+    Returns:
+        The file that was loaded, and what it holds.
+
+    Raises:
+        ValueError: The file is not a whole state, and there is no other.
+    """
+    previous = RunFolder.of_state(path).previous_state
+    try:
+        return path, load_state(path)
+    except ValueError as e:
+        if os.path.isfile(config.resume) or path == previous or not previous.is_file():
+            raise
+        state = load_state(previous)
+        _logger.warning('%s Going on from the state before it, %s.', str(e).partition(' The state beside')[0], previous)
+        return previous, state
 
 
 def _check_own(run: RunFolder, config: TrainConfig) -> None:
@@ -118,10 +140,14 @@ def check_resumable(state: Mapping[str, Any], config: TrainConfig, data: Mapping
         data: Number of images and names of the classes of this run.
         world_size: Number of processes of this run.
     """
-    if state['data'] != data:
+    before = state['data']
+    if before is not None and 'files' not in before:  # of an earlier version
+        data = {name: value for name, value in data.items() if name != 'files'}
+    if before != data:
+        was, now = _describe(before), _describe(data)
+        difference = 'as many, but other files, or other labels' if was == now else now
         raise ValueError(
-            f'--resume: the data set is another one. The run was started on {_describe(state["data"])}, and there are '
-            f'{_describe(data)}.')
+            f'--resume: the data set is another one. The run was started on {was}, and there are {difference}.')
     saved = state['args']
     before = saved['batch_size'] * saved['grad_accum_steps'] * state['world_size']
     now = config.batch_size * config.grad_accum_steps * world_size

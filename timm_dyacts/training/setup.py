@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data import ResumableLoader, class_names, create_dataset
+from ..data.identity import fingerprint
 from ..data.loaders import (
     build_eval_loader,
     build_train_loader,
@@ -67,7 +68,7 @@ class Datasets:
     def identity(self) -> dict[str, Any]:
         """What a state keeps, to recognise the data by."""
         weights = {} if self.class_weights is None else dict(class_weights=self.class_weights)
-        return dict(num_images=len(self.train), classes=self.class_names, **weights)
+        return dict(num_images=len(self.train), classes=self.class_names, files=fingerprint(self.train), **weights)
 
 
 @dataclass(frozen=True)

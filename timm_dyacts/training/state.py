@@ -4,6 +4,7 @@ The newest state is written beside, flushed to the disk and renamed; the one bef
 ``weights_only=True``: they hold tensors and plain values.
 """
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -129,10 +130,14 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     other = next((p for p in beside if p != Path(path).absolute() and p.is_file()), None)
     hint = f' The state beside it may do: --resume {other}' if other else ''
     try:
+        with zipfile.ZipFile(path) as file:
+            if (broken := file.testzip()) is not None:  # PyTorch does not compare the checksums
+                raise zipfile.BadZipFile(broken)
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a broken file makes torch.load raise almost anything
         raise ValueError(
-            f'{path} cannot be read: truncated, or no state of a training run ({type(e).__name__}).{hint}') from None
+            f'{path} cannot be read: truncated, damaged, or no state of a training run ({type(e).__name__}).{hint}'
+        ) from None
     if not isinstance(state, dict) or state.get('format') != _FORMAT:
         raise ValueError(f'{path} is a checkpoint, but not the state of a training run of this package.{hint}')
     if state['version'] != _VERSION:

@@ -4,6 +4,7 @@ import shlex
 import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,13 +27,13 @@ from .config import TrainConfig
 from .finetune import freeze, unfreeze
 from .log import best_row, early_stop
 from .loop import train_one_epoch
-from .nonfinite import check_finite
+from .nonfinite import NonFiniteLossError, check_finite
 from .pace import Pace
 from .profiling import UpdateProfiler, check_profile
 from .recorder import Recorder, open_folder
-from .resume import check_resumable, extend, find_state
+from .resume import check_resumable, extend, find_state, load_newest
 from .setup import Setup, build_setup
-from .state import Progress, broadcast_outline, capture_state, load_state, restore_state
+from .state import Progress, broadcast_outline, capture_state, restore_state
 from .trackers import check_trackers
 from .transition import move_transition, t_of_update
 
@@ -80,9 +81,9 @@ def train(config: TrainConfig) -> RunResult:
     resolve_model_name(config.model)  # a misspelt name is better found before the data are read
     world = World.join(resolve_device(config.device))
     set_numerics(world.device, config.deterministic)
-    with StopSignal(world) as stop:
+    with StopSignal(world) as stop, ExitStack() as held:
         try:
-            result = _prepare(config, world, stop).train()
+            result = _prepare(config, world, stop, held).train()
         except TrainingInterrupted:
             world.leave()  # all processes are here
             raise
@@ -90,12 +91,18 @@ def train(config: TrainConfig) -> RunResult:
     return result
 
 
-def _prepare(config: TrainConfig, world: World, stop: StopSignal) -> 'Trainer':
-    """Build a run, and set it to the state that it is resumed from, if any."""
-    run, state_path = find_state(config) if world.is_primary else (None, None)
+def _prepare(config: TrainConfig, world: World, stop: StopSignal, held: ExitStack) -> 'Trainer':
+    """Build a run, and set it to the state that it is resumed from, if any; hold its folder until the run is over."""
+    run, state_path, state = None, None, None
+    if world.is_primary:
+        run, state_path = find_state(config)
+        if run is not None:
+            held.enter_context(run.lock())
+        if state_path is not None:
+            state_path, state = load_newest(config, state_path)
     # Each process does not read the file for itself: the machines need not share a file system.
     broadcast = world.broadcast if config.dist_strategy == 'ddp' else partial(broadcast_outline, world=world)
-    state = broadcast(load_state(state_path) if state_path else None)
+    state = broadcast(state)
     setup = build_setup(config, world, initialize=state is None)
     progress = Progress()
     if state is not None:
@@ -105,7 +112,12 @@ def _prepare(config: TrainConfig, world: World, stop: StopSignal) -> 'Trainer':
             extend(setup, progress, state['args']['epochs'])
     check_profile(setup.config.profile, setup.updates_per_epoch)
     frozen = make_ready(setup, progress)
-    run = RunFolder(world.broadcast(str(open_folder(setup, run, progress)) if world.is_primary else None))
+    if world.is_primary:
+        is_new = run is None
+        run = open_folder(setup, run, progress)
+        if is_new:
+            held.enter_context(run.lock())
+    run = RunFolder(world.broadcast(str(run) if world.is_primary else None))
     recorder = None
     if world.is_primary:
         state_is_good = state_path is None or state_path.name == run.state.name
@@ -207,9 +219,14 @@ class Trainer:
                 self.profiler.close()
             if self.recorder is not None:
                 self.recorder.close(progress)
+        best = best_row(progress.rows, setup.config.best_column())
+        if best is None:
+            raise NonFiniteLossError(
+                f'No epoch has a finite evaluation: the model overflows on images of --val-split '
+                f'{setup.config.val_split}. Train without --amp, or with --amp-dtype bfloat16. The last epoch is in '
+                f'{self.run.checkpoint("last").path}.')
         if self.recorder is not None:
             self.recorder.write_end(stopped_early)
-        best = best_row(progress.rows, setup.config.best_column())
         metrics = OrderedDict((name, best[f'eval_{name}']) for name in ('loss', 'top1', 'top5'))
         return RunResult(str(self.run), int(best['epoch']), metrics, setup.world.is_primary, stopped_early)
 

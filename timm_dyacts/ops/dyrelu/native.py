@@ -12,7 +12,6 @@ from ..cpu_blocks import arithmetic, dense, is_channels_last, laid_out_like
 from ..large_pages import in_large_pages
 from ..native_library import Crew, call, crew, pointer
 from . import cpu
-from .mlp import mlp_backward
 from .registered import MOST_PIECES
 from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
 
@@ -29,7 +28,8 @@ class _Operands(ctypes.Structure):
         ('max_value', ctypes.c_double),
         *((name, ctypes.c_int64) for name in ('units', 'sets')),
         *((name, ctypes.c_void_p) for name in (
-            'fc1_weight', 'fc1_bias', 'fc2_weight', 'fc2_bias', 'hidden', 'residual', 'coefs')),
+            'fc1_weight', 'fc1_bias', 'fc2_weight', 'fc2_bias', 'hidden', 'residual', 'coefs', 'dfc1_weight',
+            'dfc1_bias', 'dfc2_weight', 'dfc2_bias')),
         *((name, ctypes.c_double * (2 * MOST_PIECES)) for name in ('starts', 'ranges')),
     ]
 
@@ -176,14 +176,28 @@ def dynamic_relu_backward(
         weight = params.spatial_weight.to(residual.dtype).contiguous()
         dspatial_weight = torch.empty_like(saved.mean)
         dspatial_bias = torch.zeros_like(params.spatial_bias)
-    residual = residual.t().contiguous()
-    dz = torch.empty_like(residual)
-    _run('hyper_backward', x, k, sets=dcoefs.shape[2], residual=residual, coefs=dcoefs, out=dz, ranges=settings.ranges)
-    dmean, *dparams = mlp_backward(dz.t(), saved.mean, saved.hidden, params)
-    dmean.div_(math.prod(x.shape[2:]))
+    dmean, dparams = _hyper_backward(x, dcoefs, params, saved, settings)
     dx = in_large_pages(torch.empty_like(x))
     _run('finish', x, k, settings.max_value, dy=dy, out=dx, theta=coefs, pi=pi, weight=weight, dmean=dmean,
          dlogits=dlogits, sums=dspatial_weight)
     if dspatial_weight is not None:
         dspatial_weight = dspatial_weight.sum(0, keepdim=True).to(params.spatial_weight.dtype)
     return dx, None, *dparams, dspatial_weight, dspatial_bias
+
+
+def _hyper_backward(
+        x: Tensor,
+        dcoefs: Tensor,
+        params: DyReLUParams,
+        saved: DyReLUSaved,
+        settings: DyReLUSettings,
+) -> tuple[Tensor, list[Tensor]]:
+    """Compute the gradients of the sums of planes, (N, C), and of the two layers, from that of the coefficients."""
+    dtype = saved.residual.dtype
+    layers = dict(zip(DyReLUParams._fields[:4], (p.to(dtype).contiguous() for p in params[:4]), strict=True))
+    gradients = {f'd{name}': in_large_pages(torch.empty_like(layer)) for name, layer in layers.items()}
+    dmean = torch.empty_like(saved.mean)
+    _run('hyper_backward', x, len(settings.alpha), **layers, **gradients, units=len(layers['fc1_bias']),
+         sets=dcoefs.shape[2], sums=saved.mean, hidden=saved.hidden.t().contiguous(),
+         residual=saved.residual.t().contiguous(), coefs=dcoefs, ranges=settings.ranges, dmean=dmean)
+    return dmean, [gradient.to(p.dtype) for gradient, p in zip(gradients.values(), params[:4], strict=True)]
