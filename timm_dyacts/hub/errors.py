@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import huggingface_hub
 from huggingface_hub import HfApi, get_token
 
+from ..messages import one_line
 from ..version import unsupported
 
 try:
@@ -27,7 +28,6 @@ __all__ = [
     'MissingFileError',
     'check_token',
     'explained',
-    'printable',
     'shown',
     'summarize',
 ]
@@ -137,15 +137,10 @@ def summarize(error: BaseException) -> str:
     """Give the beginning of an error's message, in one line."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith('For more information check: ')]
-    summary = printable(' '.join(lines[:2])) or type(error).__name__
+    summary = one_line(' '.join(lines[:2])) or type(error).__name__
     return summary if len(summary) <= 400 else f'{summary[:400]} ...'
-
-
-def printable(text: str) -> str:
-    """Give a text with an escape for each character that a terminal would obey or not show, as ``repr`` has them."""
-    return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shown(value: object) -> str:
     """Give a value from elsewhere for a message: short, in one line."""
-    return printable(reprlib.repr(value))
+    return one_line(reprlib.repr(value))
