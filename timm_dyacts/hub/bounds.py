@@ -64,9 +64,12 @@ def check_arguments(config: Mapping[str, Any], name: str) -> None:
         value = cfg.get(key)
         if value is None or isinstance(value, bool) and key == 'fixed_input_size':
             continue
-        sizes = value if isinstance(value, list) else [value]
-        if len(sizes) > 3 or not all(is_count(size, _PIXELS) for size in sizes):
-            refuse(f'pretrained_cfg.{key}', value, f'up to three whole numbers from 0 to {_PIXELS}')
+        sizes, numbers = value if isinstance(value, list) else [value], 3 if 'input_size' in key else 2
+        if len(sizes) != numbers and key != 'fixed_input_size' or not all(is_count(size, _PIXELS) for size in sizes):
+            refuse(f'pretrained_cfg.{key}', value, f'{numbers} whole numbers from 0 to {_PIXELS}')
+    for key, kind, accepted in (('crop_pct', (int, float), 'a number'), ('interpolation', str, 'a text')):
+        if cfg.get(key) is not None and not isinstance(cfg[key], kind):
+            refuse(f'pretrained_cfg.{key}', cfg[key], accepted)
     for key in ('mean', 'std'):
         value = cfg.get(key)
         if value is not None and not (isinstance(value, list) and 0 < len(value) <= _PIXELS and all(

@@ -29,6 +29,7 @@ from ..run_folder import (
     how_to_finish,
 )
 from ..version import unsupported
+from .bounds import check_arguments
 from .config import RECORD, read_config, requirements
 from .errors import HubError, summarize
 from .hashes import sha256
@@ -92,9 +93,9 @@ def stage(
     if recipe is not None:
         RunFolder(folder).write_options(recipe, run.read_notes())
 
+    config = _read_config(checkpoint)
     model = _load(checkpoint)
     _check_finished(model, checkpoint)
-    config = read_config(checkpoint.config, str(checkpoint))
     config['pretrained_cfg'] = filter_pretrained_cfg(
         config.get('pretrained_cfg', {}), remove_source=True, remove_null=False)
     config = _without_folders(config)
@@ -176,6 +177,15 @@ def _check_finished(model: nn.Module, checkpoint: CheckpointFolder) -> None:
         raise HubError(
             f"Could not publish '{checkpoint}': its transition is not finished (t = {t:.4g}), so it is not yet the "
             f'model that its name says. {how_to_finish(str(checkpoint), t)}')
+
+
+def _read_config(checkpoint: CheckpointFolder) -> dict[str, Any]:
+    try:
+        config = read_config(checkpoint.config, str(checkpoint))
+        check_arguments(config, str(checkpoint))
+    except HubError as e:
+        raise HubError(f"Could not publish '{checkpoint}': it does not load. {e}") from e
+    return config
 
 
 def _load(folder: CheckpointFolder) -> nn.Module:
