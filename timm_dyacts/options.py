@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
+from .privacy import reduced
 from .suggest import close_names
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     'declarations',
     'option',
     'plain',
+    'published',
     'read_yaml',
     'to_dict',
 ]
@@ -64,6 +66,7 @@ class Option:
         flags: Further spellings on the command line.
         const: The value of the option given without one, where that is possible.
         positional: It has no name on the command line.
+        private: It means nothing elsewhere, such as a folder to write to, and is not published.
     """
     help: str = ''
     group: str = ''
@@ -79,6 +82,7 @@ class Option:
     flags: Sequence[str] = ()
     const: str | None = None
     positional: bool = False
+    private: bool = False
 
     def accepts_number(self, value: float) -> bool:
         """Say whether a number is finite and in the range."""
@@ -294,6 +298,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def published(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
+    """Give the options that others may see: neither private nor unknown, and without the folders of this machine."""
+    declared = declarations(cls)
+    return {
+        name: reduced(value) for name, value in values.items()
+        if name in declared and not declared[name].option.private}
 
 
 def read_yaml(path: str | os.PathLike[str], cls: type[Options]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ it::
       publish/                                        what a dry run of publishing leaves
 """
 import csv
+import importlib
+import itertools
 import json
 import os
 import reprlib
@@ -33,6 +35,8 @@ import yaml
 
 from .files import lock, replace_text
 from .messages import one_line
+from .options import published
+from .privacy import reduced
 
 __all__ = [
     'CARD',
@@ -67,6 +71,9 @@ HISTORY = 'history'
 CHECKPOINTS = dict(best='.', ema='ema', last='last')
 # Published beside a checkpoint. Not all pictures: some show images of the data, which may not be for everybody.
 PUBLISHED_EXTRAS = (OPTIONS, SUMMARY, CLASSES, 'curves.png', 'classes.png', 'confusion.png', 'dyrelu.png')
+
+# The class that declares what OPTIONS holds. It lies in a room that stands below this one, so it goes by its name.
+_OPTIONS_CLASS = ('timm_dyacts.training.config', 'TrainConfig')
 
 _Record = TypeVar('_Record', bound='_FromDict')
 
@@ -482,6 +489,22 @@ class RunFolder(_Folder):
                 return options
             problem = "does not hold the options of a run, one 'option: value' per line"
         raise ValueError(f"'{self.options}' {problem}. Correct it, or remove it to go on without the options.")
+
+    def read_recipe(self) -> dict[str, Any] | None:
+        """Read what others may see of the options, None if there are none: see ``options.published``.
+
+        Raises:
+            ValueError: As of ``read_options``.
+        """
+        options = self.read_options()
+        module, name = _OPTIONS_CLASS
+        return None if options is None else published(options, getattr(importlib.import_module(module), name))
+
+    def read_notes(self) -> list[str]:
+        """Read the lines for who reads the options that ``write_options`` has put above them."""
+        lines = self.options.read_text(encoding='utf-8').splitlines() if self.options.is_file() else ()
+        notes = itertools.takewhile(lambda line: line.startswith('#'), lines)
+        return [' '.join(map(reduced, line.removeprefix('#').split())) for line in notes]
 
     def read_summary(self) -> list[dict[str, float]]:
         """Read the rows of the epochs, none if there is no file."""

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from packaging.version import Version
 from support.hub_client import fingerprint, read_folder, serve
 from support.loopback_hub import ClientError, Fault, run_python
 from support.run_folder import write_run
@@ -298,7 +299,15 @@ def test_pickled_weights_only_when_asked_for(server, client, files, model, repo_
     server.add_repo(repo_id, pickled)
     with pytest.raises(ClientError, match='allow_pickle=True'):
         client(f'hub.load({repo_id!r})')
-    assert client(f'hub.load({repo_id!r}, allow_pickle=True).num_classes') == 10
+    if Version(torch.__version__) >= Version('2.6'):
+        assert client(f'hub.load({repo_id!r}, allow_pickle=True).num_classes') == 10
+    version = client('torch.__version__ + ""')
+    try:
+        client('setattr(torch, "__version__", "2.5.1")')
+        with pytest.raises(ClientError, match='allow_pickle=True needs torch>=2.6, got torch 2.5.1'):
+            client(f'hub.load({repo_id!r}, allow_pickle=True)')
+    finally:
+        client(f'setattr(torch, "__version__", {version!r})')
 
 
 def test_verify(server, client, files, folder, repo_id, tmp_path):

@@ -15,6 +15,7 @@ SETUP = """
     time.sleep = lambda seconds: None
     import dataclasses, sys
     import timm
+    import torch
     import timm_dyacts
     from timm_dyacts import hub
     sys.path.insert(0, {tests!r})

@@ -29,10 +29,10 @@ def dyrelu_coefficients(module, x):
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = (
         getattr(module, name).double() for name in ('fc1_weight', 'fc1_bias', 'fc2_weight', 'fc2_bias')
     )
-    mean = x.double().reshape(*x.shape[:2], -1).mean(2)
+    mean = x.double()[..., None].flatten(2).mean(2)
     hidden = torch.relu(mean @ fc1_weight.T + fc1_bias)
     residual = 2 * torch.sigmoid(hidden @ fc2_weight.T + fc2_bias) - 1
-    residual = residual.reshape(x.shape[0], -1, 2, module.k)
+    residual = residual.unflatten(1, (-1, 2, module.k))
     start = torch.tensor([module.alpha, module.beta], dtype=torch.float64)
     scale = torch.tensor([[module.lambda_a], [module.lambda_b]], dtype=torch.float64)
     return (start + scale * residual).flatten(2)
@@ -40,7 +40,7 @@ def dyrelu_coefficients(module, x):
 
 def dyrelu_attention(module, x):
     """``min(HW * softmax(conv1x1(x) / tau), 3)`` of a DyReLU-C module, or the paper's ``min(HW / 3 * softmax, 1)``."""
-    rows = x.double().reshape(*x.shape[:2], -1)
+    rows = x.double()[..., None].flatten(2)
     logits = (module.spatial_weight.double() @ rows).squeeze(1) + module.spatial_bias.double()
     share = torch.softmax(logits / module.tau, 1)
     positions = rows.shape[2]

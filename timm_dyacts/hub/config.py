@@ -1,5 +1,6 @@
 """The ``config.json`` of a published checkpoint: timm's, with our record in it."""
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from ..run_folder import CONFIG
 from ..version import __version__
 from ..zoo import suggest
-from .errors import HubError, summarize
+from .bounds import check_arguments, check_size
+from .errors import HubError, shown, summarize
 
 __all__ = ['RECORD', 'check_config', 'read_config', 'recorded', 'requirements']
 
@@ -39,6 +41,7 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
     Raises:
         HubError: It is not one of timm's.
     """
+    check_size(path, name)
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
@@ -54,6 +57,7 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
     """Raise a ``HubError`` if a config cannot give a model here, or not the one that was published."""
+    check_arguments(config, name)
     _check_requirements(config, name)
     _check_architecture(config, name)
     _check_classes(config, name)
@@ -65,12 +69,14 @@ def _check_requirements(config: Mapping[str, Any], name: str) -> None:
         if package not in installed:
             continue
         try:
-            # As text: some versions of packaging take lists as well.
-            allowed = SpecifierSet(str(specifier))
+            # Some versions of packaging take lists as well, and `===` takes any text, which users are to paste.
+            if not isinstance(specifier, str) or not re.fullmatch(r'[\w.*+!<>=~, -]{1,200}', specifier, re.ASCII):
+                raise InvalidSpecifier
+            allowed = SpecifierSet(specifier)
         except InvalidSpecifier:
             raise HubError(
-                f"The {CONFIG} of '{name}' asks for {package} {specifier!r}, which is no version specifier. Its owner "
-                f"has to publish it again.") from None
+                f"The {CONFIG} of '{name}' asks for {package} {shown(specifier)}, which is no version specifier. Its "
+                f"owner has to publish it again.") from None
         if not allowed.contains(installed[package], prereleases=True):
             raise HubError(
                 f"'{name}' needs {package} {specifier}, and {installed[package]} is installed: "
@@ -81,8 +87,8 @@ def _check_architecture(config: Mapping[str, Any], name: str) -> None:
     architecture = config['architecture']
     if not timm.is_model(architecture):
         raise HubError(
-            f"Could not load '{name}': its architecture {architecture!r} is known neither to timm {timm.__version__} "
-            f"nor to timm_dyacts {__version__}.{suggest(architecture)} A newer version may "
+            f"Could not load '{name}': its architecture {shown(architecture)} is known neither to timm "
+            f"{timm.__version__} nor to timm_dyacts {__version__}.{suggest(architecture)} A newer version may "
             f"know it: pip install --upgrade timm timm_dyacts")
 
 
@@ -104,4 +110,5 @@ def _check_classes(config: Mapping[str, Any], name: str) -> None:
     if any(other != first for other in others):
         raise HubError(
             f"The {CONFIG} of '{name}' contradicts itself about the number of classes: "
-            f"{', '.join(f'{key} is {value}' for key, value in told.items())}. Its owner has to publish it again.")
+            f"{', '.join(f'{key} is {shown(value)}' for key, value in told.items())}. Its owner has to publish it "
+            f"again.")

@@ -1,10 +1,12 @@
 """What can go wrong between here and the Hub, said so that one knows what to do."""
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import huggingface_hub
 from huggingface_hub import HfApi, get_token
 
+from ..messages import one_line
 from ..version import unsupported
 
 try:
@@ -20,7 +22,15 @@ try:
 except ImportError as e:
     raise unsupported('huggingface_hub', huggingface_hub.__version__, f'its errors ({e})') from e
 
-__all__ = ['ChecksumError', 'HubError', 'MissingFileError', 'check_token', 'explained', 'summarize']
+__all__ = [
+    'ChecksumError',
+    'HubError',
+    'MissingFileError',
+    'check_token',
+    'explained',
+    'shown',
+    'summarize',
+]
 
 
 class HubError(OSError):
@@ -127,5 +137,10 @@ def summarize(error: BaseException) -> str:
     """Give the beginning of an error's message, in one line."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith('For more information check: ')]
-    summary = ' '.join(lines[:2]) or type(error).__name__
+    summary = one_line(' '.join(lines[:2])) or type(error).__name__
     return summary if len(summary) <= 400 else f'{summary[:400]} ...'
+
+
+def shown(value: object) -> str:
+    """Give a value from elsewhere for a message: short, in one line."""
+    return one_line(reprlib.repr(value))

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..run_folder import CONFIG, PICKLED_WEIGHTS, WEIGHTS, CheckpointFolder
+from ..version import needs
+from .bounds import check_header, limited_building
 from .cache import Repo, discard, is_intact
 from .config import check_config, read_config, recorded
 from .errors import ChecksumError, HubError, MissingFileError, summarize
@@ -52,6 +56,7 @@ def load(
     Raises:
         ChecksumError: The weights are not those that were published.
         HubError: Anything else, from a misspelt name to a connection that broke off.
+        ImportError: ``allow_pickle`` with PyTorch before 2.6, where ``weights_only`` does not keep code from running.
         ValueError: An argument of the wrong form.
 
     Source: the client's protocol, https://huggingface.co/docs/huggingface_hub/guides/download
@@ -61,7 +66,8 @@ def load(
     if verify and not snapshot.verified:
         _logger.warning("There is no checksum to verify the weights of '%s' with.", repo.name)
     try:
-        model = timm.create_model(f'local-dir:{snapshot.folder}', pretrained=True, **kwargs)
+        with limited_building(snapshot.weights):
+            model = timm.create_model(f'local-dir:{snapshot.folder}', pretrained=True, **kwargs)
     except Exception as e:
         remedy = f'Load it without the arguments {kwargs}.' if kwargs else \
             f'{CONFIG} and weights must be of the same model, which the owner of the repo has to put right.'
@@ -178,6 +184,8 @@ def _download_weights(repo: Repo, commit: str, allow_pickle: bool) -> Path:
     except MissingFileError:
         if not allow_pickle:
             raise
+        if Version(torch.__version__) < Version('2.6'):  # CVE-2025-32434: code can run in spite of weights_only
+            raise needs('allow_pickle=True', 'torch', '2.6', torch.__version__) from None
         return repo.download(PICKLED_WEIGHTS, 'Ask the owner of the repo for weights.', commit)
 
 
@@ -204,6 +212,7 @@ def _verify_weights(path: Path, expected: str | None, repo: Repo) -> bool:
 
 
 def _check_safetensors(path: Path, repo: Repo) -> None:
+    check_header(path, repo.name)
     try:
         with safe_open(path, framework='pt'):
             pass

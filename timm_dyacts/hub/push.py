@@ -30,7 +30,7 @@ class Publication:
     Attributes:
         repo_id: The repo.
         files: Size in bytes by file name.
-        remarks: What the card lacks.
+        remarks: What the card lacks, and what of the options others do not see.
         folder: Where a dry run left the files.
         commit: SHA of the commit.
         url: Page of the commit or pull request.

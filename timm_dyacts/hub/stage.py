@@ -3,10 +3,11 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -14,17 +15,21 @@ from torch import nn
 
 from ..card import render_model_card, resolve_start
 from ..convert import get_transition
+from ..privacy import reduced
 from ..run_folder import (
     CARD,
     CONFIG,
+    OPTIONS,
     PUBLISHED_EXTRAS,
     RESULTS,
     WEIGHTS,
     CheckpointFolder,
     RunFolder,
+    Start,
     how_to_finish,
 )
 from ..version import unsupported
+from .bounds import check_arguments
 from .config import RECORD, read_config, requirements
 from .errors import HubError, summarize
 from .hashes import sha256
@@ -46,7 +51,7 @@ class Staged:
     Attributes:
         architecture: The model.
         files: Size in bytes by file name.
-        remarks: What the card lacks.
+        remarks: What the card lacks, and what of the options others do not see.
     """
     architecture: str
     files: dict[str, int]
@@ -78,19 +83,22 @@ def stage(
     checkpoint = run.checkpoint(weights)
     _check_complete(run, weights)
     try:
-        results, options = checkpoint.read_results(), run.read_options()
+        results, options, recipe = checkpoint.read_results(), run.read_options(), run.read_recipe()
     except ValueError as e:
         raise HubError(f'Could not publish: {e}') from e
     shutil.copyfile(checkpoint.weights, folder / WEIGHTS)
     for name in PUBLISHED_EXTRAS:
-        if (run.path / name).is_file():
+        if name != OPTIONS and (run.path / name).is_file():
             shutil.copyfile(run.path / name, folder / name)
+    if recipe is not None:
+        RunFolder(folder).write_options(recipe, run.read_notes())
 
+    config = _read_config(checkpoint)
     model = _load(checkpoint)
     _check_finished(model, checkpoint)
-    config = read_config(checkpoint.config, str(checkpoint))
     config['pretrained_cfg'] = filter_pretrained_cfg(
         config.get('pretrained_cfg', {}), remove_source=True, remove_null=False)
+    config = _without_folders(config)
     try:
         start = resolve_start(config, results, options)
     except ValueError as e:
@@ -104,9 +112,9 @@ def stage(
         sha256=sha256(folder / WEIGHTS),
         requires=requirements(),
         weights=weights,
-        results=results,
-        start=start,
-        options=options,
+        results=results and replace(results, dataset=reduced(results.dataset), split=reduced(results.split)),
+        start=start and _start_for_others(start, options or {}),
+        options=recipe,
         files=_names(folder),
         license=license,
     )
@@ -114,15 +122,40 @@ def stage(
     config[RECORD] = dict(requires=requirements(), sha256={name: sha256(folder / name) for name in _names(folder)})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
 
-    _check_secrets(folder, token)
+    _check_secrets([*folder.iterdir(), run.options], token)
     _check_same_function(model, CheckpointFolder(folder), checkpoint)
-    remarks = []
+    remarks = _privacy_remarks(options or {}, recipe or {})
     if results is None:
         remarks.append(f'The checkpoint has no {RESULTS}, so the card shows no results.')
     if not (license or (start and start.license)):
         remarks.append('The weights inherit no licence and none was given (--license), so nobody may use them.')
     sizes = {name: (folder / name).stat().st_size for name in _names(folder)}
     return Staged(config['architecture'], sizes, tuple(remarks))
+
+
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Give a config without paths of this machine. Names of classes are what they are: some begin with a slash."""
+    kept = {key: config[key] for key in ('label_names', 'label_descriptions') if key in config}
+    arguments = {'model_args': reduced(config['model_args'])} if 'model_args' in config else {}
+    return reduced(config, names=True) | arguments | kept
+
+
+def _start_for_others(start: Start, options: Mapping[str, Any]) -> Start:
+    files = [options.get(name) for name in ('initial_checkpoint', 'pretrained_path')]
+    source = start.source
+    if source is not None:
+        is_file = source in files or source.endswith(('.safetensors', '.pth', '.pt', '.bin'))
+        source = reduced(source, names=not is_file)
+    kd_model = start.kd_model and reduced(start.kd_model)
+    return replace(start, model=reduced(start.model), source=source, kd_model=kd_model)
+
+
+def _privacy_remarks(options: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Say how the published options differ from those of the run."""
+    left_out = [name for name, value in options.items() if name not in recipe and value not in (None, False, [], '')]
+    shortened = [f'{name} is {recipe[name]!r}' for name in recipe if recipe[name] != options[name]]
+    remarks = [f'{OPTIONS} is published without {", ".join(left_out)}.'] if left_out else []
+    return remarks + ([f'{OPTIONS} is published without folders: {", ".join(shortened)}.'] if shortened else [])
 
 
 def _names(folder: Path) -> list[str]:
@@ -146,6 +179,15 @@ def _check_finished(model: nn.Module, checkpoint: CheckpointFolder) -> None:
             f'model that its name says. {how_to_finish(str(checkpoint), t)}')
 
 
+def _read_config(checkpoint: CheckpointFolder) -> dict[str, Any]:
+    try:
+        config = read_config(checkpoint.config, str(checkpoint))
+        check_arguments(config, str(checkpoint))
+    except HubError as e:
+        raise HubError(f"Could not publish '{checkpoint}': it does not load. {e}") from e
+    return config
+
+
 def _load(folder: CheckpointFolder) -> nn.Module:
     try:
         return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
@@ -153,9 +195,9 @@ def _load(folder: CheckpointFolder) -> nn.Module:
         raise HubError(f"Could not publish '{folder}': it does not load. {summarize(e)}") from e
 
 
-def _check_secrets(folder: Path, token: str | None) -> None:
-    for path in folder.iterdir():
-        if path.suffix in ('.csv', '.json', '.md', '.yaml'):
+def _check_secrets(paths: Iterable[Path], token: str | None) -> None:
+    for path in paths:
+        if path.suffix in ('.csv', '.json', '.md', '.yaml') and path.is_file():
             text = path.read_text(encoding='utf-8', errors='replace')
             if (token and len(token) >= 8 and token in text) or _TOKEN.search(text):
                 raise HubError(

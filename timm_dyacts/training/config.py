@@ -307,8 +307,9 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
              'first, or each its own')
 
     seed: int = _run(42, minimum=0, below=2 ** 32, metavar='S')
-    output: str = _run('./output/train', metavar='DIR')
-    experiment: str | None = _run(None, metavar='NAME', help='name of the run folder', unset='<time>-<model>-<size>')
+    output: str = _run('./output/train', metavar='DIR', private=True)
+    experiment: str | None = _run(
+        None, metavar='NAME', private=True, help='name of the run folder', unset='<time>-<model>-<size>')
     eval_metric: str = _run('top1', choices=('top1', 'top5', 'loss'), help='what makes a checkpoint the best')
     val_interval: int = _run(1, minimum=1, metavar='N', help='epochs from one evaluation to the next; the last epoch '
                                                              'always has one')
@@ -323,7 +324,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         help='batches between two readings of loss, learning rate, images per second and time left: a line each where '
              'the output is no terminal, and a point for the trackers')
     resume: str | None = _run(
-        None, metavar='auto|PATH',
+        None, metavar='auto|PATH', private=True,
         help="'auto': go on with the run of the same --output and --experiment (without --experiment: of the same "
              'options), or start it; or the folder of a run, or a state file in it. A path alone is enough: the other '
              'options are those of the run, of which --epochs (more) and --early-stopping may be changed')
@@ -333,12 +334,13 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         None, minimum=1, metavar='N',
         help="record so many updates, after some that warm up, with PyTorch's profiler, in profile/ of the run folder: "
              'a trace for chrome://tracing or Perfetto, and a table', unset='nothing is recorded')
-    log_tensorboard: bool = _run(False, help='log to TensorBoard files in the run folder')
-    log_mlflow: bool = _run(False, help='log to MLflow, where its environment variables say')
-    log_wandb: bool = _run(False, help='log to Weights & Biases')
-    wandb_project: str | None = _run(None, metavar='NAME', help='project there')
-    wandb_tags: tuple[str, ...] = _run((), metavar='TAG', help='tags there')
-    wandb_resume_id: str | None = _run(None, metavar='ID', help='id of the run there to go on with')
+    log_tensorboard: bool = _run(False, private=True, help='log to TensorBoard files in the run folder')
+    log_mlflow: bool = _run(False, private=True, help='log to MLflow, where its environment variables say')
+    log_wandb: bool = _run(False, private=True, help='log to Weights & Biases')
+    wandb_project: str | None = _run(None, metavar='NAME', private=True, help='project there')
+    wandb_tags: tuple[str, ...] = _run((), metavar='TAG', private=True, help='tags there')
+    wandb_resume_id: str | None = _run(
+        None, metavar='ID', private=True, help='id of the run there to go on with')
 
     def implied(self) -> dict[str, Any]:
         values = super().implied()
