@@ -1,4 +1,4 @@
-"""What all tests share: the option of this suite, and one thread for each of its processes."""
+"""What all tests share: the options of this suite, and one thread for each of its processes."""
 import os
 import re
 
@@ -26,6 +26,14 @@ def pytest_configure():
 def pytest_addoption(parser):
     parser.addoption('--zoo', choices=('sample', 'all'), default='sample',
                      help='variants that tests/test_models.py goes through (default: %(default)s)')
+    parser.addoption('--fuzz', type=int, default=1, metavar='N',
+                     help='multiply the tries of each fuzzer (default: %(default)s)')
+
+
+@pytest.fixture
+def tries(request):
+    """Say how often a fuzzer tries, given how often it does in a short run."""
+    return lambda n: n * request.config.getoption('--fuzz')
 
 
 @pytest.fixture
