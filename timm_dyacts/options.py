@@ -14,6 +14,7 @@ import functools
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -27,6 +28,7 @@ from .suggest import close_names
 
 __all__ = [
     'Declaration',
+    'KeyValues',
     'Option',
     'Options',
     'add_arguments',
@@ -339,6 +341,25 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], exclude: 
         _add_argument(groups[group], declaration)
 
 
+class KeyValues(ParseKwargs):
+    """timm's ``ParseKwargs``, with an error of the parser where an equals sign or the key is missing."""
+
+    def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: Any,
+            option_string: str | None = None,
+    ) -> None:
+        try:
+            wrong = next((value for value in values if not re.match('[^=]+=', value)), None)
+            if wrong is None:
+                return super().__call__(parser, namespace, values, option_string)
+        except (MemoryError, RecursionError, ValueError):  # a value that Python's own parser gives up on
+            wrong = ' '.join(values)
+        parser.error(f'argument {option_string}: must be KEY=VALUE, got {wrong!r}')
+
+
 def _add_argument(group: Any, declaration: Declaration) -> None:
     declared = declaration.option
     kwargs: dict[str, Any] = dict(help=_help(declaration))
@@ -348,7 +369,7 @@ def _add_argument(group: Any, declaration: Declaration) -> None:
         kwargs['metavar'] = declared.metavar
         kwargs['choices'] = declared.choices or None
         if issubclass(declaration.types[0], Mapping):
-            kwargs.update(nargs='*', action=ParseKwargs)
+            kwargs.update(nargs='*', action=KeyValues)
         else:
             kwargs['type'] = str if str in declaration.types else declaration.types[0]
         if declared.aliases:
