@@ -42,8 +42,10 @@ def image_mode(in_chans: int, mode: str | None = None) -> str:
     """Give the mode of PIL images for a number of channels, or ``mode`` itself.
 
     Raises:
-        ValueError: ``mode`` has another number of channels.
+        ValueError: ``mode`` has another number of channels, or there is none by itself for so many.
     """
+    if mode is None and in_chans not in (1, 3):
+        raise ValueError(f'--in-chans {in_chans} needs --input-img-mode, with a mode of as many channels such as RGBA.')
     if mode is None:
         return 'RGB' if in_chans == 3 else 'L'
     bands = len(ImageMode.getmode(mode).bands)
