@@ -1,4 +1,4 @@
-"""What all tests share: the option of this suite, and one thread for each of its processes."""
+"""What all tests share: the options of this suite, and one thread for each of its processes."""
 import os
 import random
 import re

@@ -212,7 +212,7 @@ def other_than_default(cls: type[Options], exclusive: Mapping[str, Any]) -> Opti
     fixed = {
         TrainConfig: dict(
             checkpoint_interval='7epochs', init='default', batch_size=6, sched='poly', torchcompile='inductor',
-            dataset=''),  # for the sake of labels
+            dataset='', aa='rand-m9'),  # for the sake of labels
         ValidateConfig: dict(model='some model', torchcompile='inductor', dataset=''),
         PredictConfig: dict(torchcompile='inductor'),
     }

@@ -58,13 +58,22 @@ def build_model(
         **kwargs: Further arguments of ``timm.create_model``.
     """
     name = resolve_model_name(name)
-    model_kwargs = dict(model_kwargs)
+    given, model_kwargs = model_kwargs, dict(model_kwargs)
+    for key in given.keys() & {*kwargs, 'in_chans', 'pretrained', 'model_name'}:
+        raise ValueError(f'--model-kwargs must not hold {key}, which an option of its own gives.')
     input_size = preprocessing.get('input_size')
     img_size = tuple(input_size[1:]) if input_size else preprocessing.get('img_size')
     if img_size is not None and ':' not in name and get_pretrained_cfg(name).fixed_input_size:
         model_kwargs.setdefault('img_size', img_size)  # position embeddings are built for one size
-    model = timm.create_model(
-        name, pretrained=pretrained, in_chans=preprocessing.get('in_chans'), **kwargs, **model_kwargs)
+    try:
+        model = timm.create_model(
+            name, pretrained=pretrained, in_chans=preprocessing.get('in_chans'), **kwargs, **model_kwargs)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        if not given:
+            raise
+        # A constructor checks none of its arguments: it runs into something, somewhere.
+        raise ValueError(
+            f'--model-kwargs must be arguments of {name}, got {dict(given)} ({type(e).__name__}: {e}).') from e
     if any(is_lazy(p) for p in model.parameters()):
         # Activations that learn their number of channels from the first input have no parameters to train before it.
         with torch.no_grad(), evaluating(model):

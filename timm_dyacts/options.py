@@ -14,6 +14,7 @@ import functools
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +29,7 @@ from .suggest import close_names
 
 __all__ = [
     'Declaration',
+    'KeyValues',
     'Option',
     'Options',
     'add_arguments',
@@ -39,6 +41,8 @@ __all__ = [
     'to_dict',
 ]
 
+# What an integer is at most that has no range of its own: more is no count of anything, and does not fit a tensor
+_LARGEST = 2 ** 31 - 1
 _NOUNS = {
     bool: ('True or False', 'values that are True or False'),
     int: ('an integer', 'integers'),
@@ -87,12 +91,17 @@ class Option:
     def accepts_number(self, value: float) -> bool:
         """Say whether a number is finite and in the range."""
         return (
-            math.isfinite(value)
+            (value <= _LARGEST or self.has_upper_end if isinstance(value, int) else math.isfinite(value))
             and (self.minimum is None or value >= self.minimum)
             and (self.above is None or value > self.above)
             and (self.maximum is None or value <= self.maximum)
             and (self.below is None or value < self.below)
         )
+
+    @property
+    def has_upper_end(self) -> bool:
+        """Whether the range says how large a number may be."""
+        return self.maximum is not None or self.below is not None
 
     @property
     def range(self) -> str:
@@ -170,7 +179,10 @@ class Declaration:
         except ValueError:
             got = list(value) if isinstance(value, tuple) else value
             hint = close_names(value, self.option.choices)
-            raise ValueError(f'{self.title} must be {self.accepted}, got {got!r}.{hint}') from None
+            accepted = self.accepted
+            if int in self.types and not self.option.has_upper_end and _is_large(value):
+                accepted = f'{accepted}, and of at most {_LARGEST}'
+            raise ValueError(f'{self.title} must be {accepted}, got {_quote(got)}.{hint}') from None
 
     def _check_several(self, value: Any) -> tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
@@ -211,6 +223,19 @@ class Declaration:
         return value
 
 
+def _is_large(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return any(isinstance(item, int) and item > _LARGEST for item in values)
+
+
+def _quote(value: Any) -> str:
+    """Write a value as a message has it, also an integer of more digits than Python writes."""
+    try:
+        return repr(value)
+    except ValueError:
+        return 'an integer of thousands of digits'
+
+
 def _convert(value: Any, wanted: type) -> Any:
     """Give a value as a type, ``None`` if it is of another one."""
     if wanted is bool or isinstance(value, bool):
@@ -218,7 +243,10 @@ def _convert(value: Any, wanted: type) -> Any:
     if wanted is int:
         return int(value) if isinstance(value, numbers.Integral) else None
     if wanted is float:
-        return float(value) if isinstance(value, numbers.Real) else None
+        try:
+            return float(value) if isinstance(value, numbers.Real) else None
+        except OverflowError:
+            return math.inf
     if wanted is str:
         return os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     return dict(value) if isinstance(value, Mapping) else None
@@ -351,6 +379,25 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], exclude: 
         _add_argument(groups[group], declaration)
 
 
+class KeyValues(ParseKwargs):
+    """timm's ``ParseKwargs``, with an error of the parser where an equals sign or the key is missing."""
+
+    def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: Any,
+            option_string: str | None = None,
+    ) -> None:
+        try:
+            wrong = next((value for value in values if not re.match('[^=]+=', value)), None)
+            if wrong is None:
+                return super().__call__(parser, namespace, values, option_string)
+        except (MemoryError, RecursionError, ValueError):  # a value that Python's own parser gives up on
+            wrong = ' '.join(values)
+        parser.error(f'argument {option_string}: must be KEY=VALUE, got {wrong!r}')
+
+
 def _add_argument(group: Any, declaration: Declaration) -> None:
     declared = declaration.option
     kwargs: dict[str, Any] = dict(help=_help(declaration))
@@ -360,7 +407,7 @@ def _add_argument(group: Any, declaration: Declaration) -> None:
         kwargs['metavar'] = declared.metavar
         kwargs['choices'] = declared.choices or None
         if issubclass(declaration.types[0], Mapping):
-            kwargs.update(nargs='*', action=ParseKwargs)
+            kwargs.update(nargs='*', action=KeyValues)
         else:
             kwargs['type'] = str if str in declaration.types else declaration.types[0]
         if declared.aliases:

@@ -39,7 +39,7 @@ from ..loading import resolve_model_name
 from ..operators import benchmarks
 from ..ops.checks import check_int
 from ..plotting import require_matplotlib
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -95,11 +95,9 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts benchmark')
         prog: Name of the program, for messages.
     """
     args = create_parser(prog).parse_args(argv)
-    try:
+    with one_line_errors(prog):
         require_matplotlib()
         _run(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as e:
-        fail(prog, e)
 
 
 def _run(args: Namespace) -> None:

@@ -1,4 +1,5 @@
 """``timm-dyacts cards``: the model cards of the zoo."""
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..card.family import (
     write_sizes,
 )
 from ..files import replace_text
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, fail, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -40,6 +41,11 @@ def create_parser(prog: str = 'timm-dyacts cards') -> ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts cards') -> None:
     """Render the cards, or check them."""
     args = create_parser(prog).parse_args(argv)
+    with one_line_errors(prog):
+        _run(args, prog)
+
+
+def _run(args: Namespace, prog: str) -> None:
     folder = args.folder
     if not folder.is_dir():
         fail(prog, f'--folder must be a folder, got {str(folder)!r}')

@@ -16,7 +16,7 @@ from types import FrameType
 from ..options import add_arguments, declarations, read_yaml
 from ..study import CompareConfig, RunError, compare
 from ..training import TrainConfig
-from .parser import ArgumentParser, fail, over_file
+from .parser import ArgumentParser, one_line_errors, over_file
 
 __all__ = ['create_parser', 'main']
 
@@ -46,14 +46,13 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
     own = {name: given.pop(name) for name in list(given) if name in declarations(CompareConfig)}
     signal.signal(signal.SIGTERM, _end)
     try:
-        from_file = read_yaml(path, TrainConfig) if path else {}
-        config = CompareConfig(**own)
-        from_file = {name: value for name, value in from_file.items() if name not in _OWN}
-        result = compare(config, **over_file(from_file, given))
+        with one_line_errors(prog, RunError, TypeError):
+            from_file = read_yaml(path, TrainConfig) if path else {}
+            config = CompareConfig(**own)
+            from_file = {name: value for name, value in from_file.items() if name not in _OWN}
+            result = compare(config, **over_file(from_file, given))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ImportError, OSError, RunError, TypeError, ValueError) as e:
-        fail(prog, e)
     print((result.folder / 'compare.md').read_text(encoding='utf-8'))
     print(f'{result.folder}: compare.csv, epochs.csv, compare.md, compare.png, curves.png')
 

@@ -28,7 +28,7 @@ from ..loading import resolve_model_name
 from ..modes import evaluating
 from ..operators import OPERATORS
 from ..run_folder import CheckpointFolder, how_to_finish
-from .parser import ArgumentParser, KeyValues, fail
+from .parser import ArgumentParser, KeyValues, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -79,10 +79,8 @@ def create_parser(prog: str) -> ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts convert') -> None:
     """Run the command."""
     args = create_parser(prog).parse_args(argv)
-    try:
+    with one_line_errors(prog, AssertionError, RuntimeError, TypeError):
         report = convert_checkpoint(args)
-    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as e:
-        fail(prog, ' '.join(str(e).split()) or type(e).__name__)
     print(report)
     print(f'Written: {args.output}')
     if args.transition:

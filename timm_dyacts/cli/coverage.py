@@ -1,6 +1,7 @@
 """``timm-dyacts coverage``: what ``convert`` makes of the networks of timm and other libraries."""
 import csv
 import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..coverage import (
     summarise,
     write_rows,
 )
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, fail, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -59,6 +60,11 @@ def create_parser(prog: str = 'timm-dyacts coverage') -> ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts coverage') -> None:
     """Make or continue the table, or print its summary."""
     args = create_parser(prog).parse_args(argv)
+    with one_line_errors(prog):
+        _run(args, prog)
+
+
+def _run(args: Namespace, prog: str) -> None:
     if args.workers < 1:
         fail(prog, f'--workers must be at least 1, got {args.workers}')
     if args.summary:

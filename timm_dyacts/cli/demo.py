@@ -15,7 +15,7 @@ from safetensors.torch import save
 from ..data.lite0 import ARCHITECTURE, load_lite0
 from ..data.pictures import COLLECTIONS, make_image_folder
 from ..files import write_durably
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
         prog: Name of the program, for messages.
     """
     args = create_parser(prog).parse_args(argv)
-    try:
+    with one_line_errors(prog):
         if args.what == 'weights':
             if args.output.suffix != '.safetensors':
                 raise ValueError(f'output must be a file *.safetensors, got {str(args.output)!r}.')
@@ -60,5 +60,3 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
             COLLECTIONS[args.collection], args.source, args.output, args.max_size, args.validation_share)
         for split, classes in counts.items():
             print(f'{split}: {sum(classes.values())} pictures ({", ".join(f"{n} {c}" for n, c in classes.items())})')
-    except (ImportError, OSError, ValueError) as e:
-        fail(prog, e)

@@ -17,7 +17,7 @@ from ..loading import resolve_model_name
 from ..lsuv import LSUVReport, OutputStd, lsuv_
 from ..ops.checks import check_int
 from ..plotting import BLUE, GREY, create_figure, require_matplotlib, style_axes
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -46,10 +46,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts lsuv') -> N
         prog: Name of the program, for messages.
     """
     args = create_parser(prog).parse_args(argv)
-    try:
+    with one_line_errors(prog):
         _run(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as e:
-        fail(prog, e)
 
 
 def _run(args: Namespace) -> None:

@@ -3,23 +3,47 @@ import argparse
 import platform
 import re
 import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from timm.utils import ParseKwargs
-
 from ..messages import one_line
+from ..options import KeyValues
 from ..suggest import close_names
 from ..version import __version__
 
-__all__ = ['ArgumentParser', 'KeyValues', 'VersionAction', 'describe_versions', 'fail', 'over_file']
+__all__ = [
+    'ArgumentParser',
+    'KeyValues',
+    'VersionAction',
+    'describe_versions',
+    'fail',
+    'one_line_errors',
+    'over_file',
+]
+
+# What a user can cause: the message says what to do about it. ImportError is a package that is not installed.
+_FORESEEN = (ImportError, OSError, ValueError)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that shows its description as written and suggests names for options that it does not know."""
+    """A parser that shows its description as written and suggests names for options that it does not know.
+
+    Each has ``--traceback``, which is no option of the command but of how it fails, and not in the namespace.
+    """
+    with_traceback = False  # of the command that this process runs, as was asked for on its command line
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False) | kwargs
         super().__init__(**kwargs)
+        self.add_argument(
+            '--traceback', action=_TracebackAction, help='show where in the program an error was raised')
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        ArgumentParser.with_traceback = False  # of a command that ran before in the same process
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r'unrecognized arguments: (--[\w-]+)', message)
@@ -28,20 +52,14 @@ class ArgumentParser(argparse.ArgumentParser):
         super().error(one_line(message))
 
 
-class KeyValues(ParseKwargs):
-    """timm's ``ParseKwargs``, with an error of the parser where an equals sign is missing."""
+class _TracebackAction(argparse.Action):
+    """Asks for the traceback of an error."""
 
-    def __call__(
-            self,
-            parser: argparse.ArgumentParser,
-            namespace: argparse.Namespace,
-            values: Any,
-            option_string: str | None = None,
-    ) -> None:
-        wrong = [value for value in values if '=' not in value]
-        if wrong:
-            parser.error(f'argument {option_string}: must be KEY=VALUE, got {wrong[0]!r}')
-        super().__call__(parser, namespace, values, option_string)
+    def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, *_: Any) -> None:
+        ArgumentParser.with_traceback = True
 
 
 class VersionAction(argparse.Action):
@@ -78,9 +96,52 @@ def describe_versions() -> str:
     return '\n'.join(f'{name:{width}}  {value}' for name, value in lines.items())
 
 
-def fail(prog: str, error: object) -> NoReturn:
+def fail(prog: str, message: object) -> NoReturn:
     """End the program with exit status 1 and one line."""
-    sys.exit(one_line(f'{prog}: error: {error}'))
+    sys.exit(f'{prog}: error: {one_line(message)}')
+
+
+@contextmanager
+def one_line_errors(prog: str, *foreseen: type[Exception]) -> Iterator[None]:
+    """Let a command end with exit status 1 and one line, whatever is raised; ``--traceback`` prints the rest above it.
+
+    What a user can cause has a message of its own. Anything else is a bug, and the line says so. Its traceback goes
+    into a file and not to the screen, where it would bury that line, but is always kept: a run of days is not repeated
+    with ``--traceback`` to see where it broke.
+
+    Args:
+        prog: Name of the program, for the message.
+        *foreseen: What a user can cause, beside ``ImportError``, ``OSError`` and ``ValueError``.
+    """
+    try:
+        yield
+    except Exception as e:
+        if ArgumentParser.with_traceback:
+            traceback.print_exception(e)
+        what = one_line(e) or type(e).__name__
+        if _is_out_of_memory(e):
+            fail(prog, f'out of memory; a smaller --batch-size or --img-size needs less of it ({what})')
+        fail(prog, what if isinstance(e, (*_FORESEEN, *foreseen)) else _describe_bug(e))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Say whether memory ran out, which PyTorch says on CPUs in the words of its allocator alone."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and 'DefaultCPUAllocator' in str(error))
+
+
+def _describe_bug(error: Exception) -> str:
+    """Say what nobody foresaw, and keep its traceback."""
+    text = f'this is a bug, please report it: {type(error).__name__}: {error}'.removesuffix(': ')
+    try:
+        with tempfile.NamedTemporaryFile(
+                'w', prefix='timm-dyacts-', suffix='.txt', delete=False, encoding='utf-8', errors='replace') as file:
+            file.write(f'{describe_versions()}\n\n{"".join(traceback.format_exception(error))}')
+    except OSError:
+        return f'{text} (--traceback shows where it was raised)'
+    return f'{text} (its traceback: {file.name})'
 
 
 def over_file(from_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

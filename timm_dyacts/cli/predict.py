@@ -13,7 +13,7 @@ from ..evaluation import PredictConfig, predict
 from ..evaluation.predict import write_predictions
 from ..messages import one_line
 from ..options import add_arguments
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -35,13 +35,11 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
         prog: Name of the program, for messages.
     """
     given = vars(create_parser(prog).parse_args(argv))
-    try:
+    with one_line_errors(prog):
         config = PredictConfig(**given)
         records = predict(config)
         if not config.results_file:
             write_predictions(records, sys.stdout, config.results_format)
-    except (ImportError, OSError, ValueError) as e:
-        fail(prog, e)
     unreadable = [record['path'] for record in records if 'error' in record]
     if unreadable:
         more = ', ...' if len(unreadable) > 3 else ''

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 from ..hub import publish
 from ..run_folder import CHECKPOINTS
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -38,10 +38,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts publish') -
         prog: Name of the program, for messages.
     """
     args = vars(create_parser(prog).parse_args(argv))
-    try:
+    with one_line_errors(prog):
         published = publish(**args)
-    except (OSError, ValueError) as e:
-        fail(prog, e)
     for name, size in published.files.items():
         print(f'{size:>12,}  {name}')
     for remark in published.remarks:

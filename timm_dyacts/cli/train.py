@@ -17,7 +17,7 @@ from typing import Any
 from ..options import add_arguments, read_yaml
 from ..run_folder import RunFolder
 from ..training import LrRange, NonFiniteLossError, TrainConfig, TrainingInterrupted, find_lr, train
-from .parser import ArgumentParser, fail, over_file
+from .parser import ArgumentParser, one_line_errors, over_file
 
 __all__ = ['create_parser', 'main', 'parse_config']
 
@@ -87,20 +87,19 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
     parser = create_parser(prog)
     given = vars(parser.parse_args(argv))
     only_find_lr = given.pop('find_lr', False)
-    try:
-        config = _config_of(parser, given)
-        if only_find_lr:
-            _print_lr(find_lr(config))
-            return
-        result = train(config)
-    except TrainingInterrupted as e:
-        if e.is_primary:
-            print(f'{prog}: {e}', file=sys.stderr)
-        sys.exit(128 + e.signum)
-    except KeyboardInterrupt:
-        sys.exit(130)  # the second Ctrl-C: whoever presses it wants no words
-    except (ImportError, NonFiniteLossError, OSError, ValueError) as e:
-        fail(prog, e)
+    with one_line_errors(prog, NonFiniteLossError):
+        try:
+            config = _config_of(parser, given)
+            if only_find_lr:
+                _print_lr(find_lr(config))
+                return
+            result = train(config)
+        except TrainingInterrupted as e:
+            if e.is_primary:
+                print(f'{prog}: {e}', file=sys.stderr)
+            sys.exit(128 + e.signum)
+        except KeyboardInterrupt:
+            sys.exit(130)  # the second Ctrl-C: whoever presses it wants no words
     if result.is_primary:
         print(
             f'Best top1 {result.best["top1"]:.2f} % (epoch {result.best_epoch}) in {result.folder}; '

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .. import hub
 from ..evaluation import ValidateConfig, validate_models
 from ..options import add_arguments
-from .parser import ArgumentParser, fail
+from .parser import ArgumentParser, fail, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -36,14 +36,12 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """
     given = vars(create_parser(prog).parse_args(argv))
     verify = given.pop('verify')
-    try:
+    with one_line_errors(prog):
         config = ValidateConfig(**given)
         if verify:
             for name in config.model:
                 hub.verify(name)
         records, errors = validate_models(config)
-    except (ImportError, OSError, ValueError) as e:
-        fail(prog, e)
     print(f'--result\n{json.dumps(records if len(config.model) > 1 else records[0], indent=4)}')
     if errors:
         fail(prog, f'{len(errors)} of {len(config.model)} models failed: {", ".join(errors)}')

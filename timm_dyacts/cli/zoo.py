@@ -10,7 +10,7 @@ from itertools import chain, islice
 from ..card.zoo_table import zoo_table
 from ..operators import zoo_operators
 from ..zoo import Preview, preview, select_names
-from .parser import ArgumentParser, KeyValues, fail
+from .parser import ArgumentParser, KeyValues, fail, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -54,13 +54,11 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts zoo') -> No
         for row in zoo_table(args.all):
             print('| ' + ' | '.join(row) + ' |', flush=True)
         return
-    try:
+    with one_line_errors(prog, TypeError):
         names = select_names(args.find, dict.fromkeys(args.operators or _DEFAULTS))
         previews = preview(names, **(args.model_kwargs or {}))
         first = list(islice(previews, 1))  # what is wrong with an option is said before anything is printed
         _WRITERS[args.format or 'table'](chain(first, previews))
-    except (TypeError, ValueError) as e:
-        fail(prog, e)
 
 
 def _write_table(previews: Iterable[Preview]) -> None:

@@ -102,7 +102,13 @@ def create_dataset(
         raise FileNotFoundError(f'root (--data-dir) must be an existing image folder or tar file, got {root!r}.')
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    except AssertionError as e:  # what timm raises for a name or a class map that is not there
+        raise ValueError(f'data set {name or root!r} (--dataset, --data-dir, --class-map): {e}.') from None
+    except ModuleNotFoundError as e:
+        raise ImportError(f'--dataset {name} needs the package {e.name}: pip install {e.name}') from e
     except RuntimeError as e:
+        if 'Please install' in str(e):  # timm's words for a reader without its package
+            raise ImportError(f'--dataset {name}: {e}') from e
         if 'Found 0 images' not in str(e):
             raise
         raise ValueError(f'root (--data-dir) must hold images in one folder per class, got {root!r}. {e}') from None

@@ -14,6 +14,7 @@ from ..options import Options, option
 
 __all__ = [
     'INTERPOLATIONS',
+    'LARGEST_SIDE',
     'DeviceOptions',
     'InputOptions',
     'LoaderOptions',
@@ -22,6 +23,8 @@ __all__ = [
     'ValidateConfig',
 ]
 
+# Of an image, in pixels: one of 16384 x 16384 takes 3 GB as the input of a model
+LARGEST_SIDE = 2 ** 14
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
@@ -58,15 +61,19 @@ class InputOptions(Options):
 class PreprocessingOptions(Options):
     """The input of a model, and how it is created. ``None`` means what the model's own configuration says."""
     num_classes: int | None = option(
-        None, group='Preprocessing', minimum=1, metavar='N', help='number of classes', unset='those of the data')
-    in_chans: int | None = option(None, group='Preprocessing', minimum=1, metavar='N', help='image channels', unset='3')
+        None, group='Preprocessing', minimum=1, maximum=10 ** 7, metavar='N', help='number of classes',
+        unset='those of the data')
+    in_chans: int | None = option(
+        None, group='Preprocessing', minimum=1, maximum=LARGEST_SIDE, metavar='N', help='image channels', unset='3')
     img_size: int | None = option(
-        None, group='Preprocessing', minimum=1, metavar='N', help='image height and width', unset='of the model')
+        None, group='Preprocessing', minimum=1, maximum=LARGEST_SIDE, metavar='N', help='image height and width',
+        unset='of the model')
     input_size: tuple[int, int, int] | None = option(
-        None, group='Preprocessing', minimum=1, metavar='N',
+        None, group='Preprocessing', minimum=1, maximum=LARGEST_SIDE, metavar='N',
         help='channels, height and width, e.g. 3 224 224 (overrides --img-size and --in-chans)')
     crop_pct: float | None = option(
-        None, group='Preprocessing', above=0, metavar='PCT', help='crop for evaluation', unset='of the model')
+        None, group='Preprocessing', minimum=0.01, maximum=100, metavar='PCT', help='crop for evaluation',
+        unset='of the model')
     mean: tuple[float, ...] | None = option(
         None, group='Preprocessing', metavar='MEAN', help='pixel mean', unset='of the model')
     std: tuple[float, ...] | None = option(
@@ -96,7 +103,7 @@ class PreprocessingOptions(Options):
 class LoaderOptions(Options):
     """How data are loaded in batches."""
     workers: int = option(
-        min(4, os.cpu_count() or 1), group='Loader', flags=('-j',), minimum=0, metavar='N',
+        min(4, os.cpu_count() or 1), group='Loader', flags=('-j',), minimum=0, maximum=1024, metavar='N',
         help='processes that load data')
     on_bad_image: str = option(
         'skip', group='Loader', choices=('skip', 'error'),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.augment import check_auto_augment
 from ..evaluation.config import INTERPOLATIONS, DeviceOptions, InputOptions, LoaderOptions, PreprocessingOptions
 from ..options import declarations, option
 from . import timm_args
@@ -179,7 +180,8 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
              'learning rate of a run that was started with so many')
     opt: str = _optimizer('adamw', metavar='NAME', help='any of timm.optim')
     opt_eps: float | None = _optimizer(None, minimum=0, metavar='EPS', unset='of the optimizer')
-    opt_betas: tuple[float, ...] | None = _optimizer(None, minimum=0, below=1, metavar='BETA', unset='of the optimizer')
+    opt_betas: tuple[float, ...] | None = _optimizer(
+        None, minimum=0, below=1, metavar='BETA', help='two of them, or three', unset='of the optimizer')
     opt_kwargs: Mapping[str, Any] = _optimizer(
         {}, metavar='KEY=VALUE', help='further arguments of the optimizer')
     momentum: float = _optimizer(0.9, minimum=0, below=1, metavar='M')
@@ -362,6 +364,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     def check(self) -> None:
         super().check()
         CheckpointInterval.parse(self.checkpoint_interval)
+        check_auto_augment(self.aa)
         for name, (is_met, needed) in _NEEDED.items():
             value, declared = getattr(self, name), declarations(type(self))[name]
             if value != declared.default and not is_met(self):
@@ -421,6 +424,19 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         if self.layer_decay_no_opt_scale is not None and self.freeze != 'none':
             raise ValueError(
                 '--layer-decay-no-opt-scale must be left out with --freeze: both say what is not trained.')
+        if self.opt_betas is not None and len(self.opt_betas) not in (2, 3):
+            raise ValueError(f'--opt-betas must be two or three numbers, got {list(self.opt_betas)}.')
+        # Longer than --epochs, or above --lr, are what --epochs or --lr of a fresh run may leave the defaults: those
+        # may stay, as they do in timm's train.py.
+        default = {name: declared.default for name, declared in declarations(type(self)).items()}
+        if self.warmup_epochs > max(self.epochs, default['warmup_epochs']) and not self.warmup_prefix:
+            raise ValueError(
+                f'--warmup-epochs must be at most --epochs, {self.epochs}, or --warmup-prefix given, got '
+                f'{self.warmup_epochs}.')
+        if self.lr is not None and self.min_lr > self.lr:
+            raise ValueError(f'--min-lr must be at most --lr, {self.lr:g}, got {self.min_lr:g}.')
+        if self.lr is not None and self.warmup_lr > max(self.lr, default['warmup_lr']):
+            raise ValueError(f'--warmup-lr must be at most --lr, {self.lr:g}, got {self.warmup_lr:g}.')
         if self.lr_noise is not None and len(self.lr_noise) > 2:
             raise ValueError(f'--lr-noise must be one or two numbers, got {list(self.lr_noise)}.')
 

@@ -37,9 +37,11 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     kwargs.update(config.opt_kwargs)
     try:
         return _create_optimizer(config, model, kwargs)
-    except TypeError as e:
-        if not config.opt_kwargs:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as e:
+        if not config.opt_kwargs and not config.opt_betas:
             raise
+        if not config.opt_kwargs:
+            raise ValueError(f'--opt-betas must be those of --opt {config.opt}, got {list(config.opt_betas)}.') from e
         raise ValueError(
             f'--opt-kwargs must be arguments of --opt {config.opt}, got {dict(config.opt_kwargs)} ({e}).') from e
 
