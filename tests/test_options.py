@@ -138,7 +138,7 @@ def test_choices(name):
     ('smoothing', 1, 'smoothing (--smoothing) must be a finite number of at least 0 and below 1, got 1.'),
     ('hflip', 2, 'hflip (--hflip) must be a finite number from 0 to 1, got 2.'),
     ('input_size', (3, 0, 0),
-     'input_size (--input-size) must be 3 integers of at least 1, or None, got [3, 0, 0].'),
+     'input_size (--input-size) must be 3 integers from 1 to 16384, or None, got [3, 0, 0].'),
     ('scale', (0.9, 0.1),
      'scale (--scale) must be 2 finite numbers above 0 and of at most 1, in ascending order, got [0.9, 0.1].'),
     ('amp', 1, 'amp (--amp) must be True or False, got 1.'),
