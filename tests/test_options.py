@@ -58,7 +58,7 @@ def create(name: str, value: Any) -> Options:
 def with_number(name: str, number: float) -> Any:
     """A value of an option with a number in it, as many as it takes."""
     count = TABLE[name][1].count
-    return number if count is None else (number,) * (1 if count is ... else count)
+    return number if count is None else (number,) * (2 if count is ... else count)
 
 
 # Ranges, by the table itself: a new option is covered as soon as it is declared
@@ -135,6 +135,9 @@ def test_choices(name):
     ('lr', -1, 'lr (--lr) must be a finite number above 0, or None, got -1.'),
     ('clip_grad', 0.0, 'clip_grad (--clip-grad) must be a finite number above 0, or None, got 0.0.'),
     ('epochs', 1.5, 'epochs (--epochs) must be an integer of at least 1, got 1.5.'),
+    ('epochs', 10 ** 30,
+     f'epochs (--epochs) must be an integer of at least 1, and of at most 2147483647, got {10 ** 30}.'),
+    ('lr', 10 ** 400, f'lr (--lr) must be a finite number above 0, or None, got {10 ** 400}.'),
     ('smoothing', 1, 'smoothing (--smoothing) must be a finite number of at least 0 and below 1, got 1.'),
     ('hflip', 2, 'hflip (--hflip) must be a finite number from 0 to 1, got 2.'),
     ('input_size', (3, 0, 0),
@@ -151,6 +154,11 @@ def test_messages(name, value, message):
     with pytest.raises(ValueError) as error:
         create(name, value)
     assert str(error.value) == message
+
+
+def test_an_integer_of_more_digits_than_python_writes():
+    with pytest.raises(ValueError, match='at most 2147483647, got an integer of thousands of digits'):
+        TrainConfig(epochs=10 ** 5000)
 
 
 def test_values_are_converted_to_the_declared_type():

@@ -178,7 +178,7 @@ class Declaration:
             return self._check_one(value) if self.count is None else self._check_several(value)
         except ValueError:
             got = list(value) if isinstance(value, tuple) else value
-            hint = close_names(value, self.option.choices)
+            hint = close_names(value, self.option.choices) if self.option.choices else ''
             accepted = self.accepted
             if int in self.types and not self.option.has_upper_end and _is_large(value):
                 accepted = f'{accepted}, and of at most {_LARGEST}'

@@ -105,6 +105,11 @@ def test_options_travel():
     (dict(lr_noise=(0.1, 0.2, 0.3)), '--lr-noise must be one or two numbers'),
     (dict(torchcompile_mode='max-autotune'), '--torchcompile-mode must be left out without --torchcompile inductor'),
     (dict(gp='max', model_kwargs=dict(global_pool='avg')), '--model-kwargs must not hold global_pool'),
+    (dict(opt_betas=0.9), r'--opt-betas must be two or three numbers, got \[0.9\]'),
+    (dict(warmup_epochs=20), '--warmup-epochs must be at most --epochs, 10, or --warmup-prefix given, got 20'),
+    (dict(min_lr=5), '--min-lr must be at most --lr, 0.001, got 5'),
+    (dict(warmup_lr=5), '--warmup-lr must be at most --lr, 0.001, got 5'),
+    *((dict(aa=name), rf"aa \(--aa\) must be 'original', .* got '{name}'") for name in ('nope', 'rand-m9x')),
     (dict(checkpoint_interval='soon'), "--checkpoint-interval must be a number of updates.* got 'soon'"),
 ])
 def test_options_that_do_not_fit(options, message):

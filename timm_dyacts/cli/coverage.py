@@ -19,6 +19,7 @@ from ..coverage import (
     summarise,
     write_rows,
 )
+from ..ops.checks import check_positive
 from .parser import ArgumentParser, fail, one_line_errors
 
 __all__ = ['create_parser', 'main']
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts coverage') 
 def _run(args: Namespace, prog: str) -> None:
     if args.workers < 1:
         fail(prog, f'--workers must be at least 1, got {args.workers}')
+    check_positive('--timeout', args.timeout)
+    check_positive('--max-params', args.max_params)
     if args.summary:
         if not args.output.exists():
             fail(prog, f'--output must be an existing table, got {str(args.output)!r}')

@@ -15,7 +15,7 @@ from ..data import create_dataset
 from ..device import resolve_device
 from ..loading import resolve_model_name
 from ..lsuv import LSUVReport, OutputStd, lsuv_
-from ..ops.checks import check_int
+from ..ops.checks import check_int, check_positive
 from ..plotting import BLUE, GREY, create_figure, require_matplotlib, style_axes
 from .parser import ArgumentParser, one_line_errors
 
@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts lsuv') -> N
 def _run(args: Namespace) -> None:
     for option, minimum in (('batch_size', 1), ('img_size', 1), ('seed', 0)):
         check_int(f'--{option.replace("_", "-")}', getattr(args, option), minimum)
+    if args.residual_std is not None:
+        check_positive('--residual-std', args.residual_std)
     if args.plot:
         require_matplotlib()
     torch.manual_seed(args.seed)
