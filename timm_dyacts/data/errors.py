@@ -1,6 +1,4 @@
 """What is wrong with samples, and with the processes that load them."""
-import re
-import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +25,8 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        text = str(e)
-        if not re.match(r'DataLoader worker \(pid', text):
+        if not str(e).startswith('DataLoader worker (pid'):
             raise
-        killed = f'signal: {signal.strsignal(signal.SIGKILL)}' in text
-        why = ', as happens where memory runs out: lower --workers or --batch-size' if killed else ''
-        what = 'was killed' if killed else 'ended, which is no fault of an image'
-        shm = '; if /dev/shm is too small, lower --workers' if 'shm' in text or 'Bus error' in text else ''
-        raise WorkerError(f'A process that loads data (--workers) {what}{why}{shm}. PyTorch says: {text}') from e
+        raise WorkerError(
+            f'A process that loads data (--workers) died, as happens where memory runs out: lower --workers or '
+            f'--batch-size. PyTorch says: {e}') from e

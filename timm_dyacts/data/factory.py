@@ -146,7 +146,7 @@ def _open_timm(name: str, root: str | None, split: str, kwargs: dict[str, Any]) 
             raise FileNotFoundError(f'Data set {name!r} (--dataset) cannot be opened in {root!r}: {one_line(e)}') from e
         raise
     except Exception as e:
-        reason = one_line(e) or type(e).__name__
+        reason = one_line(e).replace('use download=True', 'set --dataset-download') or type(e).__name__
         if 'Found 0 images' in reason or "Couldn't find any class folder" in reason:
             raise ValueError(
                 f'root (--data-dir) must hold images in one folder per class, got {root!r}. {reason}') from None

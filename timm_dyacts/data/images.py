@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageMode, ImageOps
+from PIL import Image, ImageMode, ImageOps, UnidentifiedImageError
 
 from ..messages import one_line
 
@@ -62,6 +62,8 @@ def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:
                 _check_scans(stream, image.size)
             image.load()
             return to_mode(image, mode)
+    except UnidentifiedImageError as e:
+        raise UnreadableImageError('cannot identify image file') from e
     except Exception as e:  # decoders raise almost anything for a broken file
         raise UnreadableImageError(one_line(e) or type(e).__name__) from e
 
@@ -103,7 +105,8 @@ def _scale(image: Image.Image, file_format: str | None, mode: str) -> Image.Imag
     """Bring deep grey pixels into the range of 8 bits, where Pillow would cut off what is beyond."""
     if image.mode not in _DEEP or mode in _DEEP:
         return image
-    if not image.mode.startswith('I;16') and file_format != 'PNG':  # whose pixels have 16 bits at most
+    if not image.mode.startswith('I;16') and not (image.mode == 'I' and file_format in ('PNG', 'PPM')):
+        # whose pixels have 16 bits at most
         raise ValueError(f'its pixels, of mode {image.mode}, have no known range: convert it to 8 or 16 bits')
     pixels = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((pixels * 255 + _LARGEST // 2) // _LARGEST).astype(np.uint8))
