@@ -69,7 +69,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
     return found
 
 
-@worker_errors()
+@worker_errors
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
     """Predict the classes of images, and write them to ``results_file`` if there is to be one.
 

@@ -45,7 +45,7 @@ def validate(config: ValidateConfig) -> OrderedDict[str, Any]:
     return record
 
 
-@worker_errors()
+@worker_errors
 def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
     config = _resolve_dataset(config, name)
     device = resolve_device(config.device)

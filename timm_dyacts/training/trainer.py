@@ -59,7 +59,7 @@ class RunResult:
     stopped_early: str | None = None
 
 
-@worker_errors()
+@worker_errors
 def train(config: TrainConfig) -> RunResult:
     """Train, in as many processes as torchrun or Slurm started.
 
