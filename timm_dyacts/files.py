@@ -105,4 +105,8 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
         file.truncate()
         file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # processes that load data may live on, and have the file open

@@ -2,13 +2,12 @@
 import io
 import json
 import random
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import timm
 from PIL import Image
+from support.odd_images import huge_png, saved
 from support.photos import write_photos
 from support.small_run import train_small
 
@@ -19,22 +18,6 @@ from timm_dyacts.training import TrainConfig, train
 from timm_dyacts.training.checkpoint import save_checkpoint
 
 GREY = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
-
-
-def saved(image, file_format='PNG', **kwargs):
-    file = io.BytesIO()
-    image.save(file, file_format, **kwargs)
-    file.seek(0)
-    return file
-
-
-def huge_png(side=20_000):
-    """The head of an image of 400 megapixels, which would decompress from a few bytes."""
-    def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    head = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(bytes(100)))
-            + chunk(b'IEND', b''))
 
 
 @pytest.mark.parametrize('file_format', ['PNG', 'TIFF'])

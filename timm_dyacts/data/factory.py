@@ -1,14 +1,19 @@
 """Data sets by name: timm's factory, plus the embedded digits."""
 import os
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 import timm.data
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
 
+from ..messages import one_line
 from ..ops.checks import check_choice
 from .digits import DigitsDataset
-from .images import read_image
+from .images import UnreadableImageError, open_image, read_image
 from .label_file import ReaderLabelFile
+from .streams import ImageStream
 
 __all__ = ['ImageFiles', 'class_names', 'create_dataset']
 
@@ -26,6 +31,11 @@ _DIGITS_SPLITS = {
 # The prefixes that timm.data.create_dataset knows, and those whose files lie below ``root``; an image folder has none.
 _TIMM_PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 _LOCAL_PREFIXES = ('', 'torch', 'wds')
+# Of these streams timm's readers hand out images in the mode of their files, if asked for none.
+_RAW_STREAMS = ('hfids', 'wds')
+# What the data sets of each prefix are read with
+_PACKAGES = dict(
+    torch='torchvision', hfds='datasets', hfids='datasets', tfds='tensorflow-datasets tensorflow', wds='webdataset')
 # What the options for some of timm's data sets are, and the prefixes of these
 _SPECIAL = dict(
     input_key=('hfds', 'hfids', 'tfds', 'wds'),
@@ -35,16 +45,28 @@ _SPECIAL = dict(
 
 
 class ImageFiles(timm.data.ImageDataset):
-    """timm's image folder, except that images are upright, and that one that cannot be read raises OSError.
+    """timm's image folder, except that an image that cannot be read raises ``UnreadableImageError``.
 
-    timm's own takes the next image in its place, so that an evaluation counts that one twice.
+    timm's own takes the next image in its place, so that an evaluation counts that one twice. Images are upright.
     """
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        file, label = self.reader[index]
+        file, label = self._open(index)
         with file:
             image = read_image(file, self.input_img_mode)
         return image if self.transform is None else self.transform(image), label
+
+    def _open(self, index: int) -> tuple[IO[bytes], int]:
+        if isinstance(self.reader, (ReaderImageFolder, ReaderLabelFile)):
+            path, label = self.reader.samples[index]
+            return open_image(path), label
+        try:
+            file, label = self.reader[index]
+        except Exception as e:  # such as those of tarfile
+            raise UnreadableImageError(one_line(e) or type(e).__name__) from e
+        if file is None:
+            raise UnreadableImageError('not a regular file')  # but a link, in a tar file
+        return file, label
 
 
 def create_dataset(
@@ -85,6 +107,7 @@ def create_dataset(
             raise ValueError(f'root (--data-dir) must be None for the digits, part of scikit-learn, got {root!r}.')
         return DigitsDataset(_DIGITS_SPLITS[split], input_img_mode=kwargs.get('input_img_mode', 'RGB'))
 
+    _check_class_map(kwargs.get('class_map'), root)
     if labels is not None:
         if name or root is None:
             raise ValueError(f'labels (--labels) needs root (--data-dir) and no data set, got {root!r} and {name!r}.')
@@ -100,21 +123,70 @@ def create_dataset(
         raise ValueError(f'root (--data-dir) must be the folder of the data for data set {name!r}, got None.')
     if not name and not os.path.exists(root):
         raise FileNotFoundError(f'root (--data-dir) must be an existing image folder or tar file, got {root!r}.')
-    try:
-        dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
-    except AssertionError as e:  # what timm raises for a name or a class map that is not there
-        raise ValueError(f'data set {name or root!r} (--dataset, --data-dir, --class-map): {e}.') from None
-    except ModuleNotFoundError as e:
-        raise ImportError(f'--dataset {name} needs the package {e.name}: pip install {e.name}') from e
-    except RuntimeError as e:
-        if 'Please install' in str(e):  # timm's words for a reader without its package
-            raise ImportError(f'--dataset {name}: {e}') from e
-        if 'Found 0 images' not in str(e):
-            raise
-        raise ValueError(f'root (--data-dir) must hold images in one folder per class, got {root!r}. {e}') from None
+    if not name or prefix == 'torch':
+        _check_no_loops(root)
+    dataset = _open_timm(name, root, split, kwargs)
     if type(dataset) is timm.data.ImageDataset:
         return ImageFiles(root, reader=dataset.reader, input_img_mode=dataset.input_img_mode)
+    if type(dataset) is timm.data.IterableImageDataset:
+        if prefix in _RAW_STREAMS:
+            dataset.reader.input_img_mode = ''  # what converts images is their transform
+        return ImageStream(root, reader=dataset.reader)
+    if hasattr(dataset, 'loader'):  # torchvision's image folder, and what is made like it
+        dataset.loader = partial(read_image, mode=kwargs.get('input_img_mode', 'RGB'))
     return dataset
+
+
+def _open_timm(name: str, root: str | None, split: str, kwargs: dict[str, Any]) -> Dataset[Any]:
+    """Let timm create a data set, whose errors are of many kinds."""
+    try:
+        return timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    except FileNotFoundError as e:
+        if name:
+            raise FileNotFoundError(f'Data set {name!r} (--dataset) cannot be opened in {root!r}: {one_line(e)}') from e
+        raise
+    except Exception as e:
+        reason = one_line(e).replace('use download=True', 'set --dataset-download') or type(e).__name__
+        if 'Found 0 images' in reason or "Couldn't find any class folder" in reason:
+            raise ValueError(
+                f'root (--data-dir) must hold images in one folder per class, got {root!r}. {reason}') from None
+        missing = isinstance(e, ImportError) or 'lease install' in reason
+        hint = '; it needs a package: pip install ' + _PACKAGES[name.split('/')[0].lower()] if missing and name else ''
+        kind = ImportError if missing else ValueError
+        what = f'Data set {name!r} (--dataset)' if name else f'root (--data-dir) {root!r}'
+        raise kind(f'{what} cannot be opened: {reason.rstrip(".")}{hint}.') from e
+
+
+def _check_class_map(class_map: Any, root: str | None) -> None:
+    """Raise ``ValueError`` if a class map cannot be read."""
+    if not class_map or isinstance(class_map, dict):
+        return
+    flag = 'class_map (--class-map)'
+    if not any(os.path.isfile(path) for path in (class_map, os.path.join(root or '', class_map))):
+        raise FileNotFoundError(f'{flag} must be a .txt or .pkl file, as it is or in --data-dir, got {class_map!r}.')
+    try:
+        load_class_map(class_map, root or '')
+    except Exception as e:
+        raise ValueError(
+            f'{flag} must be a .txt file with a class in each line, or a .pkl file of a dictionary, got {class_map!r}: '
+            f'{one_line(e) or type(e).__name__}.') from e
+
+
+def _check_no_loops(root: str) -> None:
+    """Raise ``ValueError`` if a folder holds a link to one above, for timm follows links, without end."""
+    for folder, subfolders, _ in os.walk(root, followlinks=True):
+        for name in subfolders:
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and os.path.realpath(path) in _folders_above(folder, root):
+                raise ValueError(f'root (--data-dir) must not hold a link to a folder above, got {path!r}.')
+
+
+def _folders_above(folder: str, root: str) -> set[str]:
+    above = {os.path.realpath(folder)}
+    while folder not in (root, os.path.dirname(folder)):
+        folder = os.path.dirname(folder)
+        above.add(os.path.realpath(folder))
+    return above
 
 
 def class_names(dataset: Dataset[Any]) -> list[str] | None:

@@ -1,5 +1,5 @@
 """Loaders of training and evaluation batches, from timm's parts, and checks of the data sets that they load."""
-from operator import methodcaller
+from functools import partial
 from typing import Any
 
 import timm
@@ -15,6 +15,7 @@ from ..version import unsupported
 from ..world import World
 from .factory import class_names
 from .identity import is_same
+from .images import INPUT_MODES, SizeLimit, to_mode
 from .label_file import ReaderLabelFile
 from .mixing import EpochMixup, SplitDataset
 from .resumable import (
@@ -27,6 +28,7 @@ from .resumable import (
     StreamLoader,
     TrainBatches,
 )
+from .streams import ImageStream
 from .subsets import Subset, labels_of
 
 __all__ = [
@@ -46,7 +48,7 @@ def image_mode(in_chans: int, mode: str | None = None) -> str:
     """Give the mode of PIL images for a number of channels, or ``mode`` itself.
 
     Raises:
-        ValueError: ``mode`` has another number of channels, or is needed.
+        ValueError: ``mode`` is unknown, has another number of channels, or is needed.
     """
     if mode is None:
         if in_chans not in _MODES:
@@ -54,6 +56,8 @@ def image_mode(in_chans: int, mode: str | None = None) -> str:
                 f'--input-img-mode is needed for {in_chans} channels, such as RGBA or CMYK for 4, LA for 2. Without it '
                 f'images have 1 (L) or 3 (RGB).')
         return _MODES[in_chans]
+    if mode not in INPUT_MODES:
+        raise ValueError(f'--input-img-mode must be one of {", ".join(INPUT_MODES)}, got {mode!r}.')
     bands = len(ImageMode.getmode(mode).bands)
     if bands != in_chans:
         raise ValueError(
@@ -148,6 +152,7 @@ def build_train_loader(
         data_config,
         world,
         workers,
+        on_bad_image,
         input_img_mode,
         batch_size=batch_size,
         is_training=True,
@@ -210,6 +215,7 @@ def build_eval_loader(
         data_config,
         world,
         workers,
+        on_bad_image,
         input_img_mode,
         batch_size=batch_size,
         interpolation=data_config['interpolation'],
@@ -235,6 +241,7 @@ def _create_loader(
         data_config: dict[str, Any],
         world: World,
         workers: int,
+        on_bad_image: str,
         input_img_mode: str | None,
         **kwargs: Any,
 ):
@@ -255,10 +262,15 @@ def _create_loader(
             raise unsupported('timm', timm.__version__, f'the attribute {attribute!r} of the loader of create_loader')
     if isinstance(dataset, AugMixDataset):
         dataset = dataset.dataset  # which has the first of the transforms
-    if isinstance(dataset.dataset if isinstance(dataset, Subset) else dataset, VisionDataset):
-        # torchvision hands out images in the mode of their files, where timm's readers convert them.
-        convert = methodcaller('convert', image_mode(data_config['input_size'][0], input_img_mode))
-        dataset.transform = Compose([convert, dataset.transform])
+    source = dataset.dataset if isinstance(dataset, Subset) else dataset
+    side = max(data_config['input_size'][1:]) / data_config.get('crop_pct', 1)
+    transforms = [SizeLimit(side), dataset.transform]
+    if isinstance(source, (VisionDataset, ImageStream)):
+        # which hand out images in the mode of their files, where timm's readers convert them
+        transforms.insert(0, partial(to_mode, mode=image_mode(data_config['input_size'][0], input_img_mode)))
+    dataset.transform = Compose(transforms)
+    if isinstance(source, ImageStream):
+        source.on_bad_image = on_bad_image
     return loader
 
 

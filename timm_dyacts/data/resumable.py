@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -21,13 +20,13 @@ from torch.utils.data import Dataset, Sampler
 
 from ..messages import one_line
 from ..rng import isolated_rng
+from .errors import UNREADABLE, DataError
 from .mixing import EpochMixup
 
 __all__ = [
     'BalancedBatches',
     'Batch',
     'BatchDataset',
-    'DataError',
     'EvalBatches',
     'RepeatedBatches',
     'ResumableLoader',
@@ -40,12 +39,6 @@ __all__ = [
 # The first word of a seed says what is drawn, so that no two purposes ever share one.
 _ORDER, _SAMPLE, _MIXUP, _ERASING = range(4)
 _MAX_REPLACEMENTS = 10
-# What torchvision's data sets let through of decoders, of which Pillow's raise SyntaxError for a broken PNG.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-
-
-class DataError(ValueError):
-    """A sample that cannot be trained or evaluated on."""
 
 
 class Batch(NamedTuple):
@@ -269,7 +262,7 @@ class BatchDataset(Dataset):
             _seed_rng(_SAMPLE, self.seed, epoch, candidate, *place)
             try:
                 image, label = self.dataset[candidate]
-            except _UNREADABLE as e:
+            except UNREADABLE as e:
                 reason = e
                 if self.on_bad_image == 'error':
                     raise DataError(
@@ -293,7 +286,10 @@ class BatchDataset(Dataset):
     def name(self, index: int) -> str:
         """Give what to call a sample in a message."""
         filename = getattr(self.dataset, 'filename', None)
-        return one_line(filename(index, absolute=True)) if filename else f'sample {index}'
+        if filename:
+            return one_line(filename(index, absolute=True))
+        samples = getattr(self.dataset, 'samples', None)  # of torchvision's folders
+        return one_line(samples[index][0]) if samples else f'sample {index}'
 
 
 class SeededErasing:
@@ -410,7 +406,7 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.start == 0:
-            yield from self.loader
+            yield from without_worker_trace(self.loader)
 
 
 def without_worker_trace(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

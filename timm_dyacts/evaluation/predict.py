@@ -11,6 +11,7 @@ from timm.data import ImageNetInfo, get_img_extensions, infer_imagenet_subset
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..data.errors import worker_errors
 from ..data.images import read_image
 from ..data.loaders import build_eval_loader, image_mode
 from ..data.resumable import without_worker_trace
@@ -68,6 +69,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
     return found
 
 
+@worker_errors
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
     """Predict the classes of images, and write them to ``results_file`` if there is to be one.
 
@@ -143,7 +145,8 @@ def _write_csv(records: Sequence[dict[str, Any]], file: TextIO) -> None:
     writer.writerow(['path', 'rank', 'label', 'class', 'probability'])
     for record in records:
         for rank, p in enumerate(record.get('predictions', ()), start=1):
-            writer.writerow([record['path'], rank, p['label'], p['class'], f'{p["probability"]:.6f}'])
+            path = os.fsencode(record['path']).decode(errors='backslashreplace')  # which may be no UTF-8
+            writer.writerow([path, rank, p['label'], p['class'], f'{p["probability"]:.6f}'])
 
 
 def _write_json(records: Sequence[dict[str, Any]], file: TextIO) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..data import class_names, create_dataset
+from ..data.errors import worker_errors
 from ..data.loaders import build_eval_loader, check_num_classes, image_mode
 from ..device import build_amp, resolve_device, set_numerics
 from ..files import format_csv, replace_text
@@ -44,6 +45,7 @@ def validate(config: ValidateConfig) -> OrderedDict[str, Any]:
     return record
 
 
+@worker_errors
 def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
     config = _resolve_dataset(config, name)
     device = resolve_device(config.device)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class Datasets:
     class_names: list[str] | None
     class_weights: list[float] | None = None
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What a state keeps, to recognise the data by."""
         weights = {} if self.class_weights is None else dict(class_weights=self.class_weights)

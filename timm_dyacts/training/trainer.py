@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..convert import get_transition
 from ..convert.transition import idle_parameters
+from ..data.errors import worker_errors
 from ..data.resumable import BatchDataset
 from ..device import resolve_device, set_numerics
 from ..evaluation.loop import evaluate
@@ -58,6 +59,7 @@ class RunResult:
     stopped_early: str | None = None
 
 
+@worker_errors
 def train(config: TrainConfig) -> RunResult:
     """Train, in as many processes as torchrun or Slurm started.
 
