@@ -1,6 +1,7 @@
 """``timm-dyacts coverage``: what ``convert`` makes of the networks of timm and other libraries."""
 import csv
 import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..coverage import (
     summarise,
     write_rows,
 )
+from ..messages import one_line
 from .parser import ArgumentParser, fail
 
 __all__ = ['create_parser', 'main']
@@ -59,6 +61,13 @@ def create_parser(prog: str = 'timm-dyacts coverage') -> ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts coverage') -> None:
     """Make or continue the table, or print its summary."""
     args = create_parser(prog).parse_args(argv)
+    try:
+        _continue_table(args, prog)
+    except OSError as e:
+        fail(prog, f'--output {str(args.output)!r} cannot be read or written: {one_line(e)}')
+
+
+def _continue_table(args: Namespace, prog: str) -> None:
     if args.workers < 1:
         fail(prog, f'--workers must be at least 1, got {args.workers}')
     if args.summary:
