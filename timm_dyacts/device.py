@@ -25,10 +25,12 @@ def resolve_device(name: str | None) -> torch.device:
         raise ValueError(f'--device {name} needs as many GPUs, and PyTorch sees {torch.cuda.device_count()}.')
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'--device {name} needs a GPU, and PyTorch {torch.__version__} sees none; use --device cpu.')
-    try:
-        torch.ones(1, device=device).item()  # what is not there, or only pretends to be, as "meta" does
-    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as e:
-        raise ValueError(f'--device must be a device that can compute here, such as cpu, got {name!r} ({e}).') from None
+    if device.type != 'cuda':  # where a try would open a context on the first GPU in each process
+        try:
+            torch.ones(1, device=device).item()  # what is not there, or only pretends to be, as "meta" does
+        except (AssertionError, ImportError, NotImplementedError, RuntimeError) as e:
+            raise ValueError(
+                f'--device must be a device that can compute here, such as cpu, got {name!r} ({e}).') from None
     return device
 
 

@@ -68,7 +68,7 @@ def build_model(
     try:
         model = timm.create_model(
             name, pretrained=pretrained, in_chans=preprocessing.get('in_chans'), **kwargs, **model_kwargs)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as e:
         if not given:
             raise
         # A constructor checks none of its arguments: it runs into something, somewhere.

@@ -15,6 +15,7 @@ import torch
 from support.readme import guide
 from torch import nn
 
+from timm_dyacts import cli
 from timm_dyacts.coverage import COLUMNS, default_operations, operations, summarise
 from timm_dyacts.coverage.trained_like import trained_like_
 from timm_dyacts.operators import OPERATORS
@@ -268,3 +269,13 @@ class TestTrainedLike:
         (exact, _), (moved, _) = self.build(True), self.build(False)
         for (name, a), b in zip(exact.state_dict().items(), moved.state_dict().values(), strict=True):
             assert torch.equal(a, b) == ('running' not in name), name
+
+
+def test_a_table_that_cannot_be_written(tmp_path):
+    """One line, and nothing beside it."""
+    (tmp_path / 'file').write_text('')
+    for output in (tmp_path, tmp_path / 'file' / 'table.csv', tmp_path / 'no' / 'table.csv'):
+        with pytest.raises(SystemExit) as error:
+            cli.main(['coverage', '--filter', 'test_resnet', '--output', str(output)])
+        assert 'cannot be read or written' in error.value.code and '\n' not in error.value.code
+    assert [path.name for path in tmp_path.iterdir()] == ['file']

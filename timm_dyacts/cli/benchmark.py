@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts benchmark')
         prog: Name of the program, for messages.
     """
     args = create_parser(prog).parse_args(argv)
-    with one_line_errors(prog):
+    with one_line_errors(prog, RuntimeError):
         require_matplotlib()
         _run(args)
 

@@ -62,10 +62,13 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts coverage') 
     """Make or continue the table, or print its summary."""
     args = create_parser(prog).parse_args(argv)
     with one_line_errors(prog):
-        _run(args, prog)
+        try:
+            _continue_table(args, prog)
+        except OSError as e:
+            fail(prog, f'--output {str(args.output)!r} cannot be read or written: {e}')
 
 
-def _run(args: Namespace, prog: str) -> None:
+def _continue_table(args: Namespace, prog: str) -> None:
     if args.workers < 1:
         fail(prog, f'--workers must be at least 1, got {args.workers}')
     check_positive('--timeout', args.timeout)

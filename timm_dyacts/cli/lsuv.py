@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts lsuv') -> N
         prog: Name of the program, for messages.
     """
     args = create_parser(prog).parse_args(argv)
-    with one_line_errors(prog):
+    with one_line_errors(prog, RuntimeError):
         _run(args)
 
 
