@@ -160,6 +160,8 @@ class Results(_FromDict):
         date: Day of the measurement, ISO 8601.
         start: What the training started from.
         versions: Versions by package.
+        environment: What else it takes to repeat the measurement to the last digit, as ``device.describe_environment``
+            has it.
     """
     top1: float
     top5: float
@@ -173,10 +175,11 @@ class Results(_FromDict):
     start: Start
     versions: Mapping[str, str]
     stopped_early: str | None = field(default=None, kw_only=True)
+    environment: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the content of ``results.json``."""
-        values = asdict(replace(self, versions=dict(self.versions)))
+        values = asdict(replace(self, versions=dict(self.versions), environment=dict(self.environment)))
         if self.stopped_early is None:
             del values['stopped_early']
         for name in ('sha256', 'entries', 'entries_of'):
@@ -187,7 +190,7 @@ class Results(_FromDict):
 
 # What a record need not hold. All else has to be written, also what a constructor has a default for: no entry for the
 # licence does not mean that there is none.
-_MAY_BE_ABSENT = frozenset({'entries', 'entries_of', 'epoch', 'sha256', 'stopped_early'})
+_MAY_BE_ABSENT = frozenset({'entries', 'entries_of', 'environment', 'epoch', 'sha256', 'stopped_early'})
 
 
 class _Kind(NamedTuple):

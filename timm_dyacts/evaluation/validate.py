@@ -21,7 +21,7 @@ from .config import ValidateConfig
 from .loop import evaluate
 from .transition import remark_on_transition
 
-__all__ = ['validate', 'validate_models', 'write_results']
+__all__ = ['Measurement', 'measure', 'validate', 'validate_models', 'write_results']
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +46,40 @@ def validate(config: ValidateConfig) -> OrderedDict[str, Any]:
 
 
 @worker_errors
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What an evaluation gave, unrounded.
+
+    Attributes:
+        metrics: ``'top1'`` and ``'top5'`` in percent, ``'loss'``.
+        model: The model.
+        data_config: Preprocessing as ``timm.data.resolve_data_config`` gives it.
+        num_images: Number of images that could be read.
+    """
+    metrics: OrderedDict[str, Any]
+    model: torch.nn.Module
+    data_config: dict[str, Any]
+    num_images: int
+
+
 def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
+    measured = measure(config, name)
+    metrics, data_config = measured.metrics, measured.data_config
+    return OrderedDict(
+        model=name,
+        top1=round(metrics['top1'], 4),
+        top1_err=round(100 - metrics['top1'], 4),
+        top5=round(metrics['top5'], 4),
+        top5_err=round(100 - metrics['top5'], 4),
+        param_count=round(count_parameters(measured.model), 2),
+        img_size=data_config['input_size'][-1],
+        crop_pct=data_config['crop_pct'],
+        interpolation=data_config['interpolation'],
+    )
+
+
+def measure(config: ValidateConfig, name: str) -> Measurement:
+    """Evaluate a model on the data set of the options, or that of its run folder."""
     config = _resolve_dataset(config, name)
     device = resolve_device(config.device)
     set_numerics(device, config.deterministic)
@@ -85,17 +118,8 @@ def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
     unreadable = getattr(loader.loader.dataset, 'unreadable', None)
     if unreadable is not None and unreadable.any():
         _logger.warning('%d of %d images cannot be read and are left out.', unreadable.sum(), len(unreadable))
-    return OrderedDict(
-        model=name,
-        top1=round(metrics['top1'], 4),
-        top1_err=round(100 - metrics['top1'], 4),
-        top5=round(metrics['top5'], 4),
-        top5_err=round(100 - metrics['top5'], 4),
-        param_count=round(count_parameters(model), 2),
-        img_size=data_config['input_size'][-1],
-        crop_pct=data_config['crop_pct'],
-        interpolation=data_config['interpolation'],
-    )
+    count = len(dataset) - (0 if unreadable is None else int(unreadable.sum()))
+    return Measurement(metrics, model, data_config, count)
 
 
 def validate_models(config: ValidateConfig) -> tuple[list[OrderedDict[str, Any]], dict[str, str]]:

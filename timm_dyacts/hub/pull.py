@@ -19,7 +19,7 @@ from .config import check_config, read_config, recorded
 from .errors import ChecksumError, HubError, MissingFileError, summarize
 from .hashes import sha256
 
-__all__ = ['load', 'verify']
+__all__ = ['has_checksum', 'load', 'verify']
 
 _logger = logging.getLogger(__name__)
 
@@ -102,6 +102,12 @@ def verify(name: str, *, token: str | None = None, cache_dir: str | os.PathLike[
     if not snapshot.verified:
         raise ChecksumError(f"Could not verify '{name}': neither its {CONFIG} nor the cache has a checksum.")
     return sha256(snapshot.weights)
+
+
+def has_checksum(folder: str) -> bool:
+    """Say whether a folder, with ``'local-dir:'`` or without, has what ``verify`` compares with: it was published."""
+    config = CheckpointFolder(folder.removeprefix('local-dir:')).config
+    return config.is_file() and WEIGHTS in recorded(read_config(config, folder), 'sha256')
 
 
 def _verify_folder(folder: CheckpointFolder) -> str:

@@ -15,9 +15,11 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ..convert import get_transition
+from ..device import describe_environment
 from ..files import umask
 from ..run_folder import CONFIG, RESULTS, Preprocessing, Results, Start
 from ..version import __version__
+from ..world import World
 from .config import TrainConfig
 from .split_bn import drop_split_bn
 
@@ -127,6 +129,7 @@ def describe_results(
         data_config: Mapping[str, Any],
         num_images: int,
         start: Start,
+        world: World,
 ) -> Results:
     """Put together what is on record of a checkpoint.
 
@@ -137,6 +140,7 @@ def describe_results(
         data_config: Preprocessing as ``timm.data.resolve_data_config`` gives it.
         num_images: Number of images that the model was evaluated on.
         start: What the training started from.
+        world: The processes that evaluated together.
     """
     return Results(
         top1=metrics['top1'],
@@ -160,6 +164,15 @@ def describe_results(
             timm=timm.__version__,
             torch=str(torch.__version__),
             python=platform.python_version(),
+        ),
+        environment=describe_environment(
+            world.device,
+            processes=world.size,
+            precision=config.amp_dtype if config.amp else 'float32',
+            memory_format='channels_last' if config.channels_last else 'contiguous',
+            compiled=config.torchcompile or 'no',
+            batch_size=config.validation_batch_size or config.batch_size,
+            seed=config.seed,
         ),
     )
 

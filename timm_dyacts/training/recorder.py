@@ -166,7 +166,8 @@ class Recorder:
         """Give the results of the weights of an epoch; ``kind`` is ``'eval'`` or ``'ema'``."""
         metrics = {name: row[f'{kind}_{name}'] for name in ('top1', 'top5', 'loss')}
         setup = self.setup
-        return describe_results(metrics, int(row['epoch']), setup.config, setup.data_config, num_images, setup.start)
+        return describe_results(
+            metrics, int(row['epoch']), setup.config, setup.data_config, num_images, setup.start, setup.world)
 
     def _print_unreadable(self, unreadable: Mapping[str, Tensor]) -> None:
         loaders = self.setup.loaders
