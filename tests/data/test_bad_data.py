@@ -41,6 +41,13 @@ def test_empty_folder(run, tmp_path):
         run('--data-dir', str(tmp_path / 'empty'))
 
 
+def test_batches_that_no_memory_holds(run):
+    with pytest.raises(ValueError, match=r'8 images of 3 x 16384 x 16384 take 24 GiB .*, and the machine has 16 GiB'):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr('os.sysconf', {'SC_PHYS_PAGES': 2 ** 22, 'SC_PAGE_SIZE': 2 ** 12}.__getitem__)
+            run('--img-size', '16384')
+
+
 def test_one_class(run, photos):
     for split in ('train', 'validation'):
         for name in ('green', 'red'):

@@ -1,4 +1,7 @@
 """Loaders of training and evaluation batches, from timm's parts, and checks of the data sets that they load."""
+import math
+import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -236,6 +239,20 @@ def build_eval_loader(
     return loader
 
 
+def _check_memory(batch_size: int, input_size: Sequence[int]) -> None:
+    """Raise ``ValueError`` for batches that the memory of the machine cannot hold, where it is known."""
+    try:
+        memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError):
+        return
+    needed = 4 * batch_size * math.prod(input_size)
+    if needed > memory:
+        raise ValueError(
+            f'--batch-size and --img-size must fit into memory: {batch_size} images of '
+            f'{" x ".join(map(str, input_size))} take {needed / 2 ** 30:.0f} GiB as numbers of fp32, and the machine '
+            f'has {memory / 2 ** 30:.0f} GiB.')
+
+
 def _create_loader(
         dataset: Dataset[Any],
         data_config: dict[str, Any],
@@ -245,6 +262,7 @@ def _create_loader(
         input_img_mode: str | None,
         **kwargs: Any,
 ):
+    _check_memory(kwargs['batch_size'], data_config['input_size'])
     loader = create_loader(
         dataset,
         input_size=data_config['input_size'],
