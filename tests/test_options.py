@@ -132,12 +132,12 @@ def test_choices(name):
 
 
 @pytest.mark.parametrize('name, value, message', [
-    ('lr', -1, 'lr (--lr) must be a finite number above 0, or None, got -1.'),
+    ('lr', -1, 'lr (--lr) must be a finite number above 0 and of at most 1000, or None, got -1.'),
     ('clip_grad', 0.0, 'clip_grad (--clip-grad) must be a finite number above 0, or None, got 0.0.'),
     ('epochs', 1.5, 'epochs (--epochs) must be an integer of at least 1, got 1.5.'),
     ('epochs', 10 ** 30,
      f'epochs (--epochs) must be an integer of at least 1, and of at most 2147483647, got {10 ** 30}.'),
-    ('lr', 10 ** 400, f'lr (--lr) must be a finite number above 0, or None, got {10 ** 400}.'),
+    ('lr', 10 ** 400, f'lr (--lr) must be a finite number above 0 and of at most 1000, or None, got {10 ** 400}.'),
     ('smoothing', 1, 'smoothing (--smoothing) must be a finite number of at least 0 and below 1, got 1.'),
     ('hflip', 2, 'hflip (--hflip) must be a finite number from 0 to 1, got 2.'),
     ('input_size', (3, 0, 0),
@@ -288,8 +288,8 @@ def test_yaml_reads_numbers_and_names_as_the_command_line_does(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('lr: -1', r'options.yaml: lr \(--lr\) must be a finite number above 0, or None, got -1'),
-    ('lr: fast', r"options.yaml: lr \(--lr\) must be a finite number above 0, or None, got 'fast'"),
+    ('lr: -1', r'options.yaml: lr \(--lr\) must be a finite number above 0 and of at most 1000, or None, got -1'),
+    ('lr: fast', r"options.yaml: lr \(--lr\) must be a finite number above 0 and of at most 1000, or None, got 'fast'"),
     ('epochs: 1.5', r'options.yaml: epochs \(--epochs\) must be an integer of at least 1, got 1.5'),
     ('epochs: null', r'options.yaml: epochs \(--epochs\) must be an integer'),
     ('amp: 1', r'options.yaml: amp \(--amp\) must be True or False'),

@@ -1,5 +1,6 @@
 """A model by what a user types: a name, a repo of the Hub, or a folder."""
 import os
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,11 @@ def build_model(
     try:
         model = timm.create_model(
             name, pretrained=pretrained, in_chans=preprocessing.get('in_chans'), **kwargs, **model_kwargs)
+    except RuntimeError as e:  # what PyTorch raises for weights of another shape, with a line for each
+        if not pretrained:
+            raise
+        reason = textwrap.shorten(one_line(e), 400, placeholder=' ...')
+        raise ValueError(f'The weights of {name} do not fit the model: {reason}') from e
     except (ArithmeticError, AttributeError, LookupError, TypeError) as e:
         if not given:
             raise
@@ -120,8 +126,9 @@ def build_from_file(
         try:
             return build_model(
                 name, preprocessing, True, model_kwargs, pretrained_cfg_overlay=overlay, **kwargs)
-        except (RuntimeError, PretrainedWeightsError) as e:
-            raise ValueError(f'{option} must fit the model, got {path!r}. {one_line(e)}') from None
+        except (PretrainedWeightsError, ValueError) as e:
+            reason = one_line(e.__cause__ or e)
+            raise ValueError(f'{option} must fit the model, got {path!r}. {reason}') from None
     model.load_state_dict(own)
     return model
 

@@ -46,7 +46,7 @@ def read_weights(path: str | os.PathLike[str], option: str) -> dict[str, Tensor]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # PyTorch's, about files of old formats
-            state_dict = timm.models.load_state_dict(path)
+            state_dict = timm.models.load_state_dict(path, weights_only=True)  # not the default of older releases
     except Exception as e:  # a file of another kind makes the readers raise almost anything
         raise ValueError(
             f'{option} must be a checkpoint file, got {path!r}: {_describe(path, e)}. {_ACCEPTED}') from None

@@ -75,7 +75,8 @@ def test_run_folder_holds_everything(run):
     folder, _ = run
     assert {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()} == {
         'model.safetensors', 'config.json', 'last/model.safetensors', 'last/config.json',
-        'results.json', 'args.yaml', 'summary.csv', 'classes.csv', 'curves.png', 'classes.png', 'confusion.png',
+        '.lock', 'results.json', 'args.yaml', 'summary.csv', 'classes.csv', 'curves.png', 'classes.png',
+        'confusion.png',
         'mistakes.png',
         'checkpoint/state.pt', 'checkpoint/previous.pt',
     }
@@ -200,7 +201,7 @@ def test_default_dataset(argv, dataset, data_dir):
     ('train.py', ['--bach-size', '4'], 'unrecognized arguments: --bach-size'),
     ('train.py', ['-c', 'no_such.yaml'], '--config must be a readable YAML file'),
     ('train.py', ['--clip-grad', '-1'], r'clip_grad \(--clip-grad\) must be a finite number above 0, or None, got -1'),
-    ('train.py', ['--lr', 'nan'], r'lr \(--lr\) must be a finite number above 0, or None, got nan'),
+    ('train.py', ['--lr', 'nan'], r'lr \(--lr\) must be a finite number above 0 and of at most 1000, or None, got nan'),
     ('train.py', ['--mixup', '0.2', '-b', '7'], '--batch-size must be even with --mixup or --cutmix, got 7'),
     ('train.py', ['--device', 'gpu'], "--device must be the name of a device such as cpu or cuda, got 'gpu'"),
     ('predict.py', ['x.png', '-m', 'net', '-b', '0'], r'batch_size \(--batch-size\) must be an integer of at least 1'),
@@ -221,7 +222,7 @@ def test_bad_input_is_one_clear_line(script, options, message, call_script, caps
 @pytest.mark.parametrize('text, message', [
     ('warmup_epoch: 3', "unknown option 'warmup_epoch'. Close names: warmup_epochs"),
     ('sched: cosin', "wsd, plateau, constant, got 'cosin'. Close names: cosine"),
-    ('lr: -1', 'lr (--lr) must be a finite number above 0, or None, got -1'),
+    ('lr: -1', 'lr (--lr) must be a finite number above 0 and of at most 1000, or None, got -1'),
     ('- epochs', 'must hold one "option: value" per line'),
     ('{', '--config must be a readable YAML file'),
 ])

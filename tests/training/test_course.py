@@ -188,7 +188,7 @@ def test_a_run_to_its_end_says_nothing(run):
 
 def test_best_rows():
     rows = [dict(epoch=i, eval_top1=value) for i, value in enumerate((3.0, float('nan'), 5.0, 5.0, 1.0))]
-    assert [row['epoch'] for row in best_rows(rows, 'eval_top1', 9)] == [2, 3, 0, 4, 1]
+    assert [row['epoch'] for row in best_rows(rows, 'eval_top1', 9)] == [2, 3, 0, 4]
     rows = [dict(row, eval_loss=row['eval_top1']) for row in rows]
     assert [row['epoch'] for row in best_rows(rows, 'eval_loss', 3)] == [4, 0, 2]
 

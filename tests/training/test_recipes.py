@@ -126,12 +126,12 @@ def test_resnet_strikes_back(name, write, photos, tmp_path, without_pictures):
     recipe = RECIPES[name]
     options = [
         '-c', write(**recipe), '--model', 'test_resnet', '--data-dir', photos, '--img-size', 32, '--epochs', 1,
-        '--batch-size', 8, '--workers', 0, '--device', 'cpu', '--output', tmp_path, '--experiment', name]
+        '--warmup-epochs', 1, '--batch-size', 8, '--workers', 0, '--device', 'cpu', '--output', tmp_path, '--experiment', name]
     setup = build_setup(config_of(*options), World(torch.device('cpu')), initialize=True)
     assert isinstance(setup.optimizer, Lamb)
     assert {group['weight_decay'] for group in setup.optimizer.param_groups} == {0.0, recipe['weight_decay']}
     assert [group['initial_lr'] for group in setup.optimizer.param_groups] == [recipe['lr']] * 2
-    assert setup.scheduler.warmup_t == 5 and setup.scheduler.t_in_epochs
+    assert setup.scheduler.warmup_t == 1 and setup.scheduler.t_in_epochs
     assert isinstance(setup.task.criterion, BinaryCrossEntropy) and setup.task.criterion.target_threshold == 0.2
     assert isinstance(setup.loader.batches, RepeatedBatches) == bool(recipe['aug_repeats'])
     mixup = setup.loader.mixup

@@ -105,6 +105,9 @@ def create_dataset(
         check_choice('split', split, sorted(_DIGITS_SPLITS))
         if root is not None:
             raise ValueError(f'root (--data-dir) must be None for the digits, part of scikit-learn, got {root!r}.')
+        if kwargs.get('class_map'):
+            raise ValueError(
+                f"class_map (--class-map) must be left out for the digits, got {kwargs['class_map']!r}.")
         return DigitsDataset(_DIGITS_SPLITS[split], input_img_mode=kwargs.get('input_img_mode', 'RGB'))
 
     _check_class_map(kwargs.get('class_map'), root)

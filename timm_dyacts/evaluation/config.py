@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..loading import build_from_file, build_model
@@ -127,6 +128,10 @@ class DeviceOptions(Options):
 
     def check(self) -> None:
         super().check()
+        if self.torchcompile not in (None, 'inductor', 'eager', 'aot_eager'):
+            backends = torch.compiler.list_backends(exclude_tags=())
+            if self.torchcompile not in backends:
+                raise ValueError(f'--torchcompile must be one of {", ".join(backends)}, got {self.torchcompile!r}.')
         if self.torchcompile_mode is not None and self.torchcompile != 'inductor':
             raise ValueError(
                 f'--torchcompile-mode must be left out without --torchcompile inductor, got {self.torchcompile_mode}.')

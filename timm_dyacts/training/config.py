@@ -196,9 +196,10 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     layer_decay_no_opt_scale: float | None = _optimizer(
         None, above=0, maximum=1, metavar='SCALE', help='do not train layers with less than this share')
     lr: float | None = _optimizer(
-        None, above=0, metavar='LR', help='learning rate; wins over --lr-base', unset='0.001, or by --lr-base')
+        None, above=0, maximum=1000, metavar='LR', help='learning rate; wins over --lr-base',
+        unset='0.001, or by --lr-base')
     lr_base: float | None = _optimizer(
-        None, above=0, metavar='LR',
+        None, above=0, maximum=1000, metavar='LR',
         help='learning rate for --lr-base-size images; it grows with the images of an update, those of all processes '
              'and --grad-accum-steps', unset='not used')
     lr_base_size: int = _optimizer(256, minimum=1, metavar='N', help='images of an update that --lr-base is meant for')
@@ -374,6 +375,8 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         self._check_training()
 
     def _check_data_and_start(self) -> None:
+        if self.experiment is not None and not self.experiment.isprintable():
+            raise ValueError(f'--experiment must be the name of a folder, got {self.experiment!r}.')
         if self.images_per_class is not None and self.val_fraction and self.images_per_class < 2:
             raise ValueError(
                 f'--images-per-class must be 2 or more with --val-fraction, which holds one of them out, got '

@@ -41,8 +41,9 @@ def create_initial_model(config: TrainConfig) -> tuple[nn.Module, Start]:
         if config.initial_checkpoint is not None:
             model = build_from_file(
                 config.model, config.initial_checkpoint, '--initial-checkpoint', config.preprocessing, **kwargs)
-    except (AssertionError, TypeError) as e:
-        refusal = _refusal(config, e)
+    except (AssertionError, TypeError, ValueError) as e:
+        cause = e.__cause__ if isinstance(e, ValueError) else e  # which ``build_model`` puts down to --model-kwargs
+        refusal = _refusal(config, cause) if isinstance(cause, (AssertionError, TypeError)) else None
         if refusal is None:
             raise
         raise ValueError(f'{refusal}, got --model {config.model!r}.') from e
@@ -61,7 +62,7 @@ def _start_from_file(config: TrainConfig, **kwargs: Any) -> tuple[nn.Module, Loa
         with recorded_mismatch() as (absent, _):
             model = build_model(
                 config.model, config.preprocessing, True, pretrained_cfg_overlay=overlay, **kwargs)
-    except (KeyError, RuntimeError) as e:  # what timm and PyTorch raise for entries that they cannot use
+    except (KeyError, ValueError) as e:  # what timm raises for entries that it cannot use, and build_model
         reason = textwrap.shorten(one_line(e), 300, placeholder=' ...')
         raise ValueError(
             f'--pretrained-path must hold weights of {config.model}, got {path!r}: {reason}') from None

@@ -48,10 +48,10 @@ def early_stop(rows: Sequence[dict[str, float]], config: TrainConfig, num_epochs
         num_epochs: Number of epochs that it was to have.
     """
     column, patience = config.best_column(), config.early_stopping
-    best = best_row(rows, column)
-    if patience is None or best is None or column not in rows[-1] or len(rows) == num_epochs:
+    evaluated = [row for row in rows if row.get('t', 1) == 1 and column in row]
+    if patience is None or not evaluated or column not in rows[-1] or len(rows) == num_epochs:
         return None
-    last = int(rows[-1]['epoch'])
+    best, last = best_row(rows, column) or evaluated[0], int(rows[-1]['epoch'])
     waited = last - int(best['epoch'])
     if waited < patience:
         return None
