@@ -143,6 +143,13 @@ def test_the_oldest_releases_are_those_of_the_project(project):
         assert exactly.operator == '==' and exactly.version in (floor, f'{floor}.0', f'{floor}.1'), name
 
 
+def test_the_oldest_releases_are_those_that_were_run():
+    lines = (ROOT / 'tests' / 'constraints-oldest.txt').read_text().splitlines()
+    pinned = dict(line.split('==') for line in lines if not line.startswith('#') and ';' not in line)
+    names = ('torch', 'torchvision', 'timm', 'huggingface_hub')
+    assert f'| 3.10 | {" | ".join(pinned[name] for name in names)} | the fast half' in README
+
+
 def test_what_is_imported_is_declared(project):
     """Packages that come with another one only as long as that one needs them, too."""
     names = {

@@ -182,6 +182,8 @@ class Results(_FromDict):
         values = asdict(replace(self, versions=dict(self.versions), environment=dict(self.environment)))
         if self.stopped_early is None:
             del values['stopped_early']
+        if not self.environment:
+            del values['environment']
         for name in ('sha256', 'entries', 'entries_of'):
             if values['start'][name] is None:
                 del values['start'][name]

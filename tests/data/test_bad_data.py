@@ -136,7 +136,7 @@ def test_a_diverged_run_keeps_its_last_good_state(run, tmp_path):
     folder = tmp_path / 'out' / 'run'
     files = [folder / 'model.safetensors', folder / 'last' / 'model.safetensors']
     with pytest.raises(NonFiniteLossError, match=r'(loss is (nan|inf) at epoch|is not finite any more)'):
-        run('--experiment', 'diverged', '--epochs', '9', '--lr', '1e30', '--opt', 'sgd', '--warmup-epochs', '2',
+        run('--experiment', 'diverged', '--epochs', '9', '--lr', '1000', '--opt', 'sgd', '--warmup-epochs', '2',
             '--warmup-lr', '1e-3', '--checkpoint-interval', '1')
     folder = tmp_path / 'out' / 'diverged'
     state = load_state(str(folder / 'checkpoint' / 'state.pt'))

@@ -9,6 +9,7 @@ import sys
 import tarfile
 
 import numpy as np
+import PIL
 import pytest
 import timm
 import torch
@@ -141,6 +142,10 @@ def test_predict_odd_folders(model, tmp_path, tries, seed, capfd):
         (tmp_path / 'results.csv').read_bytes().decode()
 
 
+# Modes whose files are refused; Pillow before 10 cannot read the TIFF files of YCbCr that it writes.
+NO_RANGE = ('I', 'F', 'LAB', *(['YCbCr'] if int(PIL.__version__.split('.')[0]) < 10 else []))
+
+
 def test_every_mode_becomes_every_mode_of_input():
     for name in MODES:
         image = Image.new(name, (4, 3))
@@ -153,7 +158,7 @@ def test_every_mode_becomes_every_mode_of_input():
                 try:
                     assert read_image(file, mode).mode == mode
                 except UnreadableImageError as e:
-                    assert name in ('I', 'F', 'LAB') and one_line(str(e)), (name, file_format, mode)
+                    assert name in NO_RANGE and one_line(str(e)), (name, file_format, mode)
 
 
 @pytest.mark.parametrize('mode', ['nonsense', 'I;16', 'F', '1', 'LAB'])

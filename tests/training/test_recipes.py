@@ -126,7 +126,8 @@ def test_resnet_strikes_back(name, write, photos, tmp_path, without_pictures):
     recipe = RECIPES[name]
     options = [
         '-c', write(**recipe), '--model', 'test_resnet', '--data-dir', photos, '--img-size', 32, '--epochs', 1,
-        '--warmup-epochs', 1, '--batch-size', 8, '--workers', 0, '--device', 'cpu', '--output', tmp_path, '--experiment', name]
+        '--warmup-epochs', 1, '--batch-size', 8, '--workers', 0, '--device', 'cpu', '--output', tmp_path,
+        '--experiment', name]
     setup = build_setup(config_of(*options), World(torch.device('cpu')), initialize=True)
     assert isinstance(setup.optimizer, Lamb)
     assert {group['weight_decay'] for group in setup.optimizer.param_groups} == {0.0, recipe['weight_decay']}

@@ -237,7 +237,7 @@ def _train_and_diverge(*options):
 def test_a_loss_that_is_not_finite_stops_all(photos, tmp_path):
     _in_two_processes(
         _train_and_diverge, '--data-dir', photos, '--model', 'test_vit', '--img-size', 32, '--workers', 0, '-b', 4,
-        '--opt', 'sgd', '--lr', 1e30, '--warmup-epochs', 0, '--dist-strategy', 'fsdp', '--output', tmp_path)
+        '--opt', 'sgd', '--lr', 1000, '--warmup-epochs', 0, '--dist-strategy', 'fsdp', '--output', tmp_path)
 
 
 @pytest.mark.parametrize('options, size, message', [
