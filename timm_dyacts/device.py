@@ -1,20 +1,14 @@
 """The device of a run, and how it computes."""
 import os
-import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import numpy
-import PIL
 import torch
-import torchvision
 from timm.utils import NativeScaler
 
-from .ops.backends import backend_in_use
-
-__all__ = ['build_amp', 'describe_environment', 'resolve_device', 'set_numerics']
+__all__ = ['build_amp', 'resolve_device', 'set_numerics']
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -48,35 +42,6 @@ def set_numerics(device: torch.device, deterministic: bool) -> None:
     elif device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-
-
-def describe_environment(device: torch.device, **more: object) -> dict[str, str]:
-    """Say on what a number was computed, as far as that may change its last digits.
-
-    Args:
-        device: The device.
-        **more: How it was computed, such as the precision.
-
-    Returns:
-        Texts by name: the processor and its instructions or the GPU, the number of threads, the kernels of this package
-        that ran, versions of libraries, and ``more``.
-    """
-    on_gpu = device.type == 'cuda'
-    computed_on = torch.cuda.get_device_name(device) if on_gpu else (
-        f'{platform.machine()} {torch.backends.cpu.get_cpu_capability()}')
-    values = dict(
-        device=device.type,
-        processor=computed_on,
-        threads=torch.get_num_threads(),
-        kernels=backend_in_use(device.type) or 'none',
-        torchvision=torchvision.__version__,
-        numpy=numpy.__version__,
-        pillow=PIL.__version__,
-        **more,
-    )
-    if on_gpu:
-        values['cuda'] = torch.version.cuda
-    return {name: str(value) for name, value in values.items()}
 
 
 def build_amp(

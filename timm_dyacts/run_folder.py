@@ -160,8 +160,8 @@ class Results(_FromDict):
         date: Day of the measurement, ISO 8601.
         start: What the training started from.
         versions: Versions by package.
-        environment: What else it takes to repeat the measurement to the last digit, as ``device.describe_environment``
-            has it.
+        environment: What else it takes to repeat the measurement to the last digit, as
+            ``evaluation.environment`` has it.
     """
     top1: float
     top5: float

@@ -5,10 +5,11 @@ import platform
 import timm
 import torch
 
-from ..device import describe_environment, resolve_device
+from ..device import resolve_device
 from ..run_folder import CheckpointFolder, Results, RunFolder
 from ..version import __version__
 from .config import ValidateConfig
+from .environment import describe_environment
 from .validate import measure
 
 __all__ = ['ResultsError', 'verify_results']

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ..convert import get_transition
-from ..device import describe_environment
+from ..evaluation.environment import describe_environment
 from ..files import umask
 from ..run_folder import CONFIG, RESULTS, Preprocessing, Results, Start
 from ..version import __version__
