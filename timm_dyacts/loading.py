@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
@@ -69,11 +70,11 @@ def build_model(
     try:
         model = timm.create_model(
             name, pretrained=pretrained, in_chans=preprocessing.get('in_chans'), **kwargs, **model_kwargs)
-    except RuntimeError as e:  # what PyTorch raises for weights of another shape, with a line for each
+    except (RuntimeError, SafetensorError) as e:  # for weights of another shape PyTorch's has a line for each
         if not pretrained:
             raise
         reason = textwrap.shorten(one_line(e), 400, placeholder=' ...')
-        raise ValueError(f'The weights of {name} do not fit the model: {reason}') from e
+        raise ValueError(f'The weights of {name} cannot be loaded: {reason}') from e
     except (ArithmeticError, AttributeError, LookupError, TypeError) as e:
         if not given:
             raise

@@ -3,6 +3,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.utils import get_outdir
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..convert import finish_transition
 from ..evaluation.curves import plot_curves
 from ..evaluation.report import write_report
 from ..loading import count_parameters
+from ..messages import one_line
 from ..options import to_dict
 from ..run_folder import CheckpointFolder, Results, RunFolder
 from ..world import World
@@ -200,7 +202,13 @@ class Recorder:
         if setup.config.transition_epochs:
             finish_transition(model)
         drop_split_bn(model)
-        model.load_state_dict(load_file(self.run.checkpoint('best').weights), assign=setup.sharding is not None)
+        weights = self.run.checkpoint('best').weights
+        try:
+            model.load_state_dict(load_file(weights), assign=setup.sharding is not None)
+        except (RuntimeError, SafetensorError) as e:
+            raise OSError(
+                f'{weights} has been damaged ({one_line(e)[:200]}), and the best epoch with it; the last one is in '
+                f'{self.run.checkpoint("last")}.') from None
         model.to(setup.world.device)
         loader = build_validation_loader(  # of all images, in this process
             setup.config, setup.datasets.validation, setup.data_config, World(setup.world.device))
