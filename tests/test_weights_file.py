@@ -53,8 +53,13 @@ def bad_files(weights, evil):
         'code.bin': (pickle.dumps(Evil(evil)), 'Python objects beside tensors, which may run code'),
         'list.pth': (torch_bytes([1, 2]), 'no file of torch.save'),
         'numbers.pth': (torch_bytes(dict(a=1)), 'it holds no tensors by name'),
-        'nan.safetensors': (save(nan), 'bn1.weight has NaN or infinity in it'),
-        'complex.pth': (torch_bytes(dict(a=torch.ones(2, dtype=torch.complex64))), 'a is torch.complex64'),
+        'nan.safetensors': (save(nan), "'bn1.weight' has NaN or infinity in it"),
+        'complex.pth': (torch_bytes(dict(a=torch.ones(2, dtype=torch.complex64))), "'a' is torch.complex64"),
+        'int8.pth': (torch_bytes(dict(a=torch.ones(2, dtype=torch.int8))), "'a' is torch.int8"),
+        'fp8.pth': (torch_bytes(dict(a=torch.ones(2).to(torch.float8_e4m3fn))), "'a' is torch.float8_e4m3fn"),
+        'sparse.pth': (torch_bytes(dict(a=torch.eye(3).to_sparse())), "'a' is torch.sparse_coo"),
+        'meta.pth': (torch_bytes(dict(a=torch.ones(2, device='meta'))), "'a' is without values"),
+        'lines.pth': (torch_bytes({'a\n\x1b[31m': torch.ones(2, dtype=torch.bool)}), r"'a\n\x1b[31m' is torch.bool"),
         'absent.pth': (None, 'which is no file'),
     }
 
@@ -77,6 +82,7 @@ def test_files_that_are_no_checkpoint(weights, tmp_path):
     ['validate', '--model', 'test_resnet', '-j', '0', '--checkpoint'],
     ['validate', '--model', 'test_resnet_dyrelu_b', '-j', '0', '--pretrained-path'],
     ['predict', '--model', 'test_resnet', '-j', '0', '.', '--checkpoint'],
+    ['convert', 'test_resnet', '--act', 'brelu', '--output', 'converted', '--checkpoint'],
 ], ids=lambda command: f'{command[0]} {command[-1]}')
 def test_commands_refuse_them_in_a_line(command, weights, tmp_path, monkeypatch):
     (tmp_path / 'page.png').write_bytes(b'<html>')

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import timm.models
+import torch
 from torch import Tensor, nn
 
 from .messages import one_line
@@ -17,6 +18,8 @@ _logger = logging.getLogger(__name__)
 _ACCEPTED = 'Accepted are safetensors files, and state dicts as torch.save writes them.'
 # Old checkpoints lack it, and PyTorch loads them all the same.
 _COUNTER = 'num_batches_tracked'
+# Weights of fewer bits belong to the program that made them, and numbers that count are not trained.
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'
 
 
@@ -55,11 +58,22 @@ def read_weights(path: str | os.PathLike[str], option: str) -> dict[str, Tensor]
         raise ValueError(
             f'{option} must be a checkpoint file, got {path!r}: it holds no tensors by name. {_ACCEPTED}')
     for key, value in tensors.items():
-        if value.is_complex() or value.is_quantized:
-            raise ValueError(f'{option} must hold floating-point weights, got {path!r}: {key} is {value.dtype}.')
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f'{option} must hold finite weights, got {path!r}: {key} has NaN or infinity in it.')
+        problem = _problem(key, value)
+        if problem:
+            raise ValueError(f'{option} must hold {problem[0]} weights, got {path!r}: {key!r} {problem[1]}.')
     return tensors
+
+
+def _problem(key: str, value: Tensor) -> tuple[str, str] | None:
+    """Say what weights should be that these are not, and what they are."""
+    if value.is_meta or value.layout != torch.strided:
+        return 'dense', f'is {"without values" if value.is_meta else value.layout}'
+    is_counter = str(key).endswith(_COUNTER)
+    if value.dtype not in _DTYPES and not (is_counter and not value.is_complex()):
+        return 'floating-point', f'is {value.dtype}'
+    if value.is_floating_point() and not value.isfinite().all():
+        return 'finite', 'has NaN or infinity in it'
+    return None
 
 
 def _describe(path: str, error: Exception) -> str:
@@ -102,7 +116,7 @@ def check_fit(state_dict: Mapping[str, Any], model: nn.Module, option: str, path
         return
     head = set(classifier_entries(model))
     hint = ''
-    if not missing and not extra and shapes <= head:
+    if not missing and not extra and shapes <= head and state_dict[min(shapes)].ndim:
         classes = len(state_dict[min(shapes)])
         hint = f' It has {classes} classes, the model {len(ours[min(shapes)])}: set --num-classes {classes}.'
     raise ValueError(
@@ -162,6 +176,6 @@ def classifier_entries(model: nn.Module) -> list[str]:
 
 def _list(keys: set[str], count: int = 3) -> str:
     """Quote the first few keys, and say how many more there are."""
-    first = sorted(keys)[:count]
+    first = [key if key.isprintable() else repr(key) for key in sorted(map(str, keys))[:count]]
     more = f' and {len(keys) - count} more' if len(keys) > count else ''
     return ', '.join(first) + more

@@ -272,7 +272,7 @@ def test_other_bad_input(source, tmp_path, fails):
     assert 'Close names: resnet18' in fails('resnet81', '--act', 'brelu', '--output', tmp_path / 'new')
     assert 'no/such' in fails('local-dir:no/such', '--act', 'brelu', '--output', tmp_path / 'new')
     missing = fails('resnet18', '--checkpoint', 'no/such.pth', '--act', 'brelu', '--output', tmp_path / 'new')
-    assert missing == "--checkpoint must be an existing file, got 'no/such.pth'"
+    assert missing == "--checkpoint must be a checkpoint file, got 'no/such.pth', which is no file."
     assert 'required: --output' in fails('resnet18', '--act', 'brelu')
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'file').touch()

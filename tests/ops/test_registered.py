@@ -18,7 +18,7 @@ from timm_dyacts.ops.dyrelu import registered as dyrelu
 from timm_dyacts.ops.softpool import registered as softpool
 
 pytestmark = [
-    needs_library, pytest.mark.skipif(not TELLS_EXPORTS, reason='nothing is registered before PyTorch 2.7')]
+    needs_library, pytest.mark.skipif(not TELLS_EXPORTS, reason='nothing is registered before PyTorch 2.8')]
 
 MODULES = {
     'dyrelu_a': (lambda: trained(DyReLU(6, 'a', reduction=2)), (2, 6, 7, 5)),

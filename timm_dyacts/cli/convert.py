@@ -24,7 +24,7 @@ from ..convert import ConversionReport, convert, get_transition, set_transition
 from ..convert.arguments import Request
 from ..convert.probe import input_sizes, probe_batch
 from ..files import replace_text
-from ..loading import resolve_model_name
+from ..loading import build_from_file, build_model, resolve_model_name
 from ..modes import evaluating
 from ..operators import OPERATORS
 from ..run_folder import CheckpointFolder, how_to_finish
@@ -96,8 +96,6 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
     """
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise ValueError(f'--output must be a new or empty folder, got {str(args.output)!r}')
-    if args.checkpoint and not os.path.isfile(args.checkpoint):
-        raise ValueError(f'--checkpoint must be an existing file, got {args.checkpoint!r}')
     name = resolve_model_name(args.model, option='MODEL')
     source = _architecture_of(name)
     asked = {key: getattr(args, key) for key in ('act', 'pool', 'norm') if getattr(args, key) is not None}
@@ -113,12 +111,11 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
     Request(**asked, **options)  # what is wrong with them is said before the work
 
     pretrained = args.pretrained or ':' in name
-    model = timm.create_model(
-        name,
-        pretrained=pretrained,
-        num_classes=args.num_classes,
-        checkpoint_path=args.checkpoint or '',
-    ).eval()
+    if args.checkpoint:
+        model = build_from_file(name, args.checkpoint, '--checkpoint', {}, {}, num_classes=args.num_classes)
+    else:
+        model = build_model(name, {}, pretrained, {}, num_classes=args.num_classes)
+    model.eval()
     _check_finished(model, args.model)
     pool_kwargs = {**(target.pool_kwargs if args.pool else {}), **options.get('pool_kwargs', {})}
     convert(model, **asked, **dict(options, pool_kwargs=pool_kwargs))

@@ -2,25 +2,27 @@
 from collections.abc import Callable
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 __all__ = ['TELLS_EXPORTS', 'as_constants', 'before_loading', 'torch_exports', 'triton_build_errors']
 
-# Since PyTorch 2.7. Before, nothing tells export from compilation.
-TELLS_EXPORTS = hasattr(torch.compiler, 'is_exporting')
+# Since PyTorch 2.8. Before, nothing tells export from compilation.
+TELLS_EXPORTS = Version(torch.__version__).release >= (2, 8)
 
-if TELLS_EXPORTS:
-    torch_exports = torch.compiler.is_exporting
-else:
-    def torch_exports() -> bool:
-        """Tell whether ``torch.export`` records: never, as far as is known."""
-        return False
+
+def torch_exports() -> bool:
+    """Tell whether ``torch.export`` records: before PyTorch 2.8 never, as far as is known.
+
+    ``torch.compiler.is_exporting()`` would say so wherever a compiler is at work, in PyTorch up to 2.11 at least.
+    """
+    return TELLS_EXPORTS and torch.compiler._is_exporting_flag
 
 
 def as_constants(sizes: list[int]) -> list[int]:
     """Give sizes that ``torch.compile(dynamic=True)`` takes for constants, while it compiles.
 
-    Before PyTorch 2.7 it has symbols for them, even where they are attributes of a module, and cannot slice in steps of
+    Before PyTorch 2.8 it has symbols for them, even where they are attributes of a module, and cannot slice in steps of
     a symbol. The length of a range it has to know.
     """
     return sizes if TELLS_EXPORTS else [len(range(size)) for size in sizes]

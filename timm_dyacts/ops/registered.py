@@ -44,7 +44,7 @@ def register(
         setup_context: What keeps for ``gradient`` what that needs.
 
     Returns:
-        The operator. Before PyTorch 2.7, the kernel: no program that is exported may have such operators in it.
+        The operator. Before PyTorch 2.8, the kernel: no program that is exported may have such operators in it.
     """
     if not TELLS_EXPORTS:
         return kernel
