@@ -430,7 +430,7 @@ def test_script_prints_the_table_and_draws_it(lsuv_script, capsys, tmp_path):
     (['--model', 'resnet50_brelu_nbn'], 'Close names: .*resnet50_brelu_nobn'),
     (['--data-dir', 'no/such/folder'], "existing image folder or tar file, got 'no/such/folder'"),
     (['--model', 'test_resnet', '--batch-size', '0'], '--batch-size must be at least 1, got 0'),
-    (['--model', 'test_resnet', '--residual-std', '0'], 'residual_std must be positive, got 0'),
+    (['--model', 'test_resnet', '--residual-std', '0'], '--residual-std must be positive, got 0'),
     (['--model', 'vit_tiny_patch16_224'], 'batch must be an input of the model'),
 ])
 def test_script_answers_bad_input_with_one_line(lsuv_script, options, message):

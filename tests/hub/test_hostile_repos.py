@@ -20,7 +20,7 @@ TRIES = 60
 SECONDS, MIB = 30, 2000  # for one try; what the client has in memory at most, of which torch takes a quarter
 # Runs in the client: watches what Python opens, connects to and runs.
 WATCH = """
-import ast, os, pickle, resource, sys, time, contextlib, io, warnings, logging
+import ast, os, pickle, re, sys, time, contextlib, io, warnings, logging
 logging.disable(logging.CRITICAL)
 warnings.simplefilter('ignore')
 seen = []
@@ -45,7 +45,8 @@ def attempt(call):
     except Exception as e:
         kind, message = type(e).__mro__[:3], str(e)
         kind = [t.__name__ for t in kind]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which a process inherits from the one that started it
+    peak = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024
     return dict(kind=kind, message=message, seconds=time.monotonic() - start, peak=peak, seen=list(seen))
 """
 

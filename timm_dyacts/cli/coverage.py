@@ -19,7 +19,7 @@ from ..coverage import (
     summarise,
     write_rows,
 )
-from ..ops.checks import check_positive
+from ..ops.checks import check_finite, check_positive
 from .parser import ArgumentParser, fail, one_line_errors
 
 __all__ = ['create_parser', 'main']
@@ -72,7 +72,8 @@ def _continue_table(args: Namespace, prog: str) -> None:
     if args.workers < 1:
         fail(prog, f'--workers must be at least 1, got {args.workers}')
     check_positive('--timeout', args.timeout)
-    check_positive('--max-params', args.max_params)
+    if check_finite('--max-params', args.max_params) < 0:  # 0 builds none
+        fail(prog, f'--max-params must be at least 0, got {args.max_params}')
     if args.summary:
         if not args.output.exists():
             fail(prog, f'--output must be an existing table, got {str(args.output)!r}')
