@@ -308,6 +308,7 @@ def test_gpu_and_a_generator_of_the_cpu():
 
 
 def test_report_holds_layers_and_activations_in_order():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 900, 5))
     before = output_stds(model, images())
     report = lsuv_(model, images())
