@@ -101,6 +101,8 @@ def test_the_source(model, source, base_model, words):
     (dict(warm_start=None), 'The training started from the weights', 'warm start'),
     (dict(pretrained=False, source=None, license=None), 'The training started from random weights', 'warm start'),
     (dict(pretrained=False, source='w.pth'), 'The training started from the weights of a file `w.pth`', 'random'),
+    (dict(source='w.pth', entries=60, entries_of=75), '`w.pth`, licence apache-2.0. It gave 60 of the 75', 'random'),
+    (dict(source='w.pth', entries=75, entries_of=75), 'the weights of a file `w.pth`', 'It gave'),
     (dict(kd_model='timm/resnet50.a1_in1k'), 'teacher of its distillation was timm/resnet50.a1_in1k', 'random'),
 ])
 def test_the_warm_start(model, start, words, absent):

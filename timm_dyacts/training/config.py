@@ -429,8 +429,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
                 '--layer-decay-no-opt-scale must be left out with --freeze: both say what is not trained.')
         if self.opt_betas is not None and len(self.opt_betas) not in (2, 3):
             raise ValueError(f'--opt-betas must be two or three numbers, got {list(self.opt_betas)}.')
-        # Longer than --epochs, or above --lr, are what --epochs or --lr of a fresh run may leave the defaults: those
-        # may stay, as they do in timm's train.py.
+        # The defaults of --warmup-epochs and --warmup-lr may exceed --epochs and --lr, as they may in timm's train.py.
         default = {name: declared.default for name, declared in declarations(type(self)).items()}
         if self.warmup_epochs > max(self.epochs, default['warmup_epochs']) and not self.warmup_prefix:
             raise ValueError(

@@ -207,7 +207,7 @@ def build_setup(config: TrainConfig, world: World, initialize: bool) -> Setup:
     sharding = Sharding(config, world) if config.dist_strategy == 'fsdp' else None
     model, start = create_initial_model(config)
     data_config = resolve_input(model, config.preprocessing)
-    set_pretrained_cfg(model, data_config, from_pretrained=start.pretrained and config.pretrained_path is None)
+    set_pretrained_cfg(model, data_config, from_pretrained=start.pretrained and start.sha256 is None)
     model = _prepare_model(model, config, world)
     loader = _build_train_loader(config, datasets.train, data_config, world)
     validation_loader = build_validation_loader(config, datasets.validation, data_config, world)
