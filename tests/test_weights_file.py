@@ -55,11 +55,10 @@ def bad_files(weights, evil):
         'numbers.pth': (torch_bytes(dict(a=1)), 'it holds no tensors by name'),
         'nan.safetensors': (save(nan), "'bn1.weight' has NaN or infinity in it"),
         'complex.pth': (torch_bytes(dict(a=torch.ones(2, dtype=torch.complex64))), "'a' is torch.complex64"),
-        'int8.pth': (torch_bytes(dict(a=torch.ones(2, dtype=torch.int8))), "'a' is torch.int8"),
         'fp8.pth': (torch_bytes(dict(a=torch.ones(2).to(torch.float8_e4m3fn))), "'a' is torch.float8_e4m3fn"),
         'sparse.pth': (torch_bytes(dict(a=torch.eye(3).to_sparse())), "'a' is torch.sparse_coo"),
         'meta.pth': (torch_bytes(dict(a=torch.ones(2, device='meta'))), "'a' is without values"),
-        'lines.pth': (torch_bytes({'a\n\x1b[31m': torch.ones(2, dtype=torch.bool)}), r"'a\n\x1b[31m' is torch.bool"),
+        'lines.pth': (torch_bytes({'a\n\x1b[31m': torch.ones(2, device='meta')}), r"'a\n\x1b[31m' is without"),
         'absent.pth': (None, 'which is no file'),
     }
 
@@ -121,6 +120,16 @@ def test_another_number_of_classes(weights, tmp_path):
     save_file(weights, path)
     with pytest.raises(ValueError, match='It has 1000 classes, the model 10: set --num-classes 1000'):
         build_from_file('test_resnet', path, '--checkpoint', {}, {}, num_classes=10)
+
+
+@pytest.mark.parametrize('dtype', [torch.int8, torch.bool])
+def test_integers_in_the_place_of_weights(weights, tmp_path, dtype):
+    path = str(tmp_path / 'integers.safetensors')
+    save_file(dict(weights, **{'conv1.0.weight': weights['conv1.0.weight'].to(dtype)}), path)
+    with pytest.raises(ValueError, match='it has as integers conv1.0.weight'):
+        build_from_file('test_resnet', path, '--checkpoint', {}, {})
+    with pytest.raises(ValueError, match=rf"--pretrained-path must hold floating-point .*'conv1.0.weight' is {dtype}"):
+        train_small(write_photos(tmp_path / 'photos'), tmp_path, '--pretrained-path', path)
 
 
 def test_what_was_loaded_is_on_record(weights, tmp_path, without_pictures, caplog):

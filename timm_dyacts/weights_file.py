@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from .messages import one_line
 
-__all__ = ['Loaded', 'check_fit', 'check_start', 'load_numpy', 'read_weights']
+__all__ = ['Loaded', 'check_fit', 'check_start', 'load_numpy', 'read_weights', 'wrong_kinds']
 
 _logger = logging.getLogger(__name__)
 
 _ACCEPTED = 'Accepted are safetensors files, and state dicts as torch.save writes them.'
 # Old checkpoints lack it, and PyTorch loads them all the same.
 _COUNTER = 'num_batches_tracked'
-# Weights of fewer bits belong to the program that made them, and numbers that count are not trained.
+# Weights of fewer bits belong to the program that made them. Integers may be indices or counters.
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'
 
@@ -68,8 +68,7 @@ def _problem(key: str, value: Tensor) -> tuple[str, str] | None:
     """Say what weights should be that these are not, and what they are."""
     if value.is_meta or value.layout != torch.strided:
         return 'dense', f'is {"without values" if value.is_meta else value.layout}'
-    is_counter = str(key).endswith(_COUNTER)
-    if value.dtype not in _DTYPES and not (is_counter and not value.is_complex()):
+    if value.is_complex() or value.is_quantized or value.is_floating_point() and value.dtype not in _DTYPES:
         return 'floating-point', f'is {value.dtype}'
     if value.is_floating_point() and not value.isfinite().all():
         return 'finite', 'has NaN or infinity in it'
@@ -108,21 +107,30 @@ def check_fit(state_dict: Mapping[str, Any], model: nn.Module, option: str, path
     ours = model.state_dict()
     missing, extra = ours.keys() - state_dict.keys(), state_dict.keys() - ours.keys()
     shapes = {key for key in ours.keys() & state_dict.keys() if ours[key].shape != state_dict[key].shape}
+    kinds = wrong_kinds(state_dict, model) - shapes
     missing = {key for key in missing if not key.endswith(_COUNTER)}
     problems = [
         f'{what} {_list(keys)}' for what, keys in
-        (('lacks', missing), ('has besides', extra), ('has in another shape', shapes)) if keys]
+        (('lacks', missing), ('has besides', extra), ('has in another shape', shapes), ('has as integers', kinds))
+        if keys]
     if not problems:
         return
     head = set(classifier_entries(model))
     hint = ''
-    if not missing and not extra and shapes <= head and state_dict[min(shapes)].ndim:
+    if shapes and not missing and not extra and shapes <= head and state_dict[min(shapes)].ndim:
         classes = len(state_dict[min(shapes)])
         hint = f' It has {classes} classes, the model {len(ours[min(shapes)])}: set --num-classes {classes}.'
     raise ValueError(
         f'{option} must fit the model, got {os.fspath(path)!r}: of the {len(ours)} entries of the model, '
         f'{len(ours.keys() & state_dict.keys()) - len(shapes)} are in it with their shape; it {", ".join(problems)}.'
         f'{hint}')
+
+
+def wrong_kinds(state_dict: Mapping[str, Tensor], model: nn.Module) -> set[str]:
+    """Name the entries that are integers where the model has floating-point numbers, or the reverse."""
+    return {
+        key for key, value in model.state_dict().items()
+        if key in state_dict and value.is_floating_point() != state_dict[key].is_floating_point()}
 
 
 def load_numpy(model: nn.Module, path: str, option: str) -> None:

@@ -126,7 +126,8 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
             options.setdefault('start', 'fit')  # the default there, and no entry of the state dict
     # What the source was made with stays, but for the options of what has been replaced.
     stale = [key for kind, keys in _OPTIONS.items() if kind in asked for key in keys]
-    model._model_args = {key: value for key, value in model._model_args.items() if key not in stale}
+    made_with = getattr(model, '_model_args', {})  # which newer releases of timm note
+    model._model_args = {key: value for key, value in made_with.items() if key not in stale}
     dropped = ('label_names',) if pretrained else ('label_names', *_ORIGIN)
     label_names = model.pretrained_cfg.get('label_names') or []
     if len(label_names) != model.num_classes:

@@ -87,6 +87,7 @@ def save_checkpoint(
     t = get_transition(model)
     if t is not None:
         config['transition'] = dict(t=t, finished=False)  # for who reads the file; the weights hold it, too
+        model_args = dict(model_args or {}, transition=True)  # which newer releases of timm keep by themselves
     beside = Path(folder, '.saving')
     shutil.rmtree(beside, ignore_errors=True)  # a killed process may have left it
     beside.mkdir(parents=True)

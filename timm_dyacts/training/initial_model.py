@@ -8,7 +8,7 @@ from torch import nn
 from ..loading import build_from_file, build_model
 from ..messages import one_line
 from ..run_folder import Start
-from ..weights_file import Loaded, check_start, read_weights
+from ..weights_file import Loaded, check_start, read_weights, wrong_kinds
 from ..zoo import find_variant
 from ..zoo.weights import recorded_mismatch
 from .config import TrainConfig
@@ -56,7 +56,7 @@ def create_initial_model(config: TrainConfig) -> tuple[nn.Module, Start]:
 def _start_from_file(config: TrainConfig, **kwargs: Any) -> tuple[nn.Module, Loaded | None]:
     """Create the model as if the file of ``--pretrained-path`` held its pretrained weights."""
     path = config.pretrained_path
-    read_weights(path, '--pretrained-path')
+    given = read_weights(path, '--pretrained-path')
     overlay = dict(file=path, num_classes=-1)  # -1: the file's classifier is never taken over
     try:
         with recorded_mismatch() as (absent, _):
@@ -66,6 +66,9 @@ def _start_from_file(config: TrainConfig, **kwargs: Any) -> tuple[nn.Module, Loa
         reason = textwrap.shorten(one_line(e), 300, placeholder=' ...')
         raise ValueError(
             f'--pretrained-path must hold weights of {config.model}, got {path!r}: {reason}') from None
+    for key in sorted(wrong_kinds(given, model)):
+        raise ValueError(
+            f'--pretrained-path must hold floating-point weights, got {path!r}: {key!r} is {given[key].dtype}.')
     if find_variant(config.model) is not None:
         return model, None  # for which files are complete or refused
     return model, check_start(model, absent, '--pretrained-path', path)

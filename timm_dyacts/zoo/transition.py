@@ -1,8 +1,9 @@
 """Variants that are created with ``transition=True``: which checkpoints they take, and what is on record of them."""
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 
 from ..convert.transition import transitions
@@ -19,6 +20,8 @@ def check_start(name: str, kwargs: Mapping[str, Any]) -> None:
     """
     cfg = kwargs.get('pretrained_cfg')
     cfg = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else cfg
+    if 'pretrained_model_args' not in inspect.signature(build_model_with_cfg).parameters:
+        return  # older releases of timm do not say what is of the checkpoint, and what of the user
     source = cfg.get('source') if isinstance(cfg, Mapping) else None
     saved = kwargs.get('pretrained_model_args') or {}
     if source in ('hf-hub', 'local-dir') and not saved.get('transition'):
