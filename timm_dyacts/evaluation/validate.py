@@ -45,7 +45,6 @@ def validate(config: ValidateConfig) -> OrderedDict[str, Any]:
     return record
 
 
-@worker_errors
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     """What an evaluation gave, unrounded.
@@ -78,6 +77,7 @@ def _evaluate_model(config: ValidateConfig, name: str) -> OrderedDict[str, Any]:
     )
 
 
+@worker_errors
 def measure(config: ValidateConfig, name: str) -> Measurement:
     """Evaluate a model on the data set of the options, or that of its run folder."""
     config = _resolve_dataset(config, name)
