@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, whatever happens while they are written."""
 import csv
+import hashlib
 import io
 import os
 import re
@@ -16,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ['format_csv', 'lock', 'replace_text', 'umask', 'write_durably']
+__all__ = ['format_csv', 'lock', 'replace_text', 'sha256', 'umask', 'write_durably']
 
 # Whoever is still writing has touched the file within this time, in seconds.
 _ABANDONED_AFTER = 3600.0
@@ -69,6 +70,15 @@ def format_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(2 ** 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def umask() -> int:

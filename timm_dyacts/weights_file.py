@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .messages import one_line
+from .zoo.weights import COUNTER
 
 __all__ = ['Loaded', 'check_fit', 'check_start', 'load_numpy', 'read_weights', 'wrong_kinds']
 
 _logger = logging.getLogger(__name__)
 
 _ACCEPTED = 'Accepted are safetensors files, and state dicts as torch.save writes them.'
-# Old checkpoints lack it, and PyTorch loads them all the same.
-_COUNTER = 'num_batches_tracked'
 # Weights of fewer bits belong to the program that made them. Integers may be indices or counters.
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'
@@ -108,7 +107,7 @@ def check_fit(state_dict: Mapping[str, Any], model: nn.Module, option: str, path
     missing, extra = ours.keys() - state_dict.keys(), state_dict.keys() - ours.keys()
     shapes = {key for key in ours.keys() & state_dict.keys() if ours[key].shape != state_dict[key].shape}
     kinds = wrong_kinds(state_dict, model) - shapes
-    missing = {key for key in missing if not key.endswith(_COUNTER)}
+    missing = {key for key in missing if not key.endswith(COUNTER)}
     problems = [
         f'{what} {_list(keys)}' for what, keys in
         (('lacks', missing), ('has besides', extra), ('has in another shape', shapes), ('has as integers', kinds))
@@ -161,7 +160,7 @@ def check_start(model: nn.Module, absent: Collection[str], option: str, path: st
         ValueError: It gives less than half of the entries.
     """
     head = classifier_entries(model)
-    wanted = [key for key in model.state_dict() if key not in head and not key.endswith(_COUNTER)]
+    wanted = [key for key in model.state_dict() if key not in head and not key.endswith(COUNTER)]
     lacking = {key for key in wanted if key in absent}
     loaded = Loaded(len(wanted) - len(lacking), len(wanted))
     if loaded.entries < len(wanted) / 2:

@@ -1,15 +1,12 @@
 """Whether what is on record of a checkpoint can be measured again."""
 import dataclasses
-import platform
 
-import timm
 import torch
 
 from ..device import resolve_device
 from ..run_folder import CheckpointFolder, Results, RunFolder
-from ..version import __version__
 from .config import ValidateConfig
-from .environment import describe_environment
+from .environment import describe_environment, package_versions
 from .validate import measure
 
 __all__ = ['ResultsError', 'verify_results']
@@ -72,15 +69,7 @@ def verify_results(config: ValidateConfig, name: str) -> str | None:
 
 def _differences(config: ValidateConfig, results: Results) -> list[str]:
     """Say in what the stack of today is another one than that of the record."""
-    now = describe_environment(
-        resolve_device(config.device),
-        processes=1,
-        precision=config.amp_dtype if config.amp else 'float32',
-        memory_format='channels_last' if config.channels_last else 'contiguous',
-        compiled=config.torchcompile or 'no',
-        batch_size=config.batch_size,
-    ) | dict(timm_dyacts=__version__, timm=timm.__version__, torch=str(torch.__version__),
-             python=platform.python_version())
+    now = describe_environment(config, resolve_device(config.device), config.batch_size) | package_versions()
     before = {**results.environment, **results.versions}
     before.pop('seed', None)
     names = sorted(before.keys() | now.keys())

@@ -3,16 +3,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from ..files import sha256
+
 __all__ = ['git_sha1', 'sha256']
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(2 ** 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def git_sha1(path: str | os.PathLike[str]) -> str:

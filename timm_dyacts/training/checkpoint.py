@@ -2,23 +2,20 @@
 import copy
 import json
 import os
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.models import save_for_hf
 from torch import nn
 
 from ..convert import get_transition
-from ..evaluation.environment import describe_environment
+from ..evaluation.environment import describe_environment, package_versions
 from ..files import umask
 from ..run_folder import CONFIG, RESULTS, Preprocessing, Results, Start
-from ..version import __version__
 from ..world import World
 from .config import TrainConfig
 from .split_bn import drop_split_bn
@@ -160,20 +157,11 @@ def describe_results(
         ),
         date=date.today().isoformat(),
         start=start,
-        versions=dict(
-            timm_dyacts=__version__,
-            timm=timm.__version__,
-            torch=str(torch.__version__),
-            python=platform.python_version(),
-        ),
-        environment=describe_environment(
-            world.device,
-            processes=world.size,
-            precision=config.amp_dtype if config.amp else 'float32',
-            memory_format='channels_last' if config.channels_last else 'contiguous',
-            compiled=config.torchcompile or 'no',
-            batch_size=config.validation_batch_size or config.batch_size,
-            seed=config.seed,
+        versions=package_versions(),
+        environment=dict(
+            describe_environment(
+                config, world.device, config.validation_batch_size or config.batch_size, world.size),
+            seed=str(config.seed),
         ),
     )
 

@@ -1,10 +1,10 @@
 """The model that a run begins with, and where its weights come from."""
-import hashlib
 import textwrap
 from typing import Any
 
 from torch import nn
 
+from ..files import sha256
 from ..loading import build_from_file, build_model
 from ..messages import one_line
 from ..run_folder import Start
@@ -91,18 +91,10 @@ def _describe_start(config: TrainConfig, model: nn.Module, loaded: Loaded | None
         license=cfg.get('license') if config.pretrained and not file else None,
         warm_start=conversion.function if pretrained and conversion is not None else None,
         kd_model=config.kd_model,
-        sha256=_sha256(file) if file else None,
+        sha256=sha256(file) if file else None,
         entries=loaded.entries if loaded else None,
         entries_of=loaded.of if loaded else None,
     )
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _refusal(config: TrainConfig, error: Exception) -> str | None:
