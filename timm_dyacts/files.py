@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ['format_csv', 'lock', 'replace_text', 'sha256', 'umask', 'write_durably']
+__all__ = [
+    'check_output', 'format_csv', 'lock', 'replace_text', 'sha256', 'umask', 'write_durably', 'write_output',
+]
 
 # Whoever is still writing has touched the file within this time, in seconds.
 _ABANDONED_AFTER = 3600.0
@@ -61,6 +64,45 @@ def _remove_abandoned(path: Path) -> None:
 def replace_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8 as ``write_durably`` does."""
     write_durably(path, lambda file: file.write(text.encode()))
+
+
+def check_output(path: str | os.PathLike[str], option: str) -> None:
+    """Say before the work that a file which a user named cannot be written after it.
+
+    Args:
+        path: The file.
+        option: The option that named it, for the message.
+
+    Raises:
+        OSError: It is a folder, lies in none that exists, or may not be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f'{option} must be a file, got the folder {str(path)!r}.')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{option} must be a file in a folder that exists, got {str(path)!r}.')
+    if not os.access(path if _is_stream(path) else path.parent, os.W_OK):
+        raise PermissionError(f'{option} must be a file that can be written, got {str(path)!r}.')
+
+
+def write_output(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8 where a user wants it: whole or not at all, or into a pipe or device, as it comes."""
+    if not _is_stream(Path(path)):
+        replace_text(path, text)
+        return
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write(text)
+
+
+def _is_stream(path: Path) -> bool:
+    """Say whether a path is a pipe, a device or standard output, which renaming would put a file in place of."""
+    if path.absolute().parts[1:2] in (('dev',), ('proc',)):  # /dev/stdout may lead to a file
+        return path.exists()
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def format_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

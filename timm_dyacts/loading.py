@@ -81,6 +81,10 @@ def build_model(
         # A constructor checks none of its arguments: it runs into something, somewhere.
         raise ValueError(
             f'--model-kwargs must be arguments of {name}, got {dict(given)} ({type(e).__name__}: {e}).') from e
+    except ValueError as e:
+        if not given:
+            raise
+        raise ValueError(f'{name} cannot be made with --model-kwargs {dict(given)}: {e}') from e
     if any(is_lazy(p) for p in model.parameters()):
         # Activations that learn their number of channels from the first input have no parameters to train before it.
         with torch.no_grad(), evaluating(model):

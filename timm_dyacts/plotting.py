@@ -1,5 +1,6 @@
 """The one look of all pictures. matplotlib is an optional dependency, imported where something is drawn."""
 import importlib.util
+import os
 from typing import Any
 
 __all__ = ['BLUE', 'COLORS', 'GREY', 'create_figure', 'require_matplotlib', 'style_axes']
@@ -10,10 +11,24 @@ GREY = '#9a9a9a'
 COLORS = (BLUE, '#d1615d', '#5a9a5a', '#8d6fb0')
 
 
-def require_matplotlib() -> None:
-    """Raise ImportError if nothing can be drawn, so that work fails before it is done rather than after."""
+def require_matplotlib(path: str | None = None) -> None:
+    """Fail before the work and not after it, where nothing can be drawn.
+
+    Args:
+        path: The file to draw into, if that is known. Its ending gives the format.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: It does not know the format.
+    """
     if importlib.util.find_spec('matplotlib') is None:
         raise ImportError("Pictures are drawn with matplotlib: pip install 'timm-dyacts[demo]'.")
+    if path is not None:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = FigureCanvasBase.get_supported_filetypes()
+        if os.path.splitext(path)[1].lower().removeprefix('.') not in known:
+            raise ValueError(f'a picture must end with one of {", ".join(f".{name}" for name in known)}, got {path!r}')
 
 
 def create_figure(width: float, height: float, title: str = '', dpi: int = 110) -> Any:

@@ -53,6 +53,7 @@ __all__ = [
     'Results',
     'RunFolder',
     'Start',
+    'check_folder_name',
     'how_to_finish',
     'read_rows',
 ]
@@ -76,6 +77,15 @@ PUBLISHED_EXTRAS = (OPTIONS, SUMMARY, CLASSES, 'curves.png', 'classes.png', 'con
 _OPTIONS_CLASS = ('timm_dyacts.training.config', 'TrainConfig')
 
 _Record = TypeVar('_Record', bound='_FromDict')
+
+
+def check_folder_name(name: str | None, option: str) -> None:
+    """Raise ``ValueError`` for the name of a folder that would lie elsewhere than below ``--output``, or be that."""
+    if name is None:
+        return
+    parts = Path(name).parts
+    if not parts or not name.isprintable() or os.pardir in parts or Path(name).is_absolute():
+        raise ValueError(f'{option} must be the name of a folder below --output, got {name!r}.')
 
 
 class _FromDict:

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 
-from ..files import format_csv, replace_text
+from ..files import format_csv, write_output
 from ..plotting import BLUE, GREY, create_figure, style_axes
 from ..version import __version__
 from .measure import Row
@@ -81,8 +81,7 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the rows as CSV and, beside it, the chart as PNG."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, format_csv(self.rows, COLUMNS))
+        write_output(path, format_csv(self.rows, COLUMNS))
         self.draw(path.with_suffix('.png'))
         print(f'{path} and {path.with_suffix(".png").name} written')
 

@@ -35,6 +35,8 @@ from ..benchmark import (
     require_onnxruntime,
 )
 from ..device import resolve_device
+from ..evaluation.config import LARGEST_SIDE
+from ..files import check_output
 from ..loading import resolve_model_name
 from ..operators import benchmarks
 from ..ops.checks import check_int
@@ -95,15 +97,15 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts benchmark')
         prog: Name of the program, for messages.
     """
     args = create_parser(prog).parse_args(argv)
-    with one_line_errors(prog, RuntimeError):
+    with one_line_errors(prog, AssertionError, RuntimeError):
         require_matplotlib()
         _run(args)
 
 
 def _run(args: Namespace) -> None:
-    for option in ('repeats', 'batch_size', 'img_size'):
+    for option, maximum in (('repeats', None), ('batch_size', None), ('img_size', LARGEST_SIDE)):
         if option in args:
-            check_int(f'--{option.replace("_", "-")}', getattr(args, option), 1)
+            check_int(f'--{option.replace("_", "-")}', getattr(args, option), 1, maximum)
     for size in getattr(args, 'batch_sizes', ()):
         check_int('--batch-sizes', size, 1)
     output = args.output or Path(f'benchmark-{args.command}.csv')
@@ -116,7 +118,8 @@ def _run(args: Namespace) -> None:
         if args.device != 'cpu':
             raise ValueError(f'--device must be cpu for ONNX graphs, got {args.device}')
     clock = Clock(resolve_device(args.device), args.repeats)
-    output.parent.mkdir(parents=True, exist_ok=True)  # or it would fail after all that work
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_output(output, '--output')  # or it would fail after all that work
     report = Report(clock.device)
     if args.command == 'ops':
         variants = ('floor', *args.variants)

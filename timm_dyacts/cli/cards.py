@@ -49,6 +49,8 @@ def _run(args: Namespace, prog: str) -> None:
     folder = args.folder
     if not folder.is_dir():
         fail(prog, f'--folder must be a folder, got {str(folder)!r}')
+    if not (folder / SIZES).exists() and any(folder.glob('*.md')):  # which would be taken for old cards, and removed
+        fail(prog, f'--folder must be a folder of cards, or have no *.md, got {str(folder)!r} without {SIZES}')
     sizes = read_sizes(folder)
     missing = [name for name in model_names() if name not in sizes]
     if missing and not args.measure:

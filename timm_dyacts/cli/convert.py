@@ -23,11 +23,14 @@ from .. import zoo
 from ..convert import ConversionReport, convert, get_transition, set_transition
 from ..convert.arguments import Request
 from ..convert.probe import input_sizes, probe_batch
+from ..evaluation.config import LARGEST_NUM_CLASSES
 from ..files import replace_text
 from ..loading import build_from_file, build_model, resolve_model_name
 from ..modes import evaluating
 from ..operators import OPERATORS
+from ..ops.checks import check_int
 from ..run_folder import CheckpointFolder, how_to_finish
+from ..suggest import close_names
 from .parser import ArgumentParser, KeyValues, one_line_errors
 
 __all__ = ['create_parser', 'main']
@@ -35,6 +38,8 @@ __all__ = ['create_parser', 'main']
 _REPORT = 'conversion.json'
 # The options of ``convert`` that are arguments of the new architecture, by the argument that they belong to
 _OPTIONS = dict(act=('where', 'layout', 'start', 'act_kwargs'), pool=('pool_kwargs',))
+# Activations that a bipolar or dynamic one leads back to
+_PLAIN = ('relu',)
 # What a configuration says of the weights that timm has for a name, and that does not hold for others
 _ORIGIN = ('tag', 'license', 'origin_url', 'paper_ids', 'paper_name', 'notes')
 
@@ -96,6 +101,12 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
     """
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise ValueError(f'--output must be a new or empty folder, got {str(args.output)!r}')
+    if args.num_classes is not None:
+        check_int('--num-classes', args.num_classes, 0, LARGEST_NUM_CLASSES)
+    if args.act not in (None, *OPERATORS, *_PLAIN):
+        known = [name for name, operator in OPERATORS.items() if operator.replaces == 'act']
+        raise ValueError(
+            f'--act must be one of {", ".join([*known, *_PLAIN])}, got {args.act!r}.{close_names(args.act, known)}')
     name = resolve_model_name(args.model, option='MODEL')
     source = _architecture_of(name)
     asked = {key: getattr(args, key) for key in ('act', 'pool', 'norm') if getattr(args, key) is not None}
@@ -211,7 +222,10 @@ def _save(model: nn.Module, label_names: list[str] | None, options: dict[str, An
 
     beside = folder.absolute().with_name(f'.{folder.absolute().name}.converting')
     shutil.rmtree(beside, ignore_errors=True)  # a killed process may have left it
-    beside.mkdir(parents=True)
+    try:
+        beside.mkdir(parents=True)
+    except OSError as e:
+        raise OSError(f'--output must be a folder that can be made, got {str(folder)!r} ({e.strerror}).') from e
     try:
         save_checkpoint(model, beside, label_names=label_names, model_args=options or None)
         replace_text(beside / _REPORT, json.dumps(model.conversion.to_dict(), indent=2) + '\n')

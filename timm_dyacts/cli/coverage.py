@@ -19,7 +19,8 @@ from ..coverage import (
     summarise,
     write_rows,
 )
-from ..ops.checks import check_finite, check_positive
+from ..files import check_output
+from ..ops.checks import check_finite, check_int, check_positive
 from .parser import ArgumentParser, fail, one_line_errors
 
 __all__ = ['create_parser', 'main']
@@ -69,8 +70,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts coverage') 
 
 
 def _continue_table(args: Namespace, prog: str) -> None:
-    if args.workers < 1:
-        fail(prog, f'--workers must be at least 1, got {args.workers}')
+    check_int('--workers', args.workers, 1, 1024)
     check_positive('--timeout', args.timeout)
     if check_finite('--max-params', args.max_params) < 0:  # 0 builds none
         fail(prog, f'--max-params must be at least 0, got {args.max_params}')
@@ -80,6 +80,7 @@ def _continue_table(args: Namespace, prog: str) -> None:
         print(summarise(read_rows(args.output)))
         return
 
+    check_output(args.output, '--output')
     networks = []
     for name in args.library:
         library = LIBRARIES[name]

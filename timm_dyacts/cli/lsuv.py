@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..data import create_dataset
 from ..device import resolve_device
+from ..evaluation.config import LARGEST_SIDE
+from ..files import check_output
 from ..loading import resolve_model_name
 from ..lsuv import LSUVReport, OutputStd, lsuv_
 from ..ops.checks import check_int, check_positive
@@ -46,17 +48,19 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts lsuv') -> N
         prog: Name of the program, for messages.
     """
     args = create_parser(prog).parse_args(argv)
-    with one_line_errors(prog, RuntimeError):
+    with one_line_errors(prog, AssertionError, RuntimeError):
         _run(args)
 
 
 def _run(args: Namespace) -> None:
-    for option, minimum in (('batch_size', 1), ('img_size', 1), ('seed', 0)):
-        check_int(f'--{option.replace("_", "-")}', getattr(args, option), minimum)
+    check_int('--batch-size', args.batch_size, 1)
+    check_int('--img-size', args.img_size, 1, LARGEST_SIDE)
+    check_int('--seed', args.seed, 0, 2 ** 32 - 1)
     if args.residual_std is not None:
         check_positive('--residual-std', args.residual_std)
     if args.plot:
-        require_matplotlib()
+        require_matplotlib(args.plot)
+        check_output(args.plot, '--plot')
     torch.manual_seed(args.seed)
     device = resolve_device(args.device)
     model = timm.create_model(resolve_model_name(args.model))

@@ -13,7 +13,7 @@ from ..evaluation import PredictConfig, predict
 from ..evaluation.predict import write_predictions
 from ..messages import one_line
 from ..options import add_arguments
-from .parser import ArgumentParser, one_line_errors
+from .parser import ArgumentParser, fail, one_line_errors
 
 __all__ = ['create_parser', 'main']
 
@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROG) -> None:
     unreadable = [record['path'] for record in records if 'error' in record]
     if unreadable:
         more = ', ...' if len(unreadable) > 3 else ''
-        print(
-            one_line(f'{len(unreadable)} of {len(records)} images cannot be read: {", ".join(unreadable[:3])}{more}'),
-            file=sys.stderr)
-    if len(unreadable) == len(records):
-        sys.exit(1)
+        message = f'{len(unreadable)} of {len(records)} images cannot be read: {", ".join(unreadable[:3])}{more}'
+        if len(unreadable) == len(records):
+            fail(prog, message)
+        print(one_line(message), file=sys.stderr)

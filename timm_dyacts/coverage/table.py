@@ -15,12 +15,25 @@ __all__ = ['read_rows', 'summarise', 'write_rows']
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a table, less a last one that was cut off in the middle."""
+    """Read the rows of a table, less a last one that was cut off in the middle.
+
+    Raises:
+        ValueError: The file is another one, which writing the table would destroy.
+    """
     if not path.exists():
         return []
-    text = path.read_text()
-    rows = csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1]))
-    return [dict(library='timm') | row for row in rows]  # version 0.1 knew no other library
+    if not path.is_file():
+        raise ValueError(f'{str(path)!r} is no file, and a table is read again to go on.')
+    try:
+        text = path.read_text(encoding='utf-8')
+        rows = csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1]))
+        table = [dict(library='timm') | row for row in rows]  # version 0.1 knew no other library
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f'{str(path)!r} is no table of coverage: {e}') from e
+    columns = {'library', *(rows.fieldnames or ())}
+    if (text and columns != set(COLUMNS)) or any(None in row or None in row.values() for row in table):
+        raise ValueError(f'{str(path)!r} is no table of coverage, whose columns are {", ".join(COLUMNS)}.')
+    return table
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

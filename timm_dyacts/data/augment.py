@@ -1,4 +1,6 @@
 """The names of timm's augmentation policies."""
+import re
+
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
 __all__ = ['check_auto_augment']
@@ -17,6 +19,9 @@ def check_auto_augment(name: str | None) -> None:
     elif name.startswith('augmix'):
         create = augment_and_mix_transform
     try:
+        for part in name.split('-')[1:]:
+            if not re.fullmatch(r'[a-z]+\d+(\.\d+)?|t\w+', part) or part == 'w0':  # which timm passes over
+                raise ValueError(f'{part!r} is none of its parts')
         create(name, dict(translate_const=100, img_mean=(124, 116, 104)))
     except Exception as e:  # an assertion, a wrong number, an index: whatever its parser runs into
         raise ValueError(

@@ -1,18 +1,21 @@
 """Data sets by name: timm's factory, plus the embedded digits."""
+import glob
+import itertools
 import os
 from functools import partial
 from typing import IO, Any
 
 import timm.data
-from timm.data.readers.class_map import load_class_map
+from timm.data.readers import reader_image_in_tar
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
 
 from ..messages import one_line
 from ..ops.checks import check_choice
+from .class_map import read_class_map
 from .digits import DigitsDataset
 from .images import UnreadableImageError, open_image, read_image
-from .label_file import ReaderLabelFile
+from .label_file import SPLIT_SYNONYMS, ReaderLabelFile
 from .streams import ImageStream
 
 __all__ = ['ImageFiles', 'class_names', 'create_dataset']
@@ -36,6 +39,8 @@ _RAW_STREAMS = ('hfids', 'wds')
 # What the data sets of each prefix are read with
 _PACKAGES = dict(
     torch='torchvision', hfds='datasets', hfids='datasets', tfds='tensorflow-datasets tensorflow', wds='webdataset')
+# Folders that are splits and no classes
+_SPLITS = {'test', *itertools.chain(*SPLIT_SYNONYMS)}
 # What the options for some of timm's data sets are, and the prefixes of these
 _SPECIAL = dict(
     input_key=('hfds', 'hfids', 'tfds', 'wds'),
@@ -110,7 +115,8 @@ def create_dataset(
                 f"class_map (--class-map) must be left out for the digits, got {kwargs['class_map']!r}.")
         return DigitsDataset(_DIGITS_SPLITS[split], input_img_mode=kwargs.get('input_img_mode', 'RGB'))
 
-    _check_class_map(kwargs.get('class_map'), root)
+    if kwargs.get('class_map'):
+        kwargs['class_map'] = read_class_map(kwargs['class_map'], root)
     if labels is not None:
         if name or root is None:
             raise ValueError(f'labels (--labels) needs root (--data-dir) and no data set, got {root!r} and {name!r}.')
@@ -126,6 +132,9 @@ def create_dataset(
         raise ValueError(f'root (--data-dir) must be the folder of the data for data set {name!r}, got None.')
     if not name and not os.path.exists(root):
         raise FileNotFoundError(f'root (--data-dir) must be an existing image folder or tar file, got {root!r}.')
+    if not name:
+        _check_split(root, split)
+        _check_no_pickles(root)
     if not name or prefix == 'torch':
         _check_no_loops(root)
     dataset = _open_timm(name, root, split, kwargs)
@@ -160,19 +169,28 @@ def _open_timm(name: str, root: str | None, split: str, kwargs: dict[str, Any]) 
         raise kind(f'{what} cannot be opened: {reason.rstrip(".")}{hint}.') from e
 
 
-def _check_class_map(class_map: Any, root: str | None) -> None:
-    """Raise ``ValueError`` if a class map cannot be read."""
-    if not class_map or isinstance(class_map, dict):
+def _check_split(root: str, split: str) -> None:
+    """Raise ``ValueError`` for a split that is not there, where timm would take the folder with all splits in it."""
+    if os.pardir in split.split('/') or os.path.isabs(split):
+        raise ValueError(f'split must be the name of a split in root (--data-dir), got {split!r}.')
+    if not os.path.isdir(root):
         return
-    flag = 'class_map (--class-map)'
-    if not any(os.path.isfile(path) for path in (class_map, os.path.join(root or '', class_map))):
-        raise FileNotFoundError(f'{flag} must be a .txt or .pkl file, as it is or in --data-dir, got {class_map!r}.')
-    try:
-        load_class_map(class_map, root or '')
-    except Exception as e:
+    name = split.split('[')[0]
+    accepted = {name}.union(*(names for names in SPLIT_SYNONYMS if name in names))
+    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
+    if folders and _SPLITS.issuperset(folders) and accepted.isdisjoint(folders):
+        raise ValueError(f'split must be one of {", ".join(folders)}, the folders of {root!r}, got {split!r}.')
+
+
+def _check_no_pickles(root: str) -> None:
+    """Raise ``ValueError`` for a folder of tar files with a pickled index that this timm would read without care."""
+    if hasattr(reader_image_in_tar, '_TarInfoUnpickler'):
+        return
+    folder = os.path.dirname(root) if os.path.isfile(root) else root
+    for path in glob.glob(os.path.join(glob.escape(folder), f'*{reader_image_in_tar.CACHE_FILENAME_SUFFIX}')):
         raise ValueError(
-            f'{flag} must be a .txt file with a class in each line, or a .pkl file of a dictionary, got {class_map!r}: '
-            f'{one_line(e) or type(e).__name__}.') from e
+            f'root (--data-dir) must hold no pickle, which timm {timm.__version__} would read and which may run code, '
+            f'got {path!r}: remove it, or update timm.')
 
 
 def _check_no_loops(root: str) -> None:

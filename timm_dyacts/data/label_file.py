@@ -6,17 +6,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-__all__ = ['ReaderLabelFile']
+__all__ = ['SPLIT_SYNONYMS', 'ReaderLabelFile']
 
 _FLAG = 'labels (--labels)'
 _COLUMNS = 'file', 'label'
 _PARQUET = ('.parquet', '.pq')
 # Names of a split that mean the same, those of timm for the folders of an image folder
-_SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
+SPLIT_SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
 
 
 class ReaderLabelFile(Reader):
@@ -37,7 +36,7 @@ class ReaderLabelFile(Reader):
         ValueError: The file holds something else, nothing of the split, or an image twice.
     """
 
-    def __init__(self, path: str, root: str, split: str, class_map: str | None = None) -> None:
+    def __init__(self, path: str, root: str, split: str, class_map: dict[str, int] | None = None) -> None:
         super().__init__()
         self.root = root
         self.path: str = path if os.path.isfile(path) else os.path.join(root, path)
@@ -49,7 +48,7 @@ class ReaderLabelFile(Reader):
                 f'{_FLAG} must have the columns file, label and, if need be, split; {path} has no '
                 f'{" and no ".join(missing)} among {", ".join(map(str, columns)) or "none"}.')
         files, labels = ([str(value) for value in columns[name]] for name in _COLUMNS)
-        self.class_to_idx: dict[str, int] = _classes(labels, class_map, root)
+        self.class_to_idx: dict[str, int] = class_map or _number(labels)
         self.has_splits = 'split' in columns
         rows = zip(files, labels, strict=True)
         if self.has_splits:
@@ -120,9 +119,7 @@ def _read_parquet(path: str) -> dict[str, Sequence[Any]]:
         raise ValueError(f'{_FLAG} {path} cannot be read: {e}') from None
 
 
-def _classes(labels: Sequence[str], class_map: str | None, root: str) -> dict[str, int]:
-    if class_map:
-        return load_class_map(class_map, root)
+def _number(labels: Sequence[str]) -> dict[str, int]:
     return {name: label for label, name in enumerate(sorted(set(labels), key=natural_key))}
 
 
@@ -134,7 +131,7 @@ def _rows_of_split(
 ) -> list[tuple[str, str]]:
     """Give the rows of a split, under its own name or else one that means the same."""
     there = set(splits)
-    names = next((names for names in _SYNONYMS if split in names), (split,))
+    names = next((names for names in SPLIT_SYNONYMS if split in names), (split,))
     name = next((name for name in (split, *names) if name in there), None)
     if name is None:
         raise ValueError(

@@ -15,6 +15,7 @@ from ..options import Options, option
 
 __all__ = [
     'INTERPOLATIONS',
+    'LARGEST_NUM_CLASSES',
     'LARGEST_SIDE',
     'DeviceOptions',
     'InputOptions',
@@ -26,6 +27,7 @@ __all__ = [
 
 # Of an image, in pixels: one of 16384 x 16384 takes 3 GB as the input of a model
 LARGEST_SIDE = 2 ** 14
+LARGEST_NUM_CLASSES = 10 ** 7
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
@@ -62,7 +64,7 @@ class InputOptions(Options):
 class PreprocessingOptions(Options):
     """The input of a model, and how it is created. ``None`` means what the model's own configuration says."""
     num_classes: int | None = option(
-        None, group='Preprocessing', minimum=1, maximum=10 ** 7, metavar='N', help='number of classes',
+        None, group='Preprocessing', minimum=1, maximum=LARGEST_NUM_CLASSES, metavar='N', help='number of classes',
         unset='those of the data')
     in_chans: int | None = option(
         None, group='Preprocessing', minimum=1, maximum=LARGEST_SIDE, metavar='N', help='image channels', unset='3')
@@ -92,6 +94,11 @@ class PreprocessingOptions(Options):
         if self.input_size is not None:
             values['in_chans'] = self.input_size[0]
         return values
+
+    def check(self) -> None:
+        super().check()
+        if self.input_size is not None and self.img_size not in (None, *self.input_size[1:]):
+            raise ValueError(f'--img-size must be left out with --input-size, which has it, got {self.img_size}.')
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -128,6 +135,8 @@ class DeviceOptions(Options):
 
     def check(self) -> None:
         super().check()
+        if self.amp_dtype != 'float16' and not self.amp:
+            raise ValueError(f'--amp-dtype must be left out without --amp, got {self.amp_dtype}.')
         if self.torchcompile not in (None, 'inductor', 'eager', 'aot_eager'):
             backends = torch.compiler.list_backends(exclude_tags=())
             if self.torchcompile not in backends:
@@ -152,9 +161,15 @@ class WeightsOptions(PreprocessingOptions):
             ValueError: There is no such model, or the file has not its weights.
         """
         kwargs = dict(model_kwargs=self.model_kwargs, num_classes=self.num_classes)
-        if self.checkpoint is None:
-            return build_model(name, self.preprocessing, pretrained=True, **kwargs)
-        return build_from_file(name, self.checkpoint, '--checkpoint', self.preprocessing, **kwargs)
+        if self.checkpoint is not None:
+            return build_from_file(name, self.checkpoint, '--checkpoint', self.preprocessing, **kwargs)
+        model = build_model(name, self.preprocessing, pretrained=True, **kwargs)
+        trained = model.pretrained_cfg.get('num_classes')
+        if self.num_classes not in (None, trained):  # its classifier is a new one, of random weights
+            raise ValueError(
+                f'--num-classes must be left out, or be {trained}, the classes of the weights of {name}, got '
+                f'{self.num_classes}.')
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

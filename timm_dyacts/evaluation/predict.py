@@ -16,7 +16,7 @@ from ..data.images import read_image
 from ..data.loaders import build_eval_loader, image_mode
 from ..data.resumable import without_worker_trace
 from ..device import build_amp, resolve_device, set_numerics
-from ..files import replace_text
+from ..files import check_output, write_output
 from ..loading import resolve_input
 from ..messages import one_line
 from ..world import World
@@ -82,6 +82,8 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         OSError: Something could not be read.
         ValueError: There is no image, or the options do not fit the model.
     """
+    if config.results_file:
+        check_output(config.results_file, '--results-file')
     paths = find_images(config.images)
     device = resolve_device(config.device)
     set_numerics(device, config.deterministic)
@@ -114,7 +116,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     if config.results_file:
         text = io.StringIO()
         write_predictions(records, text, config.results_format)
-        replace_text(config.results_file, text.getvalue())
+        write_output(config.results_file, text.getvalue())
     return records
 
 

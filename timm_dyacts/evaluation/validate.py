@@ -13,7 +13,7 @@ from ..data import class_names, create_dataset
 from ..data.errors import worker_errors
 from ..data.loaders import build_eval_loader, check_num_classes, image_mode
 from ..device import build_amp, resolve_device, set_numerics
-from ..files import format_csv, replace_text
+from ..files import check_output, format_csv, write_output
 from ..loading import count_parameters, resolve_input
 from ..run_folder import RunFolder
 from ..world import World
@@ -130,6 +130,8 @@ def validate_models(config: ValidateConfig) -> tuple[list[OrderedDict[str, Any]]
     Returns:
         The records, highest top1 first, and the error messages by model.
     """
+    if config.results_file:
+        check_output(config.results_file, '--results-file')
     records, errors = [], {}
     for name in config.model:
         try:
@@ -149,7 +151,7 @@ def validate_models(config: ValidateConfig) -> tuple[list[OrderedDict[str, Any]]
 def write_results(path: str | os.PathLike[str], records: Sequence[dict[str, Any]], file_format: str = 'csv') -> None:
     """Write records as ``'csv'`` or ``'json'``, in one piece."""
     text = json.dumps(records, indent=4) if file_format == 'json' else format_csv(records, list(records[0]))
-    replace_text(path, text)
+    write_output(path, text)
 
 
 def _resolve_dataset(config: ValidateConfig, name: str) -> ValidateConfig:

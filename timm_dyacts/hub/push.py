@@ -22,6 +22,11 @@ except ImportError as e:
 
 __all__ = ['Publication', 'publish']
 
+# Names that git takes for a branch, less those that need quoting in a shell
+_BRANCH = re.compile(r'(?!.*(\.\.|//|/\.|\.lock(/|$)))\w[\w.+/-]*(?<![./])')
+# As the Hub has them: https://huggingface.co/docs/hub/repositories-licenses
+_LICENSE = re.compile(r'[a-z0-9][a-z0-9.+-]*')
+
 
 @dataclass(frozen=True)
 class Publication:
@@ -92,8 +97,12 @@ def publish(
         raise ValueError(f"repo_id (--repo-id) must be 'user/name', got {repo_id!r}.")
     if weights not in CHECKPOINTS:
         raise ValueError(f'weights (--weights) must be one of {", ".join(CHECKPOINTS)}, got {weights!r}.')
-    if revision and re.fullmatch(r'[0-9a-f]{40}', revision):
-        raise ValueError(f'revision (--revision) must be a branch, got the commit {revision!r}.')
+    if revision is not None and (not _BRANCH.fullmatch(revision) or re.fullmatch(r'[0-9a-f]{40}', revision)):
+        raise ValueError(f'revision (--revision) must be the name of a branch, and no commit, got {revision!r}.')
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise ValueError(f"license (--license) must be an id such as 'apache-2.0' or 'other', got {license!r}.")
+    if commit_message is not None and not (commit_message.strip() and commit_message.isprintable()):
+        raise ValueError(f'commit_message (--commit-message) must be a line of text, got {commit_message!r}.')
     token = check_token(token) or get_token()
     run = RunFolder(run_folder)
     if dry_run:

@@ -40,12 +40,14 @@ def check_choice(name: str, value: str | int, choices: Sequence[str | int]) -> N
 
 
 @unless_tracing
-def check_int(name: str, value: int, minimum: int) -> None:
-    """Accept an int from ``minimum`` on."""
+def check_int(name: str, value: int, minimum: int, maximum: int | None = None) -> None:
+    """Accept an int from ``minimum`` on, up to ``maximum`` if there is one."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f'{name} must be an int, got {value!r}')
     if value < minimum:
         raise ValueError(f'{name} must be at least {minimum}, got {value}')
+    if maximum is not None and value > maximum:
+        raise ValueError(f'{name} must be at most {maximum}, got {value}')
 
 
 def check_finite(name: str, value: float) -> float:

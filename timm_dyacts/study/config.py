@@ -3,6 +3,7 @@ import functools
 from dataclasses import dataclass
 
 from ..options import Options, option
+from ..run_folder import check_folder_name
 
 __all__ = ['CompareConfig']
 
@@ -19,7 +20,8 @@ class CompareConfig(Options):
         None, metavar='LABEL', help='the model that the others are compared with', unset='the first')
     seeds: int = _compare(5, minimum=1, metavar='N', help='runs of each model, each with a seed of its own')
     first_seed: int = _compare(0, minimum=0, metavar='S', help='the first seed; the others follow it')
-    jobs: int = _compare(1, minimum=1, metavar='N', help='runs at the same time; with several GPUs they take turns')
+    jobs: int = _compare(
+        1, minimum=1, maximum=1024, metavar='N', help='runs at the same time; with several GPUs they take turns')
     metric: str = _compare('top1', choices=('top1', 'top5', 'loss'), help='what is compared')
     at: str = _compare(
         'last', choices=('last', 'best'),
@@ -31,3 +33,7 @@ class CompareConfig(Options):
     repeats: int = _compare(10, minimum=1, metavar='N', help='training steps of each model that are timed')
     output: str = _compare('./output/compare', metavar='DIR')
     experiment: str = _compare('compare', metavar='NAME', help='name of the folder of the comparison')
+
+    def check(self) -> None:
+        super().check()
+        check_folder_name(self.experiment, '--experiment')

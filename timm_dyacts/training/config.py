@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from timm.optim import OptimInfo, get_optimizer_info, list_optimizers
+
 from ..data.augment import check_auto_augment
 from ..evaluation.config import INTERPOLATIONS, DeviceOptions, InputOptions, LoaderOptions, PreprocessingOptions
-from ..options import declarations, option
+from ..options import declarations, option, plain
+from ..run_folder import check_folder_name
+from ..suggest import close_names
 from . import timm_args
 
 __all__ = ['CheckpointInterval', 'TrainConfig']
@@ -43,23 +47,37 @@ _LR = 1e-3
 # Shares of the epochs at which --sched multistep steps by itself, those of timm's defaults
 _MILESTONES = (0.3, 0.6, 0.9)
 _WITH_CYCLES = ('cosine', 'tanh', 'poly')
-# What an option means nothing without: a test of the other options, and what it tests in words
-_NEEDED = dict(
-    transition_sched=(lambda c: c.transition_epochs, '--transition-epochs'),
-    layer_decay_min_scale=(lambda c: c.layer_decay, '--layer-decay'),
-    layer_decay_no_opt_scale=(lambda c: c.layer_decay, '--layer-decay'),
-    lr_base_size=(lambda c: c.lr_base, '--lr-base'),
-    lr_base_scale=(lambda c: c.lr_base, '--lr-base'),
-    lr_cycle_limit=(lambda c: c.sched in _WITH_CYCLES, '--sched cosine, tanh or poly'),
-    lr_k_decay=(lambda c: c.sched in ('cosine', 'poly'), '--sched cosine or poly'),
-    cooldown_epochs=(lambda c: c.sched in _WITH_CYCLES, '--sched cosine, tanh or poly'),
-    resplit=(lambda c: c.reprob, '--reprob'),
-    split_bn=(lambda c: c.aug_splits or c.resplit, '--aug-splits or --resplit'),
-    jsd_loss=(lambda c: c.aug_splits, '--aug-splits'),
-    bce_sum=(lambda c: c.bce_loss, '--bce-loss'),
-    bce_target_thresh=(lambda c: c.bce_loss, '--bce-loss'),
-    bce_pos_weight=(lambda c: c.bce_loss, '--bce-loss'),
-    mixup_off_epoch=(lambda c: c.mixes, '--mixup, --cutmix or --cutmix-minmax'),
+_STEPPED = ('step', 'multistep', 'plateau', 'poly')
+# What options mean nothing without: a test of the other options, what it tests in words, and the options
+_NEEDED = (
+    (lambda c: c.transition_epochs, '--transition-epochs', ('transition_sched',)),
+    (lambda c: c.freeze != 'none', '--freeze', ('unfreeze_epoch',)),
+    (lambda c: c.kd_model, '--kd-model', ('kd_temperature', 'distill_loss_weight', 'task_loss_weight')),
+    (lambda c: c.clip_grad, '--clip-grad', ('clip_mode',)),
+    (lambda c: c.layer_decay, '--layer-decay', ('layer_decay_min_scale', 'layer_decay_no_opt_scale')),
+    (lambda c: c.lr_base, '--lr-base', ('lr_base_size', 'lr_base_scale')),
+    (lambda c: c.lr_noise, '--lr-noise', ('lr_noise_pct', 'lr_noise_std')),
+    (lambda c: c.lr_cycle_limit > 1, '--lr-cycle-limit above 1', ('lr_cycle_mul', 'lr_cycle_decay')),
+    (lambda c: c.sched in _WITH_CYCLES, '--sched cosine, tanh or poly', ('lr_cycle_limit', 'cooldown_epochs')),
+    (lambda c: c.sched in ('cosine', 'poly'), '--sched cosine or poly', ('lr_k_decay',)),
+    (lambda c: c.sched in (*_WITH_CYCLES, 'wsd', 'plateau'), '--sched cosine, tanh, poly, wsd or plateau', ('min_lr',)),
+    (lambda c: c.sched in _STEPPED, '--sched step, multistep, plateau or poly', ('decay_rate',)),
+    (lambda c: c.sched in ('step', 'wsd'), '--sched step or wsd', ('decay_epochs',)),
+    (lambda c: c.sched == 'multistep', '--sched multistep', ('decay_milestones',)),
+    (lambda c: c.sched == 'plateau', '--sched plateau', ('patience_epochs',)),
+    (lambda c: c.warmup_epochs, '--warmup-epochs', ('warmup_lr', 'warmup_prefix')),
+    (lambda c: c.color_jitter, '--color-jitter', ('color_jitter_prob',)),
+    (lambda c: c.reprob, '--reprob', ('remode', 'recount', 'resplit')),
+    (lambda c: c.aug_splits or c.resplit, '--aug-splits or --resplit', ('split_bn',)),
+    (lambda c: c.aug_splits, '--aug-splits', ('jsd_loss',)),
+    (lambda c: c.bce_loss, '--bce-loss', ('bce_sum', 'bce_target_thresh', 'bce_pos_weight')),
+    (lambda c: c.mixes, '--mixup, --cutmix or --cutmix-minmax', ('mixup_off_epoch', 'mixup_prob', 'mixup_mode')),
+    (lambda c: c.mixup and (c.cutmix or c.cutmix_minmax), '--mixup and --cutmix', ('mixup_switch_prob',)),
+    (lambda c: c.model_ema, '--model-ema', ('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu')),
+    (lambda c: c.log_wandb, '--log-wandb', ('wandb_project', 'wandb_tags', 'wandb_resume_id')),
+    (lambda c: c.optimizer_info.has_momentum, 'an --opt that has a momentum, such as sgd', ('momentum',)),
+    (lambda c: c.optimizer_info.has_eps, 'an --opt that has an epsilon, such as adamw', ('opt_eps',)),
+    (lambda c: c.optimizer_info.has_betas, 'an --opt that has betas, such as adamw', ('opt_betas',)),
 )
 
 
@@ -366,17 +384,24 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         super().check()
         CheckpointInterval.parse(self.checkpoint_interval)
         check_auto_augment(self.aa)
-        for name, (is_met, needed) in _NEEDED.items():
-            value, declared = getattr(self, name), declarations(type(self))[name]
-            if value != declared.default and not is_met(self):
-                raise ValueError(f'{declared.flag} must be left out without {needed}, got {value}.')
+        self._check_optimizer()
+        for is_met, needed, names in _NEEDED:
+            for name in names:
+                value, declared = getattr(self, name), declarations(type(self))[name]
+                if value != declared.default and not is_met(self):
+                    raise ValueError(f'{declared.flag} must be left out without {needed}, got {plain(value)}.')
         self._check_data_and_start()
         self._check_batches()
         self._check_training()
 
+    def _check_optimizer(self) -> None:
+        names = list_optimizers()
+        if self.opt.lower().removeprefix('lookahead_') not in names:
+            raise ValueError(
+                f'--opt must be one of timm.optim.list_optimizers(), got {self.opt!r}.{close_names(self.opt, names)}')
+
     def _check_data_and_start(self) -> None:
-        if self.experiment is not None and not self.experiment.isprintable():
-            raise ValueError(f'--experiment must be the name of a folder, got {self.experiment!r}.')
+        check_folder_name(self.experiment, '--experiment')
         if self.images_per_class is not None and self.val_fraction and self.images_per_class < 2:
             raise ValueError(
                 f'--images-per-class must be 2 or more with --val-fraction, which holds one of them out, got '
@@ -452,6 +477,11 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     def architecture_kwargs(self) -> dict[str, Any]:
         """What ``timm.create_model`` needs beside the name to build the same architecture again."""
         return {**self.model_kwargs, **self._own_model_kwargs}
+
+    @property
+    def optimizer_info(self) -> OptimInfo:
+        """What timm knows of the optimizer."""
+        return get_optimizer_info(self.opt.lower().removeprefix('lookahead_'))
 
     @property
     def images_per_update(self) -> int:

@@ -11,7 +11,6 @@ import timm
 import torch
 from timm.optim import (
     create_optimizer_v2,
-    list_optimizers,
     optimizer_kwargs,
     param_groups_layer_decay,
     param_groups_weight_decay,
@@ -19,7 +18,6 @@ from timm.optim import (
 from torch import nn
 
 from ..operators import operator_parameters
-from ..suggest import close_names
 from ..version import needs
 from .config import TrainConfig
 
@@ -45,21 +43,12 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     try:
         return _create_optimizer(config, model, kwargs)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        if config.opt.lower() not in _names_of_optimizers():
-            raise ValueError(
-                f'--opt must be one of timm.optim.list_optimizers(), got {config.opt!r}.'
-                f'{close_names(config.opt, _names_of_optimizers())}') from None
         if not config.opt_kwargs and not config.opt_betas:
             raise
         if not config.opt_kwargs:
             raise ValueError(f'--opt-betas must be those of --opt {config.opt}, got {list(config.opt_betas)}.') from e
         raise ValueError(
             f'--opt-kwargs must be arguments of --opt {config.opt}, got {dict(config.opt_kwargs)} ({e}).') from e
-
-
-def _names_of_optimizers() -> list[str]:
-    names = list_optimizers()
-    return [*names, *(f'lookahead_{name}' for name in names)]
 
 
 def _create_optimizer(config: TrainConfig, model: nn.Module, kwargs: dict[str, Any]) -> torch.optim.Optimizer:
