@@ -10,21 +10,42 @@ from typing import Any
 import pytest
 import yaml
 
+from timm_dyacts.cli import compare as compare_command
 from timm_dyacts.cli import predict as predict_command
 from timm_dyacts.cli import train as train_command
 from timm_dyacts.cli import validate as validate_command
 from timm_dyacts.evaluation import PredictConfig, ValidateConfig
-from timm_dyacts.options import Options, add_arguments, declarations, option, read_yaml, to_dict
+from timm_dyacts.options import Options, add_arguments, declarations, option, plain, read_yaml, to_dict
+from timm_dyacts.study import CompareConfig
 from timm_dyacts.training import TrainConfig
 
 REQUIRED = {
     TrainConfig: {},
     ValidateConfig: dict(model=('net',)),
     PredictConfig: dict(model='net', images=('a.png', 'b.png')),
+    CompareConfig: dict(models=('net', 'other')),
 }
 # What an option means nothing without
 NEEDED = dict(
     transition_sched=dict(transition_epochs=1),
+    unfreeze_epoch=dict(freeze='backbone'),
+    kd_temperature=dict(kd_model='net'),
+    distill_loss_weight=dict(kd_model='net'),
+    task_loss_weight=dict(kd_model='net'),
+    clip_mode=dict(clip_grad=1.0),
+    momentum=dict(opt='sgd'),
+    lr_noise_pct=dict(lr_noise=0.5),
+    lr_noise_std=dict(lr_noise=0.5),
+    lr_cycle_mul=dict(lr_cycle_limit=2),
+    lr_cycle_decay=dict(lr_cycle_limit=2),
+    decay_rate=dict(sched='step'),
+    decay_epochs=dict(sched='step'),
+    decay_milestones=dict(sched='multistep'),
+    patience_epochs=dict(sched='plateau'),
+    warmup_prefix=dict(warmup_epochs=1),
+    color_jitter_prob=dict(color_jitter=0.4),
+    remode=dict(reprob=0.5),
+    recount=dict(reprob=0.5),
     layer_decay_min_scale=dict(layer_decay=0.5),
     layer_decay_no_opt_scale=dict(layer_decay=0.5),
     lr_base_size=dict(lr_base=0.1),
@@ -36,6 +57,16 @@ NEEDED = dict(
     bce_target_thresh=dict(bce_loss=True),
     bce_pos_weight=dict(bce_loss=True),
     mixup_off_epoch=dict(mixup=0.2),
+    mixup_prob=dict(mixup=0.2),
+    mixup_mode=dict(mixup=0.2),
+    mixup_switch_prob=dict(mixup=0.2, cutmix=1.0),
+    model_ema_decay=dict(model_ema=True),
+    model_ema_warmup=dict(model_ema=True),
+    model_ema_force_cpu=dict(model_ema=True),
+    wandb_project=dict(log_wandb=True),
+    wandb_tags=dict(log_wandb=True),
+    wandb_resume_id=dict(log_wandb=True),
+    amp_dtype=dict(amp=True),
     cutmix_minmax=dict(cutmix_minmax=(0.2, 0.8)),
     torchcompile_mode=dict(torchcompile='inductor'),
 )
@@ -43,6 +74,18 @@ PARSERS = {
     TrainConfig: train_command.create_parser,
     ValidateConfig: validate_command.create_parser,
     PredictConfig: predict_command.create_parser,
+}
+MAINS = {
+    TrainConfig: train_command.main,
+    ValidateConfig: validate_command.main,
+    PredictConfig: predict_command.main,
+    CompareConfig: compare_command.main,
+}
+ARGV = {
+    TrainConfig: [],
+    ValidateConfig: ['-m', 'net'],
+    PredictConfig: ['a.png', 'b.png', '--model', 'net'],
+    CompareConfig: ['--models', 'net', 'other'],
 }
 # Each option once, in the first class that has it
 TABLE = {name: (cls, declared) for cls in reversed(REQUIRED) for name, declared in declarations(cls).items()}
@@ -64,23 +107,52 @@ def with_number(name: str, number: float) -> Any:
 # Ranges, by the table itself: a new option is covered as soon as it is declared
 
 
+def out_of_range(name: str) -> list[float]:
+    declared = TABLE[name][1].option
+    numbers = [-math.inf, math.nan, math.inf]
+    if declared.minimum is not None:
+        numbers += [declared.minimum - 1, declared.minimum - 10 ** 6]
+    if declared.above is not None:
+        numbers += [declared.above, declared.above - 1]
+    if declared.maximum is not None:
+        numbers += [declared.maximum + 1]
+    if declared.below is not None:
+        numbers += [declared.below, declared.below + 1]
+    return numbers
+
+
 @pytest.mark.parametrize('name', NUMBERS)
 def test_numbers_out_of_range_are_refused(name):
-    declared = TABLE[name][1].option
-    too_small = [-math.inf]
-    if declared.minimum is not None:
-        too_small += [declared.minimum - 1, declared.minimum - 10 ** 6]
-    if declared.above is not None:
-        too_small += [declared.above, declared.above - 1]
-    too_large = [math.inf]
-    if declared.maximum is not None:
-        too_large += [declared.maximum + 1]
-    if declared.below is not None:
-        too_large += [declared.below, declared.below + 1]
-    for number in (*too_small, math.nan, *too_large):
+    for number in out_of_range(name):
         with pytest.raises(ValueError) as error:
             create(name, with_number(name, number))
         assert str(error.value).startswith(f'{TABLE[name][1].title} must be {TABLE[name][1].accepted}, got ')
+
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_numbers_out_of_range_are_refused_in_files(name, tmp_path):
+    cls, declared = TABLE[name]
+    for number in out_of_range(name):
+        value = with_number(name, number)
+        (tmp_path / 'options.yaml').write_text(yaml.safe_dump({name: plain(value)}))
+        with pytest.raises(ValueError) as error:
+            read_yaml(tmp_path / 'options.yaml', cls)
+        assert str(error.value).startswith(
+            f'{tmp_path / "options.yaml"}: {declared.title} must be {declared.accepted}, got ')
+
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_numbers_out_of_range_are_refused_on_the_command_line(name, capsys):
+    cls, declared = TABLE[name]
+    for number in out_of_range(name)[1:]:  # argparse takes -inf for an option
+        value = with_number(name, number)
+        with pytest.raises(SystemExit) as error:
+            MAINS[cls]([*ARGV[cls], declared.flag, *map(str, value if isinstance(value, tuple) else (value,))])
+        if error.value.code == 2:  # what is no integer, argparse refuses by itself
+            assert not isinstance(number, int) and declared.types == (int,)
+            assert f'{declared.flag}: invalid int value: ' in capsys.readouterr().err
+        else:
+            assert f': error: {declared.title} must be {declared.accepted}, got ' in error.value.code
 
 
 @pytest.mark.parametrize('name', NUMBERS)
@@ -156,13 +228,36 @@ def test_messages(name, value, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize('name', NEEDED)
+def test_what_would_do_nothing_is_refused(name):
+    cls, declared = TABLE[name]
+    if name == 'cutmix_minmax':
+        return
+    value = declared.default
+    if declared.types == (bool,):
+        value = True
+    elif declared.option.choices:
+        value = next(choice for choice in declared.option.choices if choice != declared.default)
+    elif declared.types == (str,):
+        value = 'some'
+    else:
+        value = next(
+            with_number(name, number) for number in (declared.types[0](1), 0.5, 3)
+            if declared.option.accepts_number(number) and with_number(name, number) != declared.default)
+    cls(**REQUIRED[cls], **NEEDED[name], **{name: value})
+    with pytest.raises(ValueError, match=f'^{declared.flag} must be left out without '):
+        cls(**REQUIRED[cls], **{name: value} | dict.fromkeys(['warmup_epochs', 'color_jitter'] if name in (
+            'warmup_prefix', 'color_jitter_prob') else [], 0))
+
+
 def test_an_integer_of_more_digits_than_python_writes():
     with pytest.raises(ValueError, match='at most 2147483647, got an integer of thousands of digits'):
         TrainConfig(epochs=10 ** 5000)
 
 
 def test_values_are_converted_to_the_declared_type():
-    config = TrainConfig(lr=1, scale=[0.5, 1], output=Path('out'), wandb_tags='one', model_kwargs={'a': 1})
+    config = TrainConfig(
+        lr=1, scale=[0.5, 1], output=Path('out'), log_wandb=True, wandb_tags='one', model_kwargs={'a': 1})
     assert (config.lr, config.scale, config.output, config.wandb_tags) == (1.0, (0.5, 1.0), 'out', ('one',))
     assert isinstance(config.lr, float) and isinstance(config.scale[1], float)
 
@@ -188,16 +283,31 @@ def test_unknown_names_are_close_names():
 _NO_SPLITS = dict(aug_splits=0, jsd_loss=False, split_bn=False, layer_decay_no_opt_scale=None)
 _NO_BCE = dict(bce_loss=False, bce_sum=False, bce_target_thresh=None, bce_pos_weight=None)
 _NO_BALANCE = dict(class_weights=None, balanced_sampler=False)
+_NO_MIXING = dict(
+    mixup=0.0, cutmix=0.0, cutmix_minmax=None, mixup_off_epoch=0, mixup_prob=1.0, mixup_mode='batch',
+    mixup_switch_prob=0.5)
+_NO_CYCLES = dict(lr_cycle_limit=1, lr_cycle_mul=1.0, lr_cycle_decay=0.5, cooldown_epochs=0, lr_k_decay=1.0)
+_NO_MOMENTUM, _MOMENTUM_ALONE = dict(momentum=0.9), dict(opt_eps=None, opt_betas=None)
+_NO_MILESTONES, _NO_PATIENCE, _NO_DECAY = dict(decay_milestones=None), dict(patience_epochs=10), dict(decay_epochs=10.0)
+# Each with what is chosen for its sake
 EXCLUSIVE = [
-    _NO_SPLITS | _NO_BALANCE,
-    _NO_BCE | _NO_BALANCE | dict(
-        mixup=0.0, cutmix=0.0, cutmix_minmax=None, mixup_off_epoch=0, no_aug=False, sync_bn=False, freeze='none'),
-    _NO_SPLITS | _NO_BCE | dict(aug_repeats=0.0),
+    (_NO_SPLITS | _NO_BALANCE | _MOMENTUM_ALONE | _NO_MILESTONES | _NO_PATIENCE | _NO_DECAY,
+     dict(sched='poly', opt='sgd')),
+    (_NO_BCE | _NO_BALANCE | _NO_MIXING | _NO_MOMENTUM | _NO_CYCLES | _NO_MILESTONES | _NO_DECAY | dict(
+        no_aug=False, sync_bn=False, freeze='none', unfreeze_epoch=None), dict(sched='plateau', opt='nadam')),
+    (_NO_SPLITS | _NO_BCE | _NO_MOMENTUM | _NO_CYCLES | _NO_PATIENCE | _NO_DECAY | dict(aug_repeats=0.0, min_lr=0.0),
+     dict(sched='multistep', opt='lamb')),
+    (_NO_SPLITS | _NO_BALANCE | _MOMENTUM_ALONE | _NO_CYCLES | _NO_PATIENCE | _NO_MILESTONES | dict(decay_rate=0.1),
+     dict(sched='wsd', opt='sgdw')),
 ]
-CASES = [*((TrainConfig, exclusive) for exclusive in EXCLUSIVE), (ValidateConfig, {}), (PredictConfig, {})]
+CASES = [
+    *((TrainConfig, exclusive, chosen) for exclusive, chosen in EXCLUSIVE),
+    (ValidateConfig, {}, {}),
+    (PredictConfig, {}, {}),
+]
 
 
-def other_than_default(cls: type[Options], exclusive: Mapping[str, Any]) -> Options:
+def other_than_default(cls: type[Options], exclusive: Mapping[str, Any], chosen: Mapping[str, Any]) -> Options:
     """All options of a class with another value than their default, but for some that exclude others."""
     values: dict[str, Any] = dict(REQUIRED[cls])
     for name, declared in declarations(cls).items():
@@ -219,12 +329,12 @@ def other_than_default(cls: type[Options], exclusive: Mapping[str, Any]) -> Opti
         values[name] = value
     fixed = {
         TrainConfig: dict(
-            checkpoint_interval='7epochs', init='default', batch_size=6, sched='poly', torchcompile='inductor',
+            checkpoint_interval='7epochs', init='default', batch_size=6, torchcompile='inductor',
             dataset='', aa='rand-m9'),  # for the sake of labels
         ValidateConfig: dict(model='some model', torchcompile='inductor', dataset=''),
         PredictConfig: dict(torchcompile='inductor'),
     }
-    return cls(**values | fixed[cls] | exclusive)
+    return cls(**values | fixed[cls] | exclusive | chosen)
 
 
 def argv_of(config: Options) -> list[str]:
@@ -246,9 +356,9 @@ def argv_of(config: Options) -> list[str]:
     return argv
 
 
-@pytest.mark.parametrize('cls, exclusive', CASES)
-def test_every_option_goes_through_the_command_line(cls, exclusive):
-    config = other_than_default(cls, exclusive)
+@pytest.mark.parametrize('cls, exclusive, chosen', CASES)
+def test_every_option_goes_through_the_command_line(cls, exclusive, chosen):
+    config = other_than_default(cls, exclusive, chosen)
     same = {name for name, declared in declarations(cls).items() if getattr(config, name) == declared.default}
     assert same == exclusive.keys() | ({'init'} if cls is TrainConfig else set()), 'all others differ'
     given = vars(PARSERS[cls]().parse_args(argv_of(config)))
@@ -256,22 +366,21 @@ def test_every_option_goes_through_the_command_line(cls, exclusive):
     assert cls(**given) == config
 
 
-@pytest.mark.parametrize('cls', REQUIRED)
+@pytest.mark.parametrize('cls', PARSERS)
 def test_the_command_line_gives_what_is_on_it_alone(cls):
-    argv = {TrainConfig: [], ValidateConfig: ['-m', 'net'], PredictConfig: ['a.png', 'b.png', '--model', 'net']}
-    given = vars(PARSERS[cls]().parse_args(argv[cls]))
+    given = vars(PARSERS[cls]().parse_args(ARGV[cls]))
     given.pop('verify', None)
     assert given.keys() == REQUIRED[cls].keys()
     assert cls(**given) == cls(**REQUIRED[cls])
 
 
 def test_every_option_is_in_some_case():
-    assert not set.intersection(*(set(exclusive) for exclusive in EXCLUSIVE))
+    assert not set.intersection(*(set(exclusive) for exclusive, _ in EXCLUSIVE))
 
 
-@pytest.mark.parametrize('cls, exclusive', CASES)
-def test_every_option_goes_through_yaml(cls, exclusive, tmp_path):
-    config = other_than_default(cls, exclusive)
+@pytest.mark.parametrize('cls, exclusive, chosen', CASES)
+def test_every_option_goes_through_yaml(cls, exclusive, chosen, tmp_path):
+    config = other_than_default(cls, exclusive, chosen)
     (tmp_path / 'options.yaml').write_text(yaml.safe_dump(to_dict(config)))
     again = cls(**read_yaml(tmp_path / 'options.yaml', cls))
     assert to_dict(again) == to_dict(config)
@@ -303,7 +412,7 @@ def test_yaml_refuses(tmp_path, text, message):
         read_yaml(tmp_path / 'options.yaml', TrainConfig)
 
 
-@pytest.mark.parametrize('cls', REQUIRED)
+@pytest.mark.parametrize('cls', PARSERS)
 def test_help_says_every_default(cls):
     text = ' '.join(PARSERS[cls]('prog').format_help().split())
     for name, declared in declarations(cls).items():

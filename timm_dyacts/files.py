@@ -26,7 +26,7 @@ __all__ = [
 _ABANDONED_AFTER = 3600.0
 
 
-def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
+def write_durably(path: str | os.PathLike[str], write: Callable[[Any], Any]) -> None:
     """Write a binary file and return when it is on the disk: ``path`` holds the old content or the new, never a part.
 
     The content is written beside, under a name that no other process or thread uses, and renamed. The file gets the
@@ -36,20 +36,47 @@ def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]
     Args:
         path: The file, in a folder that exists.
         write: Writes the content to the file that it is given.
+
+    Raises:
+        OSError: The file could not be written. The message names it and says why, also where ``write`` raises something
+            else for it, as ``torch.save`` does on a full disk.
     """
     path = Path(path)
     _remove_abandoned(path)
     beside = path.with_name(f'{path.name}.{secrets.token_hex(8)}.tmp')
+    writer = None
     try:
         with open(beside, 'xb') as file:
-            write(file)
+            writer = _Writer(file)
+            write(writer)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as e:
         with suppress(OSError):
             os.remove(beside)
+        cause = (writer and writer.error) or e
+        if isinstance(cause, OSError) and cause.errno is not None and isinstance(e, Exception):
+            raise OSError(cause.errno, cause.strerror, str(path)) from e
         raise
+
+
+class _Writer:
+    """A file to write to that remembers what went wrong."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as e:
+            self.error = e
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -85,13 +112,14 @@ def check_output(path: str | os.PathLike[str], option: str) -> None:
         raise PermissionError(f'{option} must be a file that can be written, got {str(path)!r}.')
 
 
-def write_output(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8 where a user wants it: whole or not at all, or into a pipe or device, as it comes."""
+def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file where a user wants it: whole or not at all, or into a pipe or device, as it comes; text in UTF-8."""
+    content = content.encode() if isinstance(content, str) else content
     if not _is_stream(Path(path)):
-        replace_text(path, text)
+        write_durably(path, lambda file: file.write(content))
         return
-    with open(path, 'w', encoding='utf-8') as file:
-        file.write(text)
+    with open(path, 'wb') as file:
+        file.write(content)
 
 
 def _is_stream(path: Path) -> bool:

@@ -1,9 +1,12 @@
 """The one look of all pictures. matplotlib is an optional dependency, imported where something is drawn."""
 import importlib.util
+import io
 import os
 from typing import Any
 
-__all__ = ['BLUE', 'COLORS', 'GREY', 'create_figure', 'require_matplotlib', 'style_axes']
+from .files import write_output
+
+__all__ = ['BLUE', 'COLORS', 'GREY', 'create_figure', 'require_matplotlib', 'save_figure', 'style_axes']
 
 BLUE = '#1f6fb4'
 GREY = '#9a9a9a'
@@ -39,6 +42,13 @@ def create_figure(width: float, height: float, title: str = '', dpi: int = 110) 
     if title:
         figure.suptitle(title, fontsize=11, wrap=True)
     return figure
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure as ``files.write_output`` does. The ending of the path gives the format."""
+    content = io.BytesIO()
+    figure.savefig(content, format=os.path.splitext(path)[1].lower().removeprefix('.'))
+    write_output(path, content.getvalue())
 
 
 def style_axes(ax: Any, grid: str = 'both') -> None:

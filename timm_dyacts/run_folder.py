@@ -81,10 +81,10 @@ _Record = TypeVar('_Record', bound='_FromDict')
 
 def check_folder_name(name: str | None, option: str) -> None:
     """Raise ``ValueError`` for the name of a folder that would lie elsewhere than below ``--output``, or be that."""
-    if name is None:
+    if not name:
         return
     parts = Path(name).parts
-    if not parts or not name.isprintable() or os.pardir in parts or Path(name).is_absolute():
+    if not name.isprintable() or os.pardir in parts or Path(name).is_absolute():
         raise ValueError(f'{option} must be the name of a folder below --output, got {name!r}.')
 
 

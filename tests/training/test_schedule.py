@@ -63,7 +63,7 @@ def test_noise():
     noise = dict(sched='step', decay_rate=1.0, lr_noise=(0.5, 0.75), lr_noise_pct=0.3, lr_noise_std=0.2)
     noisy, _ = rates(**noise)
     assert noisy == rates(**noise)[0] != rates(**noise, seed=1)[0]
-    quiet, _ = rates(**noise | dict(lr_noise=None))
+    quiet, _ = rates(**noise | dict(lr_noise=None, lr_noise_pct=0.67, lr_noise_std=1.0))
     noise = [b / a - 1 for a, b in zip(quiet, noisy, strict=True)]
     assert not any(noise[:20] + noise[30:]) and all(0 < abs(x) < 0.3 for x in noise[20:30])
 

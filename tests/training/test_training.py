@@ -283,7 +283,8 @@ def test_splits_must_agree_on_classes(color_folder):
 
 @pytest.mark.parametrize('options, message', [
     (['--val-split', 'train'], '--train-split and --val-split share 24 images'),
-    (['--train-split', 'no_such_split'], 'share 12 images'),
+    (['--train-split', 'no_such_split'], 'split must be one of train, validation, .* got .no_such_split'),
+    (['--val-split', '../photos/train'], 'split must be the name of a split in root'),
     (['--batch-size', '25'], '--batch-size 25 is more than the 24 training images'),
     (['--batch-size', '7', '--mixup', '0.2'], '--batch-size must be even with --mixup or --cutmix, got 7'),
     (['--epochs', '0'], r'epochs \(--epochs\) must be an integer of at least 1, got 0'),

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from ..files import format_csv, write_output
-from ..plotting import BLUE, GREY, create_figure, style_axes
+from ..plotting import BLUE, GREY, create_figure, save_figure, style_axes
 from ..version import __version__
 from .measure import Row
 
@@ -100,7 +100,7 @@ class Report:
             _draw_ratios(ax, [row for row in self.rows if row['measured'] == what], names)
             ax.set_title(what, fontsize=9)
         ax.legend(frameon=False, loc='best')
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 def _draw_ratios(ax: Any, rows: Sequence[Row], names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import get_act_layer
 from timm.models import load_model_config_from_hf, parse_model_name
 from torch import nn
 
@@ -30,7 +31,6 @@ from ..modes import evaluating
 from ..operators import OPERATORS
 from ..ops.checks import check_int
 from ..run_folder import CheckpointFolder, how_to_finish
-from ..suggest import close_names
 from .parser import ArgumentParser, KeyValues, one_line_errors
 
 __all__ = ['create_parser', 'main']
@@ -38,8 +38,6 @@ __all__ = ['create_parser', 'main']
 _REPORT = 'conversion.json'
 # The options of ``convert`` that are arguments of the new architecture, by the argument that they belong to
 _OPTIONS = dict(act=('where', 'layout', 'start', 'act_kwargs'), pool=('pool_kwargs',))
-# Activations that a bipolar or dynamic one leads back to
-_PLAIN = ('relu',)
 # What a configuration says of the weights that timm has for a name, and that does not hold for others
 _ORIGIN = ('tag', 'license', 'origin_url', 'paper_ids', 'paper_name', 'notes')
 
@@ -103,10 +101,10 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
         raise ValueError(f'--output must be a new or empty folder, got {str(args.output)!r}')
     if args.num_classes is not None:
         check_int('--num-classes', args.num_classes, 0, LARGEST_NUM_CLASSES)
-    if args.act not in (None, *OPERATORS, *_PLAIN):
-        known = [name for name, operator in OPERATORS.items() if operator.replaces == 'act']
-        raise ValueError(
-            f'--act must be one of {", ".join([*known, *_PLAIN])}, got {args.act!r}.{close_names(args.act, known)}')
+    try:
+        get_act_layer(args.act)
+    except KeyError as e:
+        raise ValueError(f'--act must be an activation of timm or of this package. {e}') from None
     name = resolve_model_name(args.model, option='MODEL')
     source = _architecture_of(name)
     asked = {key: getattr(args, key) for key in ('act', 'pool', 'norm') if getattr(args, key) is not None}

@@ -18,7 +18,7 @@ from ..files import check_output
 from ..loading import resolve_model_name
 from ..lsuv import LSUVReport, OutputStd, lsuv_
 from ..ops.checks import check_int, check_positive
-from ..plotting import BLUE, GREY, create_figure, require_matplotlib, style_axes
+from ..plotting import BLUE, GREY, create_figure, require_matplotlib, save_figure, style_axes
 from .parser import ArgumentParser, one_line_errors
 
 __all__ = ['create_parser', 'main']
@@ -96,7 +96,7 @@ def _plot(report: LSUVReport, path: str, title: str) -> None:
     axes[0].set_title(f'targets: {", ".join(f"{target:.3g}" for target in targets)}', fontsize=9)
     axes[0].set_ylabel('Standard deviation of the output')
     axes[0].legend(frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _draw_stds(ax: Any, rows: Sequence[OutputStd]) -> None:

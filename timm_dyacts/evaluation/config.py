@@ -95,11 +95,6 @@ class PreprocessingOptions(Options):
             values['in_chans'] = self.input_size[0]
         return values
 
-    def check(self) -> None:
-        super().check()
-        if self.input_size is not None and self.img_size not in (None, *self.input_size[1:]):
-            raise ValueError(f'--img-size must be left out with --input-size, which has it, got {self.img_size}.')
-
     @property
     def preprocessing(self) -> dict[str, Any]:
         """The options that ``loading.build_model`` and ``loading.resolve_input`` take."""

@@ -1,7 +1,7 @@
 """The learning curves of a run, as a picture."""
 import os
 
-from ..plotting import BLUE, GREY, create_figure, style_axes
+from ..plotting import BLUE, GREY, create_figure, save_figure, style_axes
 from ..run_folder import read_rows
 
 __all__ = ['plot_curves']
@@ -50,4 +50,4 @@ def plot_curves(summary: str | os.PathLike[str], path: str | os.PathLike[str], t
         ax.set_xlabel('Epoch')
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         style_axes(ax)
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..files import format_csv, replace_text
-from ..plotting import BLUE, COLORS, create_figure, style_axes
+from ..plotting import BLUE, COLORS, create_figure, save_figure, style_axes
 
 __all__ = ['ClassScores', 'plot_classes', 'write_classes']
 
@@ -83,7 +83,7 @@ def plot_classes(scores: ClassScores, names: Sequence[str], path: str | os.PathL
         ax.set_title(f'the {len(shown)} of {len(order)} classes with the lowest F1', fontsize=9)
     figure.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False, fontsize=8)
     style_axes(ax, grid='x')
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _short(name: str) -> str:

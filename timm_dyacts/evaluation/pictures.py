@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plotting import COLORS, create_figure, style_axes
+from ..plotting import COLORS, create_figure, save_figure, style_axes
 
 __all__ = ['DyReLUStats', 'Mistake', 'plot_confusion', 'plot_dyrelu', 'plot_mistakes', 'plot_softpool']
 
@@ -86,7 +86,7 @@ def plot_confusion(matrix: Tensor, names: Sequence[str], path: str, title: str =
                 color = 'white' if percent[i, j] > 60 else '#333333'
                 ax.text(j, i, str(number), ha='center', va='center', fontsize=7, color=color)
     figure.colorbar(image, ax=ax, label='% of the true class', shrink=0.8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def plot_mistakes(mistakes: Sequence[Mistake], names: Sequence[str], path: str, title: str = '') -> None:
@@ -109,7 +109,7 @@ def plot_mistakes(mistakes: Sequence[Mistake], names: Sequence[str], path: str, 
         ax.set_title(
             f'{_short(names[mistake.label])}, taken for\n{_short(names[mistake.predicted])} '
             f'({100 * mistake.confidence:.0f} %)', fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def plot_dyrelu(layers: Sequence[DyReLUStats], path: str, title: str = '') -> None:
@@ -151,7 +151,7 @@ def plot_dyrelu(layers: Sequence[DyReLUStats], path: str, title: str = '') -> No
     for ax in axes:
         ax.yaxis.set_major_locator(MaxNLocator(6))
         style_axes(ax, grid='y')
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def plot_softpool(image: Tensor, maps: dict[str, Tensor], path: str, title: str = '') -> None:
@@ -177,7 +177,7 @@ def plot_softpool(image: Tensor, maps: dict[str, Tensor], path: str, title: str 
             low = min(m[row].min().item() for m in maps.values())
             high = max(m[row].max().item() for m in maps.values())
             axes[row, column].imshow(values[row].numpy(), cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _show(ax: Any, image: Tensor) -> None:

@@ -98,7 +98,7 @@ def publish(
     if weights not in CHECKPOINTS:
         raise ValueError(f'weights (--weights) must be one of {", ".join(CHECKPOINTS)}, got {weights!r}.')
     if revision is not None and (not _BRANCH.fullmatch(revision) or re.fullmatch(r'[0-9a-f]{40}', revision)):
-        raise ValueError(f'revision (--revision) must be the name of a branch, and no commit, got {revision!r}.')
+        raise ValueError(f'revision (--revision) must be a branch, and no commit, got {revision!r}.')
     if license is not None and not _LICENSE.fullmatch(license):
         raise ValueError(f"license (--license) must be an id such as 'apache-2.0' or 'other', got {license!r}.")
     if commit_message is not None and not (commit_message.strip() and commit_message.isprintable()):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replace_text
-from ..plotting import BLUE, COLORS, GREY, create_figure, style_axes
+from ..plotting import BLUE, COLORS, GREY, create_figure, save_figure, style_axes
 from .statistics import CONFIDENCE, MIN_SEEDS, Comparison, Summary
 
 __all__ = ['Cost', 'describe', 'describe_frozen', 'draw_comparison', 'draw_curves', 'render_table', 'write_table']
@@ -212,7 +212,7 @@ def draw_comparison(
     right.set_ylabel(f'{metric}: mean and standard deviation')
     right.margins(x=0.25, y=0.15)
     style_axes(right)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def draw_curves(
@@ -251,4 +251,4 @@ def draw_curves(
     ax.set_ylabel(f'{metric}: mean, and band of one standard deviation')
     ax.legend(frameon=False, fontsize=8, title='model (seeds)', title_fontsize=8)
     style_axes(ax)
-    figure.savefig(path)
+    save_figure(figure, path)

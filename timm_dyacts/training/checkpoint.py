@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
 from ..convert import get_transition
 from ..evaluation.environment import describe_environment, package_versions
 from ..files import umask
+from ..messages import one_line
 from ..run_folder import CONFIG, RESULTS, Preprocessing, Results, Start
 from ..world import World
 from .config import TrainConfig
@@ -76,6 +78,9 @@ def save_checkpoint(
         label_names: Class names in the order of the logits.
         model_args: Arguments of ``create_model`` that rebuild the architecture; JSON types only.
         results: How good the weights are.
+
+    Raises:
+        OSError: It could not be written, as on a full disk.
     """
     # The copy is contiguous (safetensors refuses channels_last) and on the CPU.
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
@@ -87,8 +92,8 @@ def save_checkpoint(
         model_args = dict(model_args or {}, transition=True)  # which newer releases of timm keep by themselves
     beside = Path(folder, '.saving')
     shutil.rmtree(beside, ignore_errors=True)  # a killed process may have left it
-    beside.mkdir(parents=True)
     try:
+        beside.mkdir(parents=True)
         save_for_hf(
             model,
             beside,
@@ -106,6 +111,8 @@ def save_checkpoint(
                 os.fsync(f.fileno())
         for file in files:
             os.replace(file, Path(folder, file.name))
+    except (OSError, SafetensorError) as e:
+        raise OSError(f'a checkpoint could not be written to {str(folder)!r} ({one_line(e)})') from e
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

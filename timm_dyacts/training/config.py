@@ -65,7 +65,7 @@ _NEEDED = (
     (lambda c: c.sched in ('step', 'wsd'), '--sched step or wsd', ('decay_epochs',)),
     (lambda c: c.sched == 'multistep', '--sched multistep', ('decay_milestones',)),
     (lambda c: c.sched == 'plateau', '--sched plateau', ('patience_epochs',)),
-    (lambda c: c.warmup_epochs, '--warmup-epochs', ('warmup_lr', 'warmup_prefix')),
+    (lambda c: c.warmup_epochs, '--warmup-epochs', ('warmup_prefix',)),
     (lambda c: c.color_jitter, '--color-jitter', ('color_jitter_prob',)),
     (lambda c: c.reprob, '--reprob', ('remode', 'recount', 'resplit')),
     (lambda c: c.aug_splits or c.resplit, '--aug-splits or --resplit', ('split_bn',)),
@@ -388,7 +388,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         for is_met, needed, names in _NEEDED:
             for name in names:
                 value, declared = getattr(self, name), declarations(type(self))[name]
-                if value != declared.default and not is_met(self):
+                if value not in (declared.default, timm_args.UNASKED.get(name)) and not is_met(self):
                     raise ValueError(f'{declared.flag} must be left out without {needed}, got {plain(value)}.')
         self._check_data_and_start()
         self._check_batches()

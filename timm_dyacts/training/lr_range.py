@@ -13,7 +13,7 @@ from timm.utils import get_outdir
 from ..device import resolve_device, set_numerics
 from ..files import format_csv, replace_text
 from ..loading import resolve_model_name
-from ..plotting import BLUE, GREY, create_figure, require_matplotlib, style_axes
+from ..plotting import BLUE, GREY, create_figure, require_matplotlib, save_figure, style_axes
 from ..world import World
 from .config import TrainConfig
 from .loop import train_one_epoch
@@ -176,4 +176,4 @@ def plot_lr(result: LrRange, path: str | os.PathLike[str], title: str = '') -> N
     ax.set_ylabel('Training loss')
     ax.legend(frameon=False)
     style_axes(ax)
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -113,7 +113,7 @@ class StateFile:
             if self.is_good and self.path.exists():
                 os.replace(self.path, self.previous)
             os.replace(beside, self.path)
-        except (OSError, RuntimeError) as e:  # torch.save turns what a full disk says into a RuntimeError
+        except OSError as e:
             beside.unlink(missing_ok=True)
             raise OSError(f'{self.path} could not be written ({e}). The state before it is kept.') from e
         self.is_good = True

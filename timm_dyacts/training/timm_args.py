@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ['WITHOUT_EFFECT', 'REFUSED', 'translate']
+__all__ = ['REFUSED', 'UNASKED', 'WITHOUT_EFFECT', 'translate']
 
 _logger = logging.getLogger(__name__)
 
@@ -18,6 +18,9 @@ _EMPTY = (
     'wandb_resume_id',
 )
 _RENAMED = dict(data='data_dir', kd_model_name='kd_model', native_amp='amp')
+
+# What train.py writes for schedules that are not asked for, and that differs from the defaults here
+UNASKED: dict[str, Any] = dict(decay_epochs=90, decay_milestones=(90, 180, 270))
 
 # How a run is watched, kept or sped up, or belongs to a refused option; with the default of train.py, None for those
 # that it had once
