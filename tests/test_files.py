@@ -2,12 +2,15 @@
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+from support.small_disk import largest_file
 
-from timm_dyacts.files import format_csv, replace_text, write_durably
+from timm_dyacts.files import check_output, format_csv, lock, replace_text, write_durably, write_output
 
 
 def mode(path):
@@ -130,6 +133,74 @@ def test_two_threads_write_the_same_file(tmp_path):
     for thread in threads:
         thread.join()
     assert path.read_bytes() in (b'a' * 1000, b'b' * 1000) and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_wrong_is_said_where_the_writer_says_something_else(tmp_path):
+    def write(file):
+        try:
+            file.write(b'a' * 10 ** 6)
+        except OSError:
+            raise RuntimeError('unexpected position') from None
+
+    with largest_file(1000), pytest.raises(OSError, match=r"File too large: '.*a\.bin'"):
+        write_durably(tmp_path / 'a.bin', write)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match='nothing is wrong with the file'):
+        write_durably(tmp_path / 'a.bin', raise_runtime_error)
+
+
+def raise_runtime_error(file):
+    file.write(b'a')
+    raise RuntimeError('nothing is wrong with the file')
+
+
+def test_a_lock_is_held_on_a_full_disk(tmp_path):
+    with largest_file(0), lock(tmp_path / '.lock'):
+        with pytest.raises(BlockingIOError, match='another process'), lock(tmp_path / '.lock'):
+            pass
+
+
+def test_a_pipe_and_a_device_are_written_to_and_stay(tmp_path):
+    pipe, found = tmp_path / 'pipe', []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    check_output(pipe, '--output')
+    write_output(pipe, 'größer')
+    reader.join()
+    assert found == ['größer'] and stat.S_ISFIFO(pipe.stat().st_mode)
+    (tmp_path / 'null').symlink_to('/dev/null')
+    for path in ('/dev/null', tmp_path / 'null'):
+        check_output(path, '--output')
+        write_output(path, 'text')
+        assert stat.S_ISCHR(os.stat(path).st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['null', 'pipe']
+
+
+def test_standard_output_is_written_to(tmp_path):
+    """A file that it leads to is not replaced: what else the program prints would be lost."""
+    script = "from timm_dyacts.files import write_output; print('a', flush=True); write_output('/dev/stdout', 'b')"
+    with open(tmp_path / 'out.txt', 'a') as file:
+        subprocess.run([sys.executable, '-c', script], stdout=file, check=True)
+    assert 'b' in (tmp_path / 'out.txt').read_text() and stat.S_ISLNK(os.lstat('/dev/stdout').st_mode)
+
+
+def test_a_file_and_bytes_are_written_in_one_piece(tmp_path):
+    check_output(tmp_path / 'a.bin', '--output')
+    write_output(tmp_path / 'a.bin', b'\0\xff')
+    assert (tmp_path / 'a.bin').read_bytes() == b'\0\xff'
+    with largest_file(10), pytest.raises(OSError, match='File too large'):
+        write_output(tmp_path / 'a.bin', 'a' * 100)
+    assert (tmp_path / 'a.bin').read_bytes() == b'\0\xff' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('name, message', [
+    ('.', r"^--output must be a file, got the folder '.*'\.$"),
+    ('absent/a.csv', r"^--output must be a file in a folder that exists, got '.*absent/a\.csv'\.$"),
+])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, name, message):
+    with pytest.raises(OSError, match=message):
+        check_output(tmp_path / name, '--output')
 
 
 def test_format_csv():

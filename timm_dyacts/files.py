@@ -181,10 +181,9 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
             raise BlockingIOError(file.read().strip() or 'another process') from None
         except OSError:
             pass
-        file.seek(0)
-        file.truncate()
-        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-        file.flush()
+        with suppress(OSError):  # on a full disk it is held all the same, and does not say by whom
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
         try:
             yield
         finally:

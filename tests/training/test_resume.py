@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.photos import write_photos
+from support.small_disk import largest_file
 from support.small_run import assert_same_end, train_small, train_with
 
 import timm_dyacts  # noqa: F401
@@ -156,6 +157,19 @@ def test_a_path_alone_is_enough(run, interrupt, tmp_path):
     result = train_with('--resume', tmp_path / 'stopped')
     assert result.folder == str(tmp_path / 'stopped')
     run('whole', '--lr', '0.01')
+    assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
+
+
+@pytest.mark.parametrize('full_at', ['args.yaml', 'config.json', 'model.safetensors', 'checkpoint/state.pt'])
+def test_a_full_disk_costs_no_epoch(run, tmp_path, full_at):
+    """Whatever cannot be written, the run ends with an error that names it, and goes on once there is room."""
+    run('whole')
+    with largest_file((tmp_path / 'whole' / full_at).stat().st_size - 1):
+        with pytest.raises(OSError, match='File too large') as error:
+            run('stopped', '--resume', 'auto')
+    assert 'stopped' in str(error.value)
+    assert not [path for path in (tmp_path / 'stopped').rglob('*') if path.suffix == '.tmp' or path.name == '.saving']
+    run('stopped', '--resume', 'auto')
     assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
 
 
