@@ -160,3 +160,11 @@ def test_the_table_of_the_zoo_has_the_sizes_of_the_cards(monkeypatch, sizes):
     assert table['resnet18'][3:] == [
         '11.69 / 1.81', '11.87 / 1.81', '12.58 / 1.81', '12.58 / 1.81', '11.69 / 1.81', '11.68', 'exact']
     assert 'res2net50d' not in {row[0].strip('`') for row in zoo_table()}
+
+
+def test_other_files_are_not_taken_for_old_cards(tmp_path):
+    (tmp_path / 'README.md').write_text('mine')
+    for options in ([], ['--measure'], ['--check']):
+        with pytest.raises(SystemExit, match=r'--folder must be a folder of cards, or have no \*\.md, got '):
+            main(['--folder', str(tmp_path), *options])
+    assert (tmp_path / 'README.md').read_text() == 'mine'

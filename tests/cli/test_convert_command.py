@@ -216,6 +216,9 @@ def test_what_is_unfinished_is_neither_converted_nor_published(unfinished, tmp_p
 
 
 @pytest.mark.parametrize('options, message', [
+    (['--act', 'geluu'], "--act must be an activation of timm or of this package. Unknown activation 'geluu'. Close"),
+    (['--act', 'brelu', '--num-classes', '-3'], '--num-classes must be at least 0, got -3'),
+    (['--act', 'brelu', '--num-classes', '99999999999'], '--num-classes must be at most 10000000, got 99999999999'),
     (['--norm', 'none'], "The zoo must know .* got 'mobilenetv3_small_050_nobn'"),
     (['--act', 'relu'], "The zoo must know .* got 'mobilenetv3_small_050'"),
     (['--act', 'gelu', '--pool', 'softpool'], 'The checkpoint was not written: '),

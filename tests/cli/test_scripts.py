@@ -208,6 +208,16 @@ def test_default_dataset(argv, dataset, data_dir):
     ('validate.py', ['--model', 'resnet18_dyrelu'], 'Close names: .*resnet18_dyrelu_'),
     ('validate.py', ['--model', 'local-dir:no/such/folder'], 'no/such/folder'),
     ('validate.py', [], 'required: -m/--model'),
+    ('predict.py', ['x.png', '-m', 'net', '--results-file', 'no/such/a.csv'],
+     "--results-file must be a file in a folder that exists, got 'no/such/a.csv'"),
+    ('validate.py', ['-m', 'net', '--results-file', '.'], "--results-file must be a file, got the folder '.'"),
+    ('validate.py', ['-m', 'net', '--amp-dtype', 'bfloat16'], '--amp-dtype must be left out without --amp, got bfloat'),
+    ('train.py', ['--opt', 'adamv'], "--opt must be one of timm.optim.list_optimizers.*got 'adamv'.* Close names: adamw"),
+    ('train.py', ['--opt', 'sgd', '--opt-betas', '0.9', '0.99'], '--opt-betas must be left out without an --opt that'),
+    ('train.py', ['--decay-rate', '0.5'], '--decay-rate must be left out without --sched step, multistep, plateau or'),
+    ('train.py', ['--experiment', '../x'], "--experiment must be the name of a folder below --output, got '../x'"),
+    ('train.py', ['--aa', 'rand-m9-q'], r"aa \(--aa\) must be .* got 'rand-m9-q' \('q' is none of its parts\)"),
+    ('train.py', ['--aa', 'augmix-w0'], "got 'augmix-w0'"),
     ('validate.py', ['-m', 'a', 'b', '--checkpoint', 'c'], '--checkpoint holds the weights of one model, and'),
 ])
 def test_bad_input_is_one_clear_line(script, options, message, call_script, capsys):
@@ -237,6 +247,14 @@ def test_bad_config(tmp_path, text, message, call_script, capsys):
 def test_validate_refuses_more_classes_than_logits(run, call_script):
     with pytest.raises(SystemExit, match='The data set has 10 classes, more than the 2 of the model'):
         call_script('validate.py', '--model', run[0], '--dataset', 'digits')
+
+
+@pytest.mark.parametrize('script, options', [('validate.py', []), ('predict.py', ['{shades}'])])
+def test_a_classifier_of_random_weights_is_refused(run, shades, script, options, call_script):
+    """The number of classes of an option that are not those of the weights: timm makes a new classifier."""
+    options = [option.format(shades=shades) for option in options]
+    with pytest.raises(SystemExit, match='--num-classes must be left out, or be 2, the classes of the weights of .* 3'):
+        call_script(script, *options, '--model', run[0], '--num-classes', '3')
 
 
 def test_validate_warns_of_other_classes(run, shades, tmp_path, validate, caplog):

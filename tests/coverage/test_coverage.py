@@ -271,6 +271,22 @@ class TestTrainedLike:
             assert torch.equal(a, b) == ('running' not in name), name
 
 
+@pytest.mark.parametrize('content', [b'{"a": 1}\n', b'library,architecture\ntimm,a\n', b'\xff\xfe', b'not a table'])
+@pytest.mark.parametrize('options', [[], ['--summary']])
+def test_another_file_is_no_table_and_stays(tmp_path, content, options):
+    path = tmp_path / 'mine.csv'
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match='mine.csv.* is no table of coverage'):
+        cli.main(['coverage', '--filter', 'test_resnet', '--output', str(path), *options])
+    assert path.read_bytes() == content
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(SystemExit, match='is no file, and a table is read again to go on'):
+        cli.main(['coverage', '--filter', 'test_resnet', '--output', str(tmp_path / 'pipe')])
+
+
 def test_a_table_that_cannot_be_written(tmp_path):
     """One line, and nothing beside it."""
     (tmp_path / 'file').write_text('')

@@ -2,6 +2,7 @@
 wrong; and workers that die."""
 import io
 import os
+import pickle
 import random
 import re
 import signal
@@ -17,13 +18,14 @@ from PIL import Image
 from support.odd_images import huge_png, saved
 from support.photos import write_photos
 from support.small_run import assert_same_end, train_small
+from timm.data.readers import reader_image_in_tar
 from torchvision.datasets import ImageFolder
 
 import timm_dyacts  # noqa: F401
 from timm_dyacts.cli.predict import main as predict
 from timm_dyacts.cli.train import main as train
 from timm_dyacts.cli.validate import main as validate
-from timm_dyacts.data import DataError, create_dataset
+from timm_dyacts.data import DataError, class_names, create_dataset
 from timm_dyacts.data.errors import WorkerError
 from timm_dyacts.data.identity import fingerprint
 from timm_dyacts.data.images import INPUT_MODES, UnreadableImageError, read_image
@@ -228,6 +230,9 @@ def test_links_to_folders_elsewhere_are_followed(tmp_path):
     (['--dataset', 'tfds/x'], 'it needs a package: pip install tensorflow-datasets'),
     (['--data-dir', '{photos}', '--class-map', 'nowhere.txt'], r"--class-map\) must be a .txt or .pkl file.* 'nowhere"),
     (['--data-dir', '{photos}', '--class-map', '{photos}/train/red/0.png'], 'must be a .txt file with a'),
+    (['--data-dir', '{photos}', '--class-map', '{code}'],
+     r'\.pkl.*: it holds objects .*system\), which may run'),
+    (['--data-dir', '{photos}', '--class-map', '{empty}'], 'it gives no labels from 0 on'),
     (['--data-dir', '{photos}/train/red/0.png'], 'got .*0.png'),
     (['--data-dir', '{broken}'], 'broken.tar.* cannot be opened'),
     (['--data-dir', '{photos}/nothing'], 'must be an existing image folder or tar file'),
@@ -236,10 +241,14 @@ def test_links_to_folders_elsewhere_are_followed(tmp_path):
 def test_what_cannot_be_opened_is_one_line(command, options, message, tmp_path, monkeypatch):
     photos = write_photos(tmp_path / 'photos', 1, 1)
     (tmp_path / 'broken.tar').write_bytes(bytes(range(256)) * 8)
+    (tmp_path / 'code.pkl').write_bytes(pickle.dumps(Code(str(tmp_path / 'ran'))))
+    (tmp_path / 'empty.txt').touch()
     for module in ('webdataset', 'datasets', 'tensorflow', 'tensorflow_datasets'):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr('timm.data.readers.reader_wds.wds', None, raising=False)
-    options = [option.format(photos=photos, broken=tmp_path / 'broken.tar') for option in options]
+    files = dict(
+        photos=photos, broken=tmp_path / 'broken.tar', code=tmp_path / 'code.pkl', empty=tmp_path / 'empty.txt')
+    options = [option.format(**files) for option in options]
     if command is train:
         options += ['--output', str(tmp_path), '--model', 'test_resnet']
     else:
@@ -248,6 +257,54 @@ def test_what_cannot_be_opened_is_one_line(command, options, message, tmp_path, 
     with pytest.raises(SystemExit) as exit_info:
         command([*options, '--workers', '0'])
     assert re.search(message, exit_info.value.code) and one_line(exit_info.value.code), exit_info.value.code
+    assert not (tmp_path / 'ran').exists()
+
+
+class Code:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.path}',)
+
+
+def test_a_class_map_may_be_a_plain_pickle(tmp_path):
+    photos = write_photos(tmp_path / 'photos', 1, 1)
+    (photos / 'map.pkl').write_bytes(pickle.dumps(dict(red=0, blue=1)))
+    dataset = create_dataset(root=str(photos), split='train', class_map='map.pkl')
+    assert class_names(dataset) == ['red', 'blue'] and len(dataset) == 2
+
+
+def test_an_index_of_tar_files_that_an_old_timm_would_unpickle(tmp_path, monkeypatch):
+    """Newer releases read nothing but what belongs there (GHSA-pqww-w348-m542)."""
+    photos = write_photos(tmp_path / 'photos', 1, 1)
+    (tmp_path / 'tars').mkdir()
+    write_tar(tmp_path / 'tars' / 'a.tar', photos)
+    index = tmp_path / 'tars' / '_a_tarinfos.pickle'
+    index.write_bytes(pickle.dumps(Code(str(tmp_path / 'ran'))))
+    monkeypatch.delattr(reader_image_in_tar, '_TarInfoUnpickler', raising=False)
+    with pytest.raises(ValueError, match='no pickle beside it, which timm .* would read .*_a_tarinfos.pickle'):
+        create_dataset(root=str(tmp_path / 'tars' / 'a.tar'))
+    index.unlink()
+    assert len(create_dataset(root=str(tmp_path / 'tars' / 'a.tar'))) == 3 and not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('split, message', [
+    ('test', "split must be one of train, validation, the folders of '.*', got 'test'"),
+    ('trian', "got 'trian'"),
+    ('../photos/train', r"split must be the name of a split in root \(--data-dir\), got '../photos/train'"),
+    ('/', "got '/'"),
+])
+def test_a_split_that_is_not_there(tmp_path, split, message):
+    """timm would take all splits together for it, and whoever misspells one would measure on training images."""
+    photos = write_photos(tmp_path / 'photos', 2, 1)
+    with pytest.raises(ValueError, match=message):
+        create_dataset(root=str(photos), split=split)
+    for name, count in dict(train=6, training=6, val=3, validation=3).items():
+        assert len(create_dataset(root=str(photos), split=name)) == count
+    assert len(create_dataset(root=str(photos / 'train'), split=split if split == 'test' else 'val')) == 6
 
 
 # What data sets are told by

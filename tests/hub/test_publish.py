@@ -253,6 +253,13 @@ class TestBadRun:
         (dict(weights='worst'), 'must be one of best, ema, last'),
         (dict(repo_id='name'), "must be 'user/name'"),
         (dict(revision='0123abcd' * 5), 'must be a branch'),
+        (dict(revision=''), "must be a branch, and no commit, got ''"),
+        (dict(revision='a b'), "must be a branch, and no commit, got 'a b'"),
+        (dict(revision='../main'), "must be a branch, and no commit, got '../main'"),
+        (dict(license=''), r"license \(--license\) must be an id such as 'apache-2.0' or 'other', got ''"),
+        (dict(license='mit\nlibrary: other'), 'license .* must be an id'),
+        (dict(commit_message=' '), r"commit_message \(--commit-message\) must be a line of text, got ' '"),
+        (dict(commit_message='a\nb'), 'must be a line of text'),
         (dict(repo_id='a/b/c'), "'a/b/c'"),
     ])
     def test_arguments(self, run, arguments, words):

@@ -1,5 +1,4 @@
 """Data sets by name: timm's factory, plus the embedded digits."""
-import glob
 import itertools
 import os
 from functools import partial
@@ -134,7 +133,7 @@ def create_dataset(
         raise FileNotFoundError(f'root (--data-dir) must be an existing image folder or tar file, got {root!r}.')
     if not name:
         _check_split(root, split)
-        _check_no_pickles(root)
+        _check_no_pickle(root)
     if not name or prefix == 'torch':
         _check_no_loops(root)
     dataset = _open_timm(name, root, split, kwargs)
@@ -182,15 +181,14 @@ def _check_split(root: str, split: str) -> None:
         raise ValueError(f'split must be one of {", ".join(folders)}, the folders of {root!r}, got {split!r}.')
 
 
-def _check_no_pickles(root: str) -> None:
-    """Raise ``ValueError`` for a folder of tar files with a pickled index that this timm would read without care."""
-    if hasattr(reader_image_in_tar, '_TarInfoUnpickler'):
-        return
-    folder = os.path.dirname(root) if os.path.isfile(root) else root
-    for path in glob.glob(os.path.join(glob.escape(folder), f'*{reader_image_in_tar.CACHE_FILENAME_SUFFIX}')):
+def _check_no_pickle(tar: str) -> None:
+    """Raise ``ValueError`` for a tar file with a pickled index beside it that this timm would read without care."""
+    folder, name = os.path.split(tar)
+    path = os.path.join(folder, f'_{os.path.splitext(name)[0]}{reader_image_in_tar.CACHE_FILENAME_SUFFIX}')
+    if os.path.exists(path) and not hasattr(reader_image_in_tar, '_TarInfoUnpickler'):
         raise ValueError(
-            f'root (--data-dir) must hold no pickle, which timm {timm.__version__} would read and which may run code, '
-            f'got {path!r}: remove it, or update timm.')
+            f'root (--data-dir) must have no pickle beside it, which timm {timm.__version__} would read and which may '
+            f'run code, got {path!r}: remove it, or update timm.')
 
 
 def _check_no_loops(root: str) -> None:
