@@ -212,7 +212,7 @@ def test_default_dataset(argv, dataset, data_dir):
      "--results-file must be a file in a folder that exists, got 'no/such/a.csv'"),
     ('validate.py', ['-m', 'net', '--results-file', '.'], "--results-file must be a file, got the folder '.'"),
     ('validate.py', ['-m', 'net', '--amp-dtype', 'bfloat16'], '--amp-dtype must be left out without --amp, got bfloat'),
-    ('train.py', ['--opt', 'adamv'], "--opt must be one of timm.optim.list_optimizers.*got 'adamv'.* Close names: adamw"),
+    ('train.py', ['--opt', 'adamv'], "--opt must be one of timm.optim.list_opt.*got 'adamv'.* Close names: adam"),
     ('train.py', ['--opt', 'sgd', '--opt-betas', '0.9', '0.99'], '--opt-betas must be left out without an --opt that'),
     ('train.py', ['--decay-rate', '0.5'], '--decay-rate must be left out without --sched step, multistep, plateau or'),
     ('train.py', ['--experiment', '../x'], "--experiment must be the name of a folder below --output, got '../x'"),

@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts zoo') -> No
         for row in zoo_table(args.all):
             print('| ' + ' | '.join(row) + ' |', flush=True)
         return
+    if not all(pattern.strip() for pattern in args.find):
+        fail(prog, f'--find must be names or wildcards, such as *, got {args.find!r}')
     with one_line_errors(prog, TypeError):
         names = select_names(args.find, dict.fromkeys(args.operators or _DEFAULTS))
         previews = preview(names, **(args.model_kwargs or {}))
