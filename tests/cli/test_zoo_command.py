@@ -45,6 +45,7 @@ def test_options_of_the_variants(capsys):
 
 @pytest.mark.parametrize('argv, message', [
     (['--find', 'convnextt_tiny'], "No architecture of timm matches 'convnextt_tiny'. Close names: convnext_tiny"),
+    (['--find', 'test_resnet', ''], "--find must be names or wildcards, such as *, got ['test_resnet', '']"),
     (['--format', 'csv'], '--format is for what --find finds'),
     (['--operators', 'brelu'], '--operators is for what --find finds'),
     (['--model-kwargs', 'where=all'], '--model-kwargs is for what --find finds'),
