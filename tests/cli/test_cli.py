@@ -204,3 +204,11 @@ def test_a_script_fails_under_its_own_name(capsys, monkeypatch, script):
         runpy.run_path(str(SCRIPTS[script]), run_name='__main__')
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f'{script}: error: ')
+
+
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_no_option_takes_a_token(name, capsys):
+    """A command line can be read by all who use a machine."""
+    with pytest.raises(SystemExit):
+        cli.main([name, '--help'])
+    assert 'token' not in ' '.join(re.findall(r'--[\w-]+', capsys.readouterr().out))
