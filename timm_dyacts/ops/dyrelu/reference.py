@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autocast import without_autocast
+from ..checks import reachable_bound
 from .settings import DyReLUParams, DyReLUSettings
 
 __all__ = [
@@ -33,6 +34,8 @@ def dyrelu_reference(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: flo
         else:
             # The same in two passes more, but pieces that tie do not share the gradient.
             y = torch.where((y > piece) | (y != y), y, piece)
+    if not torch.jit.is_scripting():
+        max_value = reachable_bound(max_value, y.dtype)
     if max_value is not None:
         # The function that ReLU6 calls, so that the gradient at the bound itself is the same too.
         y = F.hardtanh(y, -math.inf, max_value)

@@ -10,7 +10,7 @@ from ..cpu_blocks import BLOCK, arithmetic, cut, dense, empty_planes, is_channel
 from ..pooling.window import Sizes, Window, five_dims, reach, size_of
 from .scaling import scale_of, sharpness_of
 
-__all__ = ['softpool', 'softpool_backward']
+__all__ = ['global_softpool', 'global_softpool_backward', 'softpool', 'softpool_backward']
 
 
 class _Blocks:
@@ -122,3 +122,42 @@ def softpool_backward(
         if block is not grads:
             grads.copy_(block)
     return dx, None, None, None, None
+
+
+def _weigh_plane(x: Tensor, beta: float, top: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Weigh the elements of planes (N, C, *spatial).
+
+    Returns:
+        The element of each plane that has the largest weight, (N, C, 1), and the distances of all elements from it,
+        (N, C, P), both times ``scale``; and the weights.
+    """
+    planes = x.flatten(2)
+    dtype = arithmetic(x)
+    distances = planes * scale_of(1) if planes.dtype == dtype else planes.to(dtype).mul_(scale_of(1))
+    if top is None:
+        top = distances.amax(2, keepdim=True) if beta >= 0 else distances.amin(2, keepdim=True)
+    distances.sub_(top)
+    return top, distances, torch.softmax(distances * sharpness_of(1, beta), 2)
+
+
+def global_softpool(x: Tensor, beta: float, detach_weights: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute SoftPool of (N, C, *spatial) over the whole plane: (N, C, 1), and two numbers of each plane."""
+    top, distances, weights = _weigh_plane(x, beta)
+    mean = weights.mul_(distances).sum(2, keepdim=True)
+    return ((top + mean) / scale_of(1)).to(x.dtype), top, mean
+
+
+def global_softpool_backward(
+        dy: Tensor,
+        x: Tensor,
+        beta: float,
+        detach_weights: bool,
+        saved: tuple[Tensor, Tensor],
+) -> tuple[Tensor, None, None]:
+    """Compute the gradient of the input."""
+    top, mean = saved
+    _, distances, slopes = _weigh_plane(x, beta, top)
+    if not detach_weights:
+        # w * (1 + beta * (x - y)), from the product of w on: the distance may be large where w is 0
+        slopes.addcmul_(slopes, distances.sub_(mean), value=sharpness_of(1, beta))
+    return slopes.mul_(dy).to(x.dtype).reshape(x.shape), None, None
