@@ -152,9 +152,8 @@ def _activate(
     """Apply a member of the family; ``weight``, ``kind`` and ``parameter`` as of ``activation_reference``."""
     if not torch.jit.is_scripting():
         _check_operands(x, weight, kind, parameter, layout, inplace, channel_dim)
-        if kind == 'relu':
-            bound = reachable_bound(parameter, x.dtype)
-            parameter = math.inf if bound is None else bound
+        if kind == 'relu' and parameter != math.inf and reachable_bound(parameter, x.dtype) is None:
+            parameter = math.inf
     planes = x if channel_dim == 1 else x.movedim(channel_dim, 1)
     # Others than ReLU need their input for the backward pass.
     inplace = inplace if kind == 'relu' else overwrites(inplace)

@@ -40,7 +40,7 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float 
         max_value: Upper bound of the piecewise linear functions.
 
     Returns:
-        A tensor like ``x``. A half-precision ``x`` is computed in the precision of ``theta``.
+        A tensor like ``x``. The arithmetic is in at least fp32.
 
     Raises:
         ValueError: If a shape is not as above, a dimension of ``x`` other than the batch is empty, ``theta`` or ``pi``

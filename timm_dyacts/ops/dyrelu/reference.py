@@ -23,6 +23,7 @@ __all__ = [
 def dyrelu_reference(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
     """Compute what ``functional.dyrelu`` does."""
     k = theta.shape[2] // 2
+    theta = theta.to(torch.promote_types(theta.dtype, torch.float32))  # products leave the fp16 range
     shape = [theta.shape[0], theta.shape[1]] + [1] * (x.dim() - 2)
     coefs = [coef.reshape(shape) for coef in theta.unbind(2)]
     # Products and sums, as in the kernels for CPUs: the results are the same to the last bit.

@@ -124,27 +124,32 @@ def softpool_backward(
     return dx, None, None, None, None
 
 
-def _weigh_plane(x: Tensor, beta: float, top: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Weigh the elements of planes (N, C, *spatial).
+def _as_rows(x: Tensor) -> tuple[Tensor, int]:
+    """View (N, C, *spatial), which is dense, as (N, C, P), or as (N, P, C) with the channels last. Tell where P is."""
+    return (x.movedim(1, -1).flatten(1, -2), 1) if is_channels_last(x) else (x.flatten(2), 2)
+
+
+def _weigh_plane(x: Tensor, beta: float, top: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Weigh the elements of planes.
 
     Returns:
-        The element of each plane that has the largest weight, (N, C, 1), and the distances of all elements from it,
-        (N, C, P), both times ``scale``; and the weights.
+        The element of each plane that has the largest weight, and the distances of all elements from it, both times
+        ``scale``; the weights; and the dimension of the positions.
     """
-    planes = x.flatten(2)
+    rows, dim = _as_rows(x)
     dtype = arithmetic(x)
-    distances = planes * scale_of(1) if planes.dtype == dtype else planes.to(dtype).mul_(scale_of(1))
+    distances = rows * scale_of(1) if rows.dtype == dtype else rows.to(dtype).mul_(scale_of(1))
     if top is None:
-        top = distances.amax(2, keepdim=True) if beta >= 0 else distances.amin(2, keepdim=True)
+        top = distances.amax(dim, keepdim=True) if beta >= 0 else distances.amin(dim, keepdim=True)
     distances.sub_(top)
-    return top, distances, torch.softmax(distances * sharpness_of(1, beta), 2)
+    return top, distances, torch.softmax(distances * sharpness_of(1, beta), dim), dim
 
 
 def global_softpool(x: Tensor, beta: float, detach_weights: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Compute SoftPool of (N, C, *spatial) over the whole plane: (N, C, 1), and two numbers of each plane."""
-    top, distances, weights = _weigh_plane(x, beta)
-    mean = weights.mul_(distances).sum(2, keepdim=True)
-    return ((top + mean) / scale_of(1)).to(x.dtype), top, mean
+    top, distances, weights, dim = _weigh_plane(dense(x), beta)
+    mean = weights.mul_(distances).sum(dim, keepdim=True)
+    return ((top + mean) / scale_of(1)).to(x.dtype).reshape(*x.shape[:2], 1), top, mean
 
 
 def global_softpool_backward(
@@ -156,8 +161,12 @@ def global_softpool_backward(
 ) -> tuple[Tensor, None, None]:
     """Compute the gradient of the input."""
     top, mean = saved
-    _, distances, slopes = _weigh_plane(x, beta, top)
+    x = dense(x)
+    _, distances, slopes, _ = _weigh_plane(x, beta, top)
     if not detach_weights:
         # w * (1 + beta * (x - y)), from the product of w on: the distance may be large where w is 0
         slopes.addcmul_(slopes, distances.sub_(mean), value=sharpness_of(1, beta))
-    return slopes.mul_(dy).to(x.dtype).reshape(x.shape), None, None
+    dx = torch.empty_like(x)
+    rows, _ = _as_rows(dx)
+    torch.mul(slopes, dy.reshape(mean.shape), out=rows)
+    return dx, None, None
