@@ -41,7 +41,8 @@ class DyReLU(nn.Module):
     exactly 1.
 
     The hyper function and the spatial weight are computed in at least fp32, under autocast and in a half-precision
-    module too: the sums inside leave the fp16 range.
+    module too: the sums inside leave the fp16 range. Those of an input near the limit of fp32 leave that, as they would
+    in ``nn.Linear``: from about 1e36 on, coefficients may be NaN.
 
     Paper: `Dynamic ReLU` - https://arxiv.org/abs/2003.10027. The values of ``tau`` and of the bound 3 are those of
     public re-implementations; the paper has not been consulted for them.
