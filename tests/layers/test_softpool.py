@@ -231,6 +231,20 @@ class TestLayout:
         assert expected.is_contiguous()
         torch.testing.assert_close(y, expected)
 
+    @pytest.mark.parametrize('beta, detach_weights', [(1.0, False), (-2.0, True)])
+    def test_global_pool(self, beta, detach_weights):
+        """The gradient has the memory format of the input."""
+        pool, x = GlobalSoftPool2d(beta=beta, detach_weights=detach_weights), values(2, 4, 6, 8).requires_grad_()
+        expected, = torch.autograd.grad(pool(x).square().sum(), x)
+        for other in (x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
+            other = other.detach().requires_grad_()
+            torch.testing.assert_close(pool(other), pool(x))
+            grad, = torch.autograd.grad(pool(other).square().sum(), other)
+            torch.testing.assert_close(grad, expected)
+        other = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+        grad, = torch.autograd.grad(pool(other).sum(), other)
+        assert grad.is_contiguous(memory_format=torch.channels_last)
+
     @pytest.mark.parametrize('rank', [1, 2, 3])
     def test_noncontiguous_input(self, rank):
         x = values(*[8] * rank, 6, 4).transpose(0, -1)[:, ::2]

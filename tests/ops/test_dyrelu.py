@@ -74,6 +74,12 @@ class TestGivenCoefficients:
         with use_backend(backend):
             assert torch.equal(dyrelu(x, theta, max_value=1e39), dyrelu(x, theta))
 
+    @pytest.mark.parametrize('backend', ['auto', 'cpu', 'reference'])
+    def test_products_that_leave_the_fp16_range(self, backend):
+        x, theta, pi = (torch.tensor(t, dtype=torch.float16) for t in ([[6e4]], [[[1.5, 0.0]]], [[0.5]]))
+        with use_backend(backend):
+            assert dyrelu(x, theta, pi).item() == torch.tensor(4.5e4).half()
+
 
 def _apply(x, theta):
     return functional.dyrelu(x, theta) + 1
