@@ -370,6 +370,10 @@ class TestBadInput:
         (lambda: Bipolar('relu'), TypeError, "f must be a module or a function of a tensor, got 'relu'"),
         (lambda: BipolarMaxPool2d(0), ValueError, 'kernel_size must be at least 1, got 0'),
         (lambda: BipolarMaxPool2d(3, padding=2), ValueError, 'padding must be at most half of the kernel'),
+        (lambda: BipolarMaxPool2d(2, ceil_mode=1), TypeError, 'ceil_mode must be True or False, got 1'),
+        (lambda: BReLU('yes'), TypeError, "inplace must be True or False, got 'yes'"),
+        (lambda: BELU(channel_dim=True), ValueError, 'channel_dim must be one of 1, -1, got True'),
+        (lambda: BPReLU(dtype=torch.int64), TypeError, 'dtype must be a .* floating-point one, got torch.int64'),
     ])
     def test_construction(self, construct, error, match):
         with pytest.raises(error, match=match):
@@ -380,19 +384,48 @@ class TestBadInput:
         (torch.zeros(2, 4, 0, 3), ValueError, r'no empty dimension besides the batch, got shape \(2, 4, 0, 3\)'),
         (torch.zeros(2, 4, dtype=torch.int64), TypeError, 'floating-point dtype, got torch.int64'),
         ([1.0], TypeError, 'x must be a tensor, got list'),
+        (torch.zeros(2, 4).to_sparse(), TypeError, 'x must be a dense tensor, got one of layout torch.sparse_coo'),
+        (torch.zeros(2, 4).to(torch.float8_e5m2), TypeError, 'floating-point dtype, got torch.float8_e5m2'),
     ])
     @each_member
     def test_forward(self, member, x, error, match):
         with pytest.raises(error, match=match):
             MEMBERS[member][0]()(x)
 
-    def test_layout_of_a_function(self):
+    @each_member
+    def test_arguments_of_a_function(self, member):
+        function, x = MEMBERS[member][1], torch.zeros(2, 4, 4)
         with pytest.raises(ValueError, match="layout must be one of 'interleaved', 'halves', got 'odd'"):
-            brelu(torch.zeros(2, 4), layout='odd')
+            function(x, layout='odd')
+        with pytest.raises(ValueError, match='channel_dim must be one of 1, -1, got 2'):
+            function(x, channel_dim=2)
+        with pytest.raises(TypeError, match='inplace must be True or False, got 1'):
+            function(x, inplace=1)
+
+    @pytest.mark.parametrize('call, error, match', [
+        (lambda x: brelu(x, float('nan')), ValueError, 'max_value must be finite, got nan'),
+        (lambda x: brelu(x, -1.0), ValueError, 'max_value must be positive, got -1.0'),
+        (lambda x: belu(x, None), TypeError, 'alpha must be a number, got None'),
+        (lambda x: belu(x, 1e39), ValueError, r'alpha must lie between -3\.4.*e\+38 .* torch.float32, got 1e\+39'),
+        (lambda x: bleaky_relu(x, '1'), TypeError, "negative_slope must be a number, got '1'"),
+        (lambda x: bprelu(x, 0.25), TypeError, 'weight must be a tensor, got float'),
+        (lambda x: bprelu(x, torch.ones(4).long()), TypeError, 'weight must have .* dtype, got torch.int64'),
+        (lambda x: bprelu(x, torch.ones(1, 4)), ValueError, r'weight must have shape \(1,\) or \(C,\), got \(1, 4\)'),
+        (lambda x: bprelu(x, torch.ones(0)), ValueError, r'weight must have shape \(1,\) or \(C,\), got \(0,\)'),
+        (lambda x: bprelu(x, torch.ones(4, device='meta')), ValueError, 'weight must be on the device of x, cpu, got'),
+        (lambda x: bipolar(x, None), TypeError, 'fn must be a function of a tensor, got None'),
+        (lambda x: bipolar(x, nn.ReLU), TypeError, 'the result of the function must be a tensor, got ReLU'),
+        (lambda x: bipolar(x, torch.sum), ValueError, 'the result of the function must have 2 to 5 dimensions, got 0'),
+    ])
+    def test_parameters_of_a_function(self, call, error, match):
+        with pytest.raises(error, match=match):
+            call(torch.zeros(2, 4))
 
     def test_channels_of_bprelu(self):
         with pytest.raises(ValueError, match=r'x must have 4 channels \(dimension 1\), got 6 \(shape \(2, 6\)\)'):
             BPReLU(4)(torch.zeros(2, 6))
+        with pytest.raises(ValueError, match=r'4 channels \(dimension -1\), got 6 \(shape \(2, 4, 6\)\)'):
+            BPReLU(4, channel_dim=-1)(torch.zeros(2, 4, 6))
 
     @pytest.mark.parametrize('x, error, match', [
         (torch.zeros(2, 4), ValueError, 'x must have 3 to 4 dimensions, got 2'),
@@ -403,6 +436,51 @@ class TestBadInput:
     def test_max_pool(self, x, error, match):
         with pytest.raises(error, match=match):
             BipolarMaxPool2d(3)(x)
+
+
+class TestEdges:
+    """The same from all back ends, where PyTorch's own functions differ or refuse."""
+    pytestmark = pytest.mark.parametrize('backend', ['auto', 'cpu', 'reference'])
+
+    @pytest.mark.parametrize('dtype', DTYPES, ids=str)
+    def test_bound_out_of_reach(self, dtype, backend):
+        x = values(2, 4, 5, dtype=dtype)
+        with use_backend(backend):
+            assert torch.equal(brelu(x, 1e39), brelu(x))
+
+    def test_gradient_at_infinity(self, backend):
+        x = torch.tensor([[float('inf'), -float('inf')]], requires_grad=True)
+        with use_backend(backend):
+            grad, = torch.autograd.grad(brelu(x).sum(), x)
+        assert grad.tolist() == [[1, 1]]
+
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+    def test_gradient_of_exponentials_keeps_its_digits(self, dtype, backend):
+        """Far below 0 as well, where it is small beside 1."""
+        x = torch.linspace(-60, 0, 61, dtype=dtype)[:, None].requires_grad_()
+        with use_backend(backend):
+            grad, = torch.autograd.grad(belu(x).sum(), x)
+        torch.testing.assert_close(grad, x.detach().exp(), rtol=8 * torch.finfo(dtype).eps, atol=0)
+
+    @pytest.mark.parametrize('autocast', [False, True])
+    @pytest.mark.parametrize('dtype', DTYPES, ids=str)
+    def test_slopes_of_another_dtype(self, dtype, autocast, backend):
+        """And no rounding of the input under autocast."""
+        x, weight = values(2, 4, 5, dtype=dtype), values(4, dtype=torch.float32, seed=1)
+        plain = torch.stack([F.prelu(x[:, [c]].double(), weight[c:c + 1].double())[:, 0] for c in range(4)], 1)
+        mirrored = torch.stack([-F.prelu(-x[:, [c]].double(), weight[c:c + 1].double())[:, 0] for c in range(4)], 1)
+        expected = torch.where(torch.arange(4)[:, None] % 2 == 0, plain, mirrored)
+        with use_backend(backend), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            y = bprelu(x, weight)
+        eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps if dtype != torch.float64 else 0)
+        torch.testing.assert_close(y, expected.to(dtype), rtol=2 * eps, atol=0)
+
+    def test_empty_batch_and_a_large_window(self, backend):
+        x = torch.zeros(0, 4, 20, 20, requires_grad=True)
+        with use_backend(backend):
+            y = bipolar_max_pool2d(x, 13)
+            grad, = torch.autograd.grad(y.sum(), x)
+        assert y.shape == (0, 4, 1, 1) and grad.shape == x.shape
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

@@ -482,6 +482,11 @@ class TestBadInput:
         ({'lambda_a': float('nan')}, ValueError, 'lambda_a must be finite, got nan'),
         ({'max_value': float('inf')}, ValueError, 'max_value must be finite, got inf'),
         ({'tau': 0}, ValueError, 'tau must be positive, got 0'),
+        ({'alpha': 1.0}, TypeError, 'alpha must be a sequence of k=2 numbers, got 1.0'),
+        ({'max_value': 10 ** 400}, ValueError, 'max_value must be finite, got 1000'),
+        ({'paper_scale': 1}, TypeError, 'paper_scale must be True or False, got 1'),
+        ({'channel_dim': 1.0}, ValueError, 'channel_dim must be one of 1, -1, got 1.0'),
+        ({'dtype': torch.complex64}, TypeError, 'dtype must be a .* floating-point one, got torch.complex64'),
     ])
     def test_construction(self, kwargs, error, match):
         with pytest.raises(error, match=match):
@@ -494,11 +499,24 @@ class TestBadInput:
         (torch.zeros(2, 8, 0, 3), ValueError, r'no empty dimension besides the batch, got shape \(2, 8, 0, 3\)'),
         (torch.zeros(2, 8, 3, 3, dtype=torch.int64), TypeError, 'floating-point dtype, got torch.int64'),
         (torch.zeros(2, 8, 3, 3, dtype=torch.complex64), TypeError, 'floating-point dtype, got torch.complex64'),
+        (None, TypeError, 'x must be a tensor, got NoneType'),
+        (torch.zeros(2, 8).to_sparse(), TypeError, 'x must be a dense tensor, got one of layout torch.sparse_coo'),
     ])
-    @pytest.mark.parametrize('mode', MODES)
+    @pytest.mark.parametrize('mode', [*MODES, 'static'])
     def test_forward(self, mode, x, error, match):
+        module = DyReLU(8, static=True) if mode == 'static' else DyReLU(8, mode)
+        for call in (module, module.coefficients):
+            with pytest.raises(error, match=match):
+                call(x)
+
+    @pytest.mark.parametrize('x, error, match', [
+        ([1.0], TypeError, 'x must be a tensor, got list'),
+        (torch.zeros(8), ValueError, 'x must have 2 to 5 dimensions, got 1'),
+        (torch.zeros(2, 8, 9), ValueError, r'x must have 8 channels \(dimension -1\), got 9 \(shape \(2, 8, 9\)\)'),
+    ])
+    def test_forward_of_channels_last(self, x, error, match):
         with pytest.raises(error, match=match):
-            DyReLU(8, mode)(x)
+            DyReLU(8, channel_dim=-1)(x)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('mode', MODES)

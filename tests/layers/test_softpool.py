@@ -25,6 +25,7 @@ from timm_dyacts.layers import (
     softpool2d,
     softpool3d,
 )
+from timm_dyacts.ops.backends import use_backend
 
 FUNCTIONS = {1: softpool1d, 2: softpool2d, 3: softpool3d}
 MODULES = {1: SoftPool1d, 2: SoftPool2d, 3: SoftPool3d}
@@ -165,6 +166,26 @@ class TestPrecision:
             grad, = torch.autograd.grad(pool(x).sum(), x)
             assert grad.isfinite().all() and grad.any()
 
+    @pytest.mark.parametrize('backend', ['auto', 'cpu', 'reference'])
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize('beta', [1, 0, -2, 1e30])
+    @pytest.mark.parametrize('detach_weights', [False, True])
+    def test_gradient_of_the_largest_numbers(self, detach_weights, beta, dtype, backend):
+        """What has a weight equals the output, so that the weights are the gradient."""
+        largest = torch.finfo(dtype).max
+        levels = torch.tensor([largest, -largest, largest / 2], dtype=dtype)
+        x = levels[torch.randint(3, (2, 3, 9, 9), generator=torch.Generator().manual_seed(0))]
+        same, whole = ((3, 3), (2, 2), (1, 1), (1, 1)), ((9, 9), (1, 1), (0, 0), (1, 1))
+        options = dict(beta=beta, detach_weights=detach_weights)
+        for pool, window in ((SoftPool2d(*same, **options), same), (GlobalSoftPool2d(**options), whole)):
+            dy = 100 * values(2, 3, *pool(x).shape[2:]).to(dtype)
+            x.requires_grad_()
+            with use_backend(backend):
+                grad, = torch.autograd.grad(pool(x), x, dy)
+            expected = reference.softpool(x, *window, beta=beta, detach_weights=True)
+            expected, = torch.autograd.grad(expected, x, dy.double())
+            torch.testing.assert_close(grad, expected.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=1e-4)
+
     def test_window_far_below_the_rest_of_the_plane(self):
         x = torch.tensor([[[89.0, 88.0, 0.0, 0.0, -1e4, -1e4 - 1]]])
         expected = reference.softpool(x, (2,), (2,), (0,), (1,)).float()
@@ -209,6 +230,20 @@ class TestLayout:
         expected = FUNCTIONS[rank](x, *window)
         assert expected.is_contiguous()
         torch.testing.assert_close(y, expected)
+
+    @pytest.mark.parametrize('beta, detach_weights', [(1.0, False), (-2.0, True)])
+    def test_global_pool(self, beta, detach_weights):
+        """The gradient has the memory format of the input."""
+        pool, x = GlobalSoftPool2d(beta=beta, detach_weights=detach_weights), values(2, 4, 6, 8).requires_grad_()
+        expected, = torch.autograd.grad(pool(x).square().sum(), x)
+        for other in (x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
+            other = other.detach().requires_grad_()
+            torch.testing.assert_close(pool(other), pool(x))
+            grad, = torch.autograd.grad(pool(other).square().sum(), other)
+            torch.testing.assert_close(grad, expected)
+        other = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+        grad, = torch.autograd.grad(pool(other).sum(), other)
+        assert grad.is_contiguous(memory_format=torch.channels_last)
 
     @pytest.mark.parametrize('rank', [1, 2, 3])
     def test_noncontiguous_input(self, rank):
@@ -316,14 +351,28 @@ class TestBadInput:
         ((3, 2, 1, 0), ValueError, 'dilation must be at least 1, got 0'),
         ((2, 2, 0, 1, False, float('inf')), ValueError, 'beta must be finite, got inf'),
         ((2, 2, 0, 1, False, 'soft'), TypeError, "beta must be a number, got 'soft'"),
+        ((2, 2, 0, 1, False, 10 ** 400), ValueError, 'beta must be finite, got 1000'),
+        ((2, 10 ** 20), ValueError, 'stride must be at most 9223372036854775807, got 100000000000000000000'),
+        ((2, 2, 0, 1, 'yes'), TypeError, "ceil_mode must be True or False, got 'yes'"),
+        ((2, 2, 0, 1, False, 1, None), TypeError, 'detach_weights must be True or False, got None'),
     ])
     def test_arguments(self, args, error, match):
         for call in (lambda: SoftPool2d(*args), lambda: softpool2d(torch.zeros(1, 1, 8, 8), *args)):
             with pytest.raises(error, match=match):
                 call()
 
-    @pytest.mark.parametrize('pool', [SoftPool2d(2), GlobalSoftPool2d()], ids=str)
+    def test_flags_of_the_global_pool(self):
+        for name in ('keepdim', 'detach_weights'):
+            for call in (GlobalSoftPool2d, lambda **kwargs: global_softpool2d(torch.zeros(1, 1, 8, 8), **kwargs)):
+                with pytest.raises(TypeError, match=f'{name} must be True or False, got 1'):
+                    call(**{name: 1})
+
+    @pytest.mark.parametrize('pool', [SoftPool2d(2), SoftPool2dSame(2), GlobalSoftPool2d()], ids=str)
     @pytest.mark.parametrize('x, error, match', [
+        (None, TypeError, 'x must be a tensor, got NoneType'),
+        (torch.zeros(1, 1, 8, 8).numpy(), TypeError, 'x must be a tensor, got ndarray'),
+        (torch.zeros(1, 1, 8, 8).to(torch.float8_e5m2), TypeError, 'floating-point dtype, got torch.float8_e5m2'),
+        (torch.zeros(1, 1, 8, 8).to_sparse(), TypeError, 'x must be a dense tensor, got one of layout torch.sparse'),
         (torch.zeros(8, 8), ValueError, 'x must have 3 to 4 dimensions, got 2'),
         (torch.zeros(1, 1, 8, 8, 8), ValueError, 'x must have 3 to 4 dimensions, got 5'),
         (torch.zeros(1, 1, 8, 8, dtype=torch.int32), TypeError, 'floating-point dtype, got torch.int32'),
@@ -345,6 +394,16 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r'dilation=\(4, 4\) for an input of shape \(1, 1, 8, 8\)'):
             softpool2d(torch.zeros(1, 1, 8, 8), 3, dilation=4)
         assert softpool2d(torch.zeros(1, 1, 8, 4), 5, padding=1).shape == (1, 1, 2, 1)
+
+    @pytest.mark.parametrize('backend', ['auto', 'cpu', 'reference'])
+    def test_window_far_larger_than_the_input(self, backend):
+        """It costs what the input does."""
+        x = values(2, 3, 5, 6)
+        far = 10 ** 9
+        with use_backend(backend):
+            assert torch.equal(softpool2d(x, 2, far), softpool2d(x[..., :2, :2], 2))
+            assert torch.equal(softpool2d(x, far, far, ceil_mode=True).flatten(), softpool2d(x, (5, 6)).flatten())
+            assert torch.equal(softpool2d(x, 2 * far, 1, far), softpool2d(x, (10, 12), 1, (5, 6)))
 
     def test_window_without_an_element(self):
         """Where dilation steps from one padding to the other, max pooling gives -inf."""

@@ -53,6 +53,33 @@ class TestGivenCoefficients:
         with pytest.raises(ValueError, match=r'pi must have shape \(2, 1, 3, 3\), got \(2, 8, 3, 3\)'):
             dyrelu(torch.zeros(2, 8, 3, 3), torch.zeros(2, 8, 4), torch.zeros(2, 8, 3, 3))
 
+    @pytest.mark.parametrize('theta, pi, max_value, error, match', [
+        ([1.0], None, None, TypeError, 'theta must be a tensor, got list'),
+        (torch.zeros(2, 8, 4).long(), None, None, TypeError, 'theta must have .* dtype, got torch.int64'),
+        (torch.zeros(2, 8, 4, device='meta'), None, None, ValueError, 'theta must be on the device of x, cpu, got one'),
+        (torch.zeros(2, 8, 4), 0.5, None, TypeError, 'pi must be a tensor, got float'),
+        (torch.zeros(2, 8, 4), torch.ones(2, 1, 3, 3) > 0, None, TypeError, 'pi must have .* dtype, got torch.bool'),
+        (torch.zeros(2, 8, 4), None, float('nan'), ValueError, 'max_value must be finite, got nan'),
+        (torch.zeros(2, 8, 4), None, '6', TypeError, "max_value must be a number, got '6'"),
+    ])
+    def test_operands(self, theta, pi, max_value, error, match):
+        with pytest.raises(error, match=match):
+            dyrelu(torch.zeros(2, 8, 3, 3), theta, pi, max_value)
+
+    @pytest.mark.parametrize('backend', ['auto', 'cpu', 'reference'])
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize('k', [2, 3])
+    def test_bound_out_of_reach(self, k, dtype, backend):
+        x, theta = values(2, 3, 4, dtype=dtype), values(2, 3, 2 * k, dtype=dtype)
+        with use_backend(backend):
+            assert torch.equal(dyrelu(x, theta, max_value=1e39), dyrelu(x, theta))
+
+    @pytest.mark.parametrize('backend', ['auto', 'cpu', 'reference'])
+    def test_products_that_leave_the_fp16_range(self, backend):
+        x, theta, pi = (torch.tensor(t, dtype=torch.float16) for t in ([[6e4]], [[[1.5, 0.0]]], [[0.5]]))
+        with use_backend(backend):
+            assert dyrelu(x, theta, pi).item() == torch.tensor(4.5e4).half()
+
 
 def _apply(x, theta):
     return functional.dyrelu(x, theta) + 1

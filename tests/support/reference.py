@@ -67,14 +67,18 @@ def _windows(x, kernel_size, stride, padding, dilation, ceil_mode):
 
 
 def softpool(x, kernel_size, stride, padding, dilation, ceil_mode=False, beta=1.0, detach_weights=False):
-    """``sum_i softmax(beta * x)_i * x_i`` over the elements of each window that are not padding."""
+    """``sum_i softmax(beta * x)_i * x_i`` over the elements of each window that are not padding.
+
+    Relative to the element that has the largest weight, or the gradient would be a difference of large numbers.
+    """
     x = x.double()
     pooled = []
     for elements in _windows(x, kernel_size, stride, padding, dilation, ceil_mode):
-        weights = torch.softmax(beta * elements, 2)
+        top = (elements.amin if beta < 0 else elements.amax)(2, keepdim=True).detach()
+        weights = torch.softmax(beta * (elements - top), 2)
         if detach_weights:
             weights = weights.detach()
-        pooled.append((weights * elements).sum(2))
+        pooled.append((top + (weights * (elements - top)).sum(2, keepdim=True)).squeeze(2))
     shape = _max_pool(x.detach(), kernel_size, stride, padding, dilation, ceil_mode).shape
     return torch.stack(pooled, 2).reshape(shape)
 

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts benchmark')
 
 
 def _run(args: Namespace) -> None:
-    for option, maximum in (('repeats', None), ('batch_size', None), ('img_size', LARGEST_SIDE)):
+    for option, maximum in (('repeats', 10 ** 6), ('batch_size', 10 ** 9), ('img_size', LARGEST_SIDE)):
         if option in args:
             check_int(f'--{option.replace("_", "-")}', getattr(args, option), 1, maximum)
     for size in getattr(args, 'batch_sizes', ()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops.bipolar import functional
 from ..ops.bipolar.functional import LAYOUTS
-from ..ops.checks import check_choice, check_finite, check_int, check_positive
+from ..ops.checks import check_bool, check_choice, check_finite, check_int, check_parameter_dtype, check_positive
 from .forms import Form, Place, plain_part, static_form
 from .pooling import WindowPool
 
@@ -32,6 +32,7 @@ class _BipolarActivation(nn.Module):
     def __init__(self, layout: str, inplace: bool, channel_dim: int) -> None:
         super().__init__()
         check_choice('layout', layout, LAYOUTS)
+        check_bool('inplace', inplace)
         check_choice('channel_dim', channel_dim, (1, -1))
         self.layout = layout
         self.inplace = inplace
@@ -239,6 +240,7 @@ class BPReLU(_Member):
         check_int('num_parameters', num_parameters, 1)
         self.num_parameters = num_parameters
         self.init: float = check_finite('init', init)
+        check_parameter_dtype(dtype)
         self.weight: nn.Parameter = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
         self.reset_parameters()
 

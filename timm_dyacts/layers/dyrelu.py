@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from ..ops.checks import check_choice, check_finite, check_input, check_int, check_positive
+from ..ops.checks import (
+    check_bool,
+    check_choice,
+    check_finite,
+    check_input,
+    check_int,
+    check_parameter_dtype,
+    check_positive,
+)
 from ..ops.dyrelu import functional
 from ..ops.dyrelu.functional import dyrelu
 from ..ops.dyrelu.settings import DyReLUParams, DyReLUSettings
@@ -33,7 +41,8 @@ class DyReLU(nn.Module):
     exactly 1.
 
     The hyper function and the spatial weight are computed in at least fp32, under autocast and in a half-precision
-    module too: the sums inside leave the fp16 range.
+    module too: the sums inside leave the fp16 range. Those of an input near the limit of fp32 leave that, as they would
+    in ``nn.Linear``: from about 1e36 on, coefficients may be NaN.
 
     Paper: `Dynamic ReLU` - https://arxiv.org/abs/2003.10027. The values of ``tau`` and of the bound 3 are those of
     public re-implementations; the paper has not been consulted for them.
@@ -105,6 +114,8 @@ class DyReLU(nn.Module):
         alpha = [1.0] + [0.0] * (k - 1) if alpha is None else alpha
         beta = [0.0] * k if beta is None else beta
         for name, values in (('alpha', alpha), ('beta', beta)):
+            if not hasattr(values, '__getitem__'):
+                raise TypeError(f'{name} must be a sequence of k={k} numbers, got {values!r}')
             if len(values) != k:
                 raise ValueError(f'{name} must hold k={k} numbers, got {values}')
         self.channels = channels
@@ -119,8 +130,11 @@ class DyReLU(nn.Module):
         self.max_value: float | None = None if max_value is None else check_finite('max_value', max_value)
         self.tau: float = check_positive('tau', tau)
         self.paper_scale = paper_scale
+        for name, value in (('paper_scale', paper_scale), ('static', static), ('inplace', inplace)):
+            check_bool(name, value)
+        check_parameter_dtype(dtype)
         if static and mode != 'b':
-            raise ValueError(f'static must be False in mode {mode!r}: it is for mode "b" alone.')
+            raise ValueError(f'static must be False in mode {mode!r}, got True: it is for mode "b" alone')
         self.static = static
         check_choice('channel_dim', channel_dim, (1, -1))
         self.channel_dim = channel_dim
@@ -234,7 +248,7 @@ class DyReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_dim != 1:
-            x = x.movedim(-1, 1)
+            x = functional.channels_first(x, self.channels)
         if self.static:
             theta = functional.static_coefficients(self.fc2_bias, x, self._settings())
             y = functional.dyrelu(x, theta, None, self.max_value)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..ops.checks import expand_window
+from ..ops.checks import check_bool, expand_window
 
 __all__ = ['WindowPool', 'window_arguments']
 
@@ -32,6 +32,7 @@ class WindowPool(nn.Module):
         super().__init__()
         window = expand_window(self.rank, kernel_size, stride, padding, dilation)
         self.kernel_size, self.stride, self.padding, self.dilation = window
+        check_bool('ceil_mode', ceil_mode)
         self.ceil_mode = ceil_mode
 
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
-from ..ops.checks import check_finite
+from ..ops.checks import check_bool, check_finite
 from ..ops.softpool import functional
 from .pooling import WindowPool, window_arguments
 
@@ -41,6 +41,7 @@ class _SoftPool(WindowPool):
             kernel_size = 2 if stride is None else stride
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.beta: float = check_finite('beta', beta)
+        check_bool('detach_weights', detach_weights)
         self.detach_weights = detach_weights
         self._check_window()
 
@@ -125,6 +126,8 @@ class GlobalSoftPool2d(nn.Module):
     def __init__(self, beta: float = 1.0, keepdim: bool = True, detach_weights: bool = False) -> None:
         super().__init__()
         self.beta: float = check_finite('beta', beta)
+        check_bool('keepdim', keepdim)
+        check_bool('detach_weights', detach_weights)
         self.keepdim = keepdim
         self.detach_weights = detach_weights
 

@@ -3,7 +3,7 @@ import torch
 
 from .compat import torch_exports
 
-__all__ = ['is_exporting', 'is_exporting_onnx']
+__all__ = ['is_exporting', 'is_exporting_onnx', 'is_recording']
 
 
 def is_exporting() -> bool:
@@ -14,3 +14,8 @@ def is_exporting() -> bool:
 def is_exporting_onnx() -> bool:
     """Tell whether ``torch.onnx.export`` records by way of ``torch.export``."""
     return torch_exports() and torch.onnx.is_in_onnx_export()
+
+
+def is_recording() -> bool:
+    """Tell whether a program is being recorded: compiled, exported or traced. Its sizes may be symbols."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

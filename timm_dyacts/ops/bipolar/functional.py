@@ -14,8 +14,21 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..checks import check_channels, check_choice, check_input, check_window_fits, expand_window, unless_tracing
-from ..pooling.window import Window
+from ..checks import (
+    check_bool,
+    check_channels,
+    check_choice,
+    check_factor,
+    check_input,
+    check_operand,
+    check_positive,
+    check_window_fits,
+    expand_window,
+    reachable_bound,
+    unless_tracing,
+)
+from ..exporting import is_recording
+from ..pooling.window import Window, trim
 from ..registered import is_registered_for
 from .reference import (
     activation_reference,
@@ -42,20 +55,27 @@ __all__ = [
 ]
 
 
+# The numbers of dimensions that the input of an activation may have
+DIMS = (2, 3, 4, 5)
+
+
 # FX keeps the functions marked by `wrap` as single nodes: a symbolic input has no shape for their checks to read. It
 # finds them by their names in this module, so other modules have to call them as `functional.<name>`.
 @torch.fx.wrap
 def flip(x: Tensor, layout: str, inplace: bool, channel_dim: int) -> Tensor:
     """Multiply each channel by its sign."""
     if not torch.jit.is_scripting():
-        check_input(x, (2, 3, 4, 5))
+        check_choice('channel_dim', channel_dim, (1, -1))
+        check_input(x, DIMS)
     return multiply_signs(x, layout, inplace, channel_dim)
 
 
 @torch.fx.wrap
 def flip_back(y: Tensor, layout: str, inplace: bool, channel_dim: int) -> Tensor:
     """Do the same with the result of an activation, which its backward pass may need unchanged."""
-    return flip(y, layout, overwrites(inplace), channel_dim)
+    if not torch.jit.is_scripting():
+        check_input(y, DIMS, name='the result of the function')
+    return multiply_signs(y, layout, overwrites(inplace), channel_dim)
 
 
 def bipolar(
@@ -80,9 +100,13 @@ def bipolar(
         A tensor like ``x``.
 
     Raises:
-        ValueError: If the rank is another, a dimension other than the batch is empty, or ``layout`` is unknown.
-        TypeError: If ``x`` has no floating-point dtype.
+        ValueError: If the rank is another, a dimension other than the batch is empty, or another argument is out of
+            range.
+        TypeError: If ``x`` has no floating-point dtype, or another argument the wrong type.
     """
+    if not callable(fn):
+        raise TypeError(f'fn must be a function of a tensor, got {fn!r}')
+    check_bool('inplace', inplace)
     return flip_back(fn(flip(x, layout, inplace, channel_dim)), layout, inplace, channel_dim)
 
 
@@ -127,7 +151,9 @@ def _activate(
 ) -> Tensor:
     """Apply a member of the family; ``weight``, ``kind`` and ``parameter`` as of ``activation_reference``."""
     if not torch.jit.is_scripting():
-        _check_operands(x, weight, layout, channel_dim)
+        _check_operands(x, weight, kind, parameter, layout, inplace, channel_dim)
+        if kind == 'relu' and parameter != math.inf and reachable_bound(parameter, x.dtype) is None:
+            parameter = math.inf
     planes = x if channel_dim == 1 else x.movedim(channel_dim, 1)
     # Others than ReLU need their input for the backward pass.
     inplace = inplace if kind == 'relu' else overwrites(inplace)
@@ -146,11 +172,38 @@ def _activate(
 
 
 @unless_tracing
-def _check_operands(x: Tensor, weight: Tensor | None, layout: str, channel_dim: int) -> None:
-    check_input(x, (2, 3, 4, 5))
+def _check_operands(
+        x: Tensor,
+        weight: Tensor | None,
+        kind: str,
+        parameter: float,
+        layout: str,
+        inplace: bool,
+        channel_dim: int,
+) -> None:
+    check_input(x, DIMS)
     check_choice('layout', layout, LAYOUTS)
-    if weight is not None and weight.numel() != 1:
-        check_channels(x.movedim(channel_dim, 1), weight.numel())
+    check_bool('inplace', inplace)
+    check_choice('channel_dim', channel_dim, (1, -1))
+    if kind == 'relu':
+        if parameter != math.inf:
+            check_positive('max_value', parameter)
+    elif kind == 'elu':
+        check_factor('alpha', parameter, x.dtype)
+    elif kind == 'leaky_relu':
+        check_factor('negative_slope', parameter, x.dtype)
+    elif kind == 'prelu':
+        _check_slopes(x, weight, channel_dim)
+
+
+def _check_slopes(x: Tensor, weight: Tensor, channel_dim: int) -> None:
+    check_operand('weight', weight)
+    if weight.dim() > 1 or weight.numel() == 0:
+        raise ValueError(f'weight must have shape (1,) or (C,), got {tuple(weight.shape)}')
+    if weight.device != x.device:
+        raise ValueError(f'weight must be on the device of x, {x.device}, got one on {weight.device}')
+    if weight.numel() != 1:
+        check_channels(x, weight.numel(), channel_dim)
 
 
 # A function for each member, written out: TorchScript compiles them from their source, and FX knows them by name.
@@ -255,6 +308,8 @@ def bipolar_max_pool(
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
         check_choice('layout', layout, LAYOUTS)
+        if not is_recording() and max(*kernel_size, *stride) > min(x.shape[-2:]):
+            kernel_size, stride, padding = trim(x.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     if not torch.jit.is_scripting():
         kernel = backends.find_kernel('bipolar', 'max_pool', x)
@@ -301,4 +356,6 @@ def bipolar_max_pool2d(
             or the window does not fit into the padded input.
         TypeError: If an argument has the wrong type, or ``x`` no floating-point dtype.
     """
-    return bipolar_max_pool(x, *expand_window(2, kernel_size, stride, padding, dilation), ceil_mode, layout)
+    window = expand_window(2, kernel_size, stride, padding, dilation)
+    check_bool('ceil_mode', ceil_mode)
+    return bipolar_max_pool(x, *window, ceil_mode, layout)

@@ -59,6 +59,8 @@ def _run(
         signs, slopes = (t.repeat_interleave(positions) for t in (signs, slopes))
         c, positions, channels_last = c * positions, 1, True
     scale, parameter = _SELU if kind == 'selu' else (1.0, parameter)
+    if parameter == math.inf:
+        parameter = math.nan  # no bound: outputs that are infinite have reached none
     call(f'bipolar_{name}', x.dtype, _Operands(
         n, c, positions, channels_last, _KINDS[kind], crew(),
         x=pointer(x), signs=pointer(signs), slopes=pointer(slopes), scale=scale, parameter=parameter,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..autocast import without_autocast
 from ..pooling.window import Window
 from .signs import multiply_signs, overwrites
 
@@ -31,7 +32,9 @@ def _plain(u: Tensor, weight: Tensor | None, kind: str, parameter: float) -> Ten
         y = F.leaky_relu(u, parameter)
     else:
         assert kind == 'prelu' and weight is not None
-        y = F.prelu(u, weight)
+        # In the dtype of the input, whatever that of the slopes: autocast would have both in another.
+        weight = weight.to(u.dtype)
+        y = F.prelu(u, weight) if torch.jit.is_scripting() else without_autocast(F.prelu, u, weight)
     return y
 
 
@@ -109,6 +112,6 @@ def max_pool_backward_reference(dy: Tensor, winner: Tensor, size: tuple[int, int
         )
         rows = rows[:, None] + winner // width * dilation[0]
         indices = rows * size[1] + columns + winner % width * dilation[1]
-    planes = (*dy.shape[:2], -1)
+    planes = (*dy.shape[:2], dy.shape[2] * dy.shape[3])
     dx = dy.new_zeros(*dy.shape[:2], size[0] * size[1])
     return dx.scatter_add(2, indices.reshape(planes), dy.reshape(planes)).reshape(*dy.shape[:2], *size)

@@ -4,6 +4,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import reachable_bound
 from ..cpu_blocks import arithmetic, as_rows, cut, dense, is_channels_last
 from .mlp import mlp, mlp_backward
 from .settings import DyReLUParams, DyReLUSaved, DyReLUSettings
@@ -22,7 +23,7 @@ class _Blocks:
         coefs = theta.to(self.dtype).expand(-1, x.shape[1], -1).movedim(2, 0).contiguous()
         self.coefs = [self.as_rows(coef) for coef in coefs]
         self.pi = None if pi is None else as_rows(pi, False).to(self.dtype)
-        self.max_value = max_value
+        self.max_value = reachable_bound(max_value, self.dtype)
         self.k = len(coefs) // 2
 
     def as_rows(self, t: Tensor) -> Tensor:
@@ -61,6 +62,7 @@ def _where_positive(g: Tensor, condition: Tensor) -> Tensor:
 def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
     """Compute ``functional.dyrelu``."""
     blocks = _Blocks(x, theta, pi, max_value)
+    max_value = blocks.max_value
     y = torch.empty_like(blocks.x)
     rows = blocks.as_rows(y)
     for at in cut(rows.shape):
@@ -84,6 +86,7 @@ def dyrelu_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, None]:
     """Compute the gradients of ``x``, ``theta`` and ``pi``."""
     blocks = _Blocks(x, theta, pi, max_value)
+    max_value = blocks.max_value
     dx = torch.empty_like(blocks.x)
     dy_rows, dx_rows = (blocks.as_rows(t) for t in (dy, dx))
     dcoefs = [torch.zeros_like(coef) for coef in blocks.coefs]

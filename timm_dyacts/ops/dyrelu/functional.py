@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..checks import check_channels, check_input, unless_tracing
+from ..checks import check_channels, check_finite, check_input, check_operand, unless_tracing
 from ..exporting import is_exporting
 from ..registered import is_registered_for
 from .exported import dynamic_relu_exported, dyrelu_exported
@@ -18,7 +18,7 @@ from .reference import (
 from .registered import MOST_PIECES, dynamic_relu_registered
 from .settings import DyReLUParams, DyReLUSettings
 
-__all__ = ['DIMS', 'attention', 'coefficients', 'dynamic_relu', 'dyrelu', 'static_coefficients']
+__all__ = ['DIMS', 'attention', 'channels_first', 'coefficients', 'dynamic_relu', 'dyrelu', 'static_coefficients']
 
 # The numbers of dimensions that an input may have.
 DIMS = (2, 3, 4, 5)
@@ -40,14 +40,15 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float 
         max_value: Upper bound of the piecewise linear functions.
 
     Returns:
-        A tensor like ``x``. A half-precision ``x`` is computed in the precision of ``theta``.
+        A tensor like ``x``. The arithmetic is in at least fp32.
 
     Raises:
-        ValueError: If a shape is not as above, or a dimension of ``x`` other than the batch is empty.
-        TypeError: If ``x`` has no floating-point dtype.
+        ValueError: If a shape is not as above, a dimension of ``x`` other than the batch is empty, ``theta`` or ``pi``
+            is on another device than ``x``, or ``max_value`` is not finite.
+        TypeError: If a tensor has no floating-point dtype, or an argument the wrong type.
     """
     if not torch.jit.is_scripting():
-        _check_operands(x, theta, pi)
+        _check_operands(x, theta, pi, max_value)
         kernel = backends.find_kernel('dyrelu', 'dyrelu', x, theta, pi)
         if kernel is not None:
             if backends.needs_grad(x, theta, pi):
@@ -56,6 +57,15 @@ def dyrelu(x: Tensor, theta: Tensor, pi: Tensor | None = None, max_value: float 
         if is_exporting():
             return dyrelu_exported(x, theta, pi, max_value)
     return dyrelu_reference(x, theta, pi, max_value)
+
+
+@torch.fx.wrap
+def channels_first(x: Tensor, channels: int) -> Tensor:
+    """View (N, *spatial, C) as (N, C, *spatial), and check that it is one with ``channels``."""
+    if not torch.jit.is_scripting():
+        check_input(x, DIMS)
+        check_channels(x, channels, -1)
+    return x.movedim(-1, 1)
 
 
 @torch.fx.wrap
@@ -105,7 +115,14 @@ def static_coefficients(bias: Tensor, x: Tensor, settings: DyReLUSettings) -> Te
         bias: What ``fc2`` would add to the same for all inputs, (2KC,).
         x: Input of shape (N, C, *spatial).
         settings: Settings of a ``layers.DyReLU``.
+
+    Raises:
+        ValueError: If ``x`` has other dimensions or channels, or a dimension other than the batch is empty.
+        TypeError: If ``x`` has no floating-point dtype.
     """
+    if not torch.jit.is_scripting():
+        check_input(x, DIMS)
+        check_channels(x, bias.shape[0] // (2 * len(settings.alpha)))
     theta = static_coefficients_reference(bias, settings)
     return theta.expand(x.shape[0], theta.shape[1], theta.shape[2])
 
@@ -118,8 +135,13 @@ def attention(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> Tens
 
 
 @unless_tracing
-def _check_operands(x: Tensor, theta: Tensor, pi: Tensor | None) -> None:
+def _check_operands(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> None:
     check_input(x, DIMS)
+    _check_beside(x, 'theta', theta)
+    if pi is not None:
+        _check_beside(x, 'pi', pi)
+    if max_value is not None:
+        check_finite('max_value', max_value)
     n, c, *spatial = x.shape
     shape = theta.shape
     channels_fit = len(shape) == 3 and (shape[1] == c or shape[1] == 1)
@@ -127,6 +149,12 @@ def _check_operands(x: Tensor, theta: Tensor, pi: Tensor | None) -> None:
         raise ValueError(f'theta must have shape (N, C or 1, 2K) with N={n}, C={c}, K >= 1, got {tuple(shape)}')
     if pi is not None and pi.shape != (n, 1, *spatial):
         raise ValueError(f'pi must have shape {(n, 1, *spatial)}, got {tuple(pi.shape)}')
+
+
+def _check_beside(x: Tensor, name: str, value: Tensor) -> None:
+    check_operand(name, value)
+    if value.device != x.device:
+        raise ValueError(f'{name} must be on the device of x, {x.device}, got one on {value.device}')
 
 
 def _check_module_input(x: Tensor, params: DyReLUParams) -> None:

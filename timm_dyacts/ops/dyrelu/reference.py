@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autocast import without_autocast
+from ..checks import reachable_bound
 from .settings import DyReLUParams, DyReLUSettings
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
 def dyrelu_reference(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> Tensor:
     """Compute what ``functional.dyrelu`` does."""
     k = theta.shape[2] // 2
+    theta = theta.to(torch.promote_types(theta.dtype, torch.float32))  # products leave the fp16 range
     shape = [theta.shape[0], theta.shape[1]] + [1] * (x.dim() - 2)
     coefs = [coef.reshape(shape) for coef in theta.unbind(2)]
     # Products and sums, as in the kernels for CPUs: the results are the same to the last bit.
@@ -33,6 +35,8 @@ def dyrelu_reference(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: flo
         else:
             # The same in two passes more, but pieces that tie do not share the gradient.
             y = torch.where((y > piece) | (y != y), y, piece)
+    if not torch.jit.is_scripting():
+        max_value = reachable_bound(max_value, y.dtype)
     if max_value is not None:
         # The function that ReLU6 calls, so that the gradient at the bound itself is the same too.
         y = F.hardtanh(y, -math.inf, max_value)

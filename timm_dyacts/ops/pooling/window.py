@@ -12,6 +12,7 @@ __all__ = [
     'five_dims',
     'reach',
     'size_of',
+    'trim',
 ]
 
 Sizes = tuple[int, int, int]
@@ -85,6 +86,36 @@ def count_windows(size: int, kernel_size: int, stride: int, padding: int, dilati
     count = (slack + stride - 1) // stride + 1
     # No window starts in the padding on the right.
     return count - 1 if (count - 1) * stride >= size + padding else count
+
+
+def trim(
+        size: Sequence[int],
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        ceil_mode: bool,
+) -> tuple[list[int], list[int], list[int]]:
+    """Take off a window what no input of a size fills: the pooling stays the same, and costs what the input does.
+
+    Returns:
+        The kernel size, stride and padding.
+    """
+    kernels, strides, paddings = [], [], []
+    for n, k, s, p, d in zip(size, kernel_size, stride, padding, dilation, strict=True):
+        windows = count_windows(n, k, s, p, d, ceil_mode)
+        last_start = (windows - 1) * s - p
+        # Elements that lie before the input for all windows; behind it, for all.
+        before, behind = max(0, -(last_start // d)), max(0, k - 1 - (n - 1 + p) // d)
+        spare = min(before, behind, p // d)  # as many at both ends, and there are as many windows
+        k, p = k - 2 * spare, p - spare * d
+        shorter = k - (behind - spare)
+        if p <= shorter // 2 and count_windows(n, shorter, s, p, d, ceil_mode) == windows:
+            k = shorter
+        kernels.append(k)
+        paddings.append(p)
+        strides.append(min(s, n + p + d * (k - 1)))  # behind all that a first window reaches, there is no second
+    return kernels, strides, paddings
 
 
 def reach(

@@ -10,7 +10,7 @@ from ..cpu_blocks import BLOCK, arithmetic, cut, dense, empty_planes, is_channel
 from ..pooling.window import Sizes, Window, five_dims, reach, size_of
 from .scaling import scale_of, sharpness_of
 
-__all__ = ['softpool', 'softpool_backward']
+__all__ = ['global_softpool', 'global_softpool_backward', 'softpool', 'softpool_backward']
 
 
 class _Blocks:
@@ -122,3 +122,51 @@ def softpool_backward(
         if block is not grads:
             grads.copy_(block)
     return dx, None, None, None, None
+
+
+def _as_rows(x: Tensor) -> tuple[Tensor, int]:
+    """View (N, C, *spatial), which is dense, as (N, C, P), or as (N, P, C) with the channels last. Tell where P is."""
+    return (x.movedim(1, -1).flatten(1, -2), 1) if is_channels_last(x) else (x.flatten(2), 2)
+
+
+def _weigh_plane(x: Tensor, beta: float, top: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Weigh the elements of planes.
+
+    Returns:
+        The element of each plane that has the largest weight, and the distances of all elements from it, both times
+        ``scale``; the weights; and the dimension of the positions.
+    """
+    rows, dim = _as_rows(x)
+    dtype = arithmetic(x)
+    distances = rows * scale_of(1) if rows.dtype == dtype else rows.to(dtype).mul_(scale_of(1))
+    if top is None:
+        top = distances.amax(dim, keepdim=True) if beta >= 0 else distances.amin(dim, keepdim=True)
+    distances.sub_(top)
+    return top, distances, torch.softmax(distances * sharpness_of(1, beta), dim), dim
+
+
+def global_softpool(x: Tensor, beta: float, detach_weights: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute SoftPool of (N, C, *spatial) over the whole plane: (N, C, 1), and two numbers of each plane."""
+    top, distances, weights, dim = _weigh_plane(dense(x), beta)
+    mean = weights.mul_(distances).sum(dim, keepdim=True)
+    return ((top + mean) / scale_of(1)).to(x.dtype).reshape(*x.shape[:2], 1), top, mean
+
+
+def global_softpool_backward(
+        dy: Tensor,
+        x: Tensor,
+        beta: float,
+        detach_weights: bool,
+        saved: tuple[Tensor, Tensor],
+) -> tuple[Tensor, None, None]:
+    """Compute the gradient of the input."""
+    top, mean = saved
+    x = dense(x)
+    _, distances, slopes, _ = _weigh_plane(x, beta, top)
+    if not detach_weights:
+        # w * (1 + beta * (x - y)), from the product of w on: the distance may be large where w is 0
+        slopes.addcmul_(slopes, distances.sub_(mean), value=sharpness_of(1, beta))
+    dx = torch.empty_like(x)
+    rows, _ = _as_rows(dx)
+    torch.mul(slopes, dy.reshape(mean.shape), out=rows)
+    return dx, None, None

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..checks import check_finite, check_input, check_window_fits, expand_window
+from ..checks import check_bool, check_finite, check_input, check_window_fits, expand_window
 from ..compat import as_constants
-from ..exporting import is_exporting_onnx
-from ..pooling.window import Window
+from ..exporting import is_exporting_onnx, is_recording
+from ..pooling.window import Window, trim
 from ..registered import is_registered_for
 from .exported import can_export, softpool_exported
 from .reference import batch_reference, global_softpool2d_reference, softpool_reference
@@ -81,8 +81,12 @@ def softpool(
         detach_weights: bool,
 ) -> Tensor:
     """Compute SoftPool over as many spatial dimensions as ``kernel_size`` has; arguments as of ``softpool2d``."""
+    detach_weights = detach_weights or beta == 0  # they are constants, and their gradient may be 0 times infinity
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
+        if not is_recording() and max(*kernel_size, *stride) > min(x.shape[-len(kernel_size):]):
+            kernel_size, stride, padding = trim(
+                x.shape[-len(kernel_size):], kernel_size, stride, padding, dilation, ceil_mode)
         kernel = backends.find_kernel('softpool', 'softpool', x)
         if kernel is not None:
             batch = x if x.dim() == len(kernel_size) + 2 else x.unsqueeze(0)
@@ -116,6 +120,8 @@ def softpool2d_same(
 
     Strides of 1 take kernels of odd size only: with others, one side would need more padding than the other.
     """
+    if not torch.jit.is_scripting():
+        check_input(x, (3, 4), channel_dim=-3)
     padding: list[int] = []
     for size, k, s, d in zip(x.shape[-2:], kernel_size, stride, dilation):  # noqa: B905  TorchScript has no strict
         padding.append(max((math.ceil(size / s) - 1) * s + d * (k - 1) + 1 - size, 0) // 2)
@@ -160,6 +166,8 @@ def _softpool_of(rank: int, shapes: str) -> Callable[..., Tensor]:
             detach_weights: bool = False,
     ) -> Tensor:
         window = expand_window(rank, kernel_size, stride, padding, dilation)
+        check_bool('ceil_mode', ceil_mode)
+        check_bool('detach_weights', detach_weights)
         return softpool(x, *window, ceil_mode, check_finite('beta', beta), detach_weights)
 
     softpool_nd.__name__ = softpool_nd.__qualname__ = f'softpool{rank}d'
@@ -190,8 +198,12 @@ def global_softpool2d(x: Tensor, beta: float = 1.0, keepdim: bool = True, detach
         TypeError: If ``x`` has no floating-point dtype.
     """
     if not torch.jit.is_scripting():
-        check_input(x, (3, 4), channel_dim=x.dim() - 3)
+        check_input(x, (3, 4), channel_dim=-3)
         check_finite('beta', beta)
+        check_bool('keepdim', keepdim)
+        check_bool('detach_weights', detach_weights)
+    detach_weights = detach_weights or beta == 0  # see ``softpool``
+    if not torch.jit.is_scripting():
         kernel = backends.find_kernel('softpool', 'global_softpool', x)
         if kernel is not None:
             args = x if x.dim() == 4 else x.unsqueeze(0), beta, detach_weights

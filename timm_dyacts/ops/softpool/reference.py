@@ -6,6 +6,9 @@ The arithmetic stays finite for every finite input, for two reasons:
   0 and all others are negative: nothing overflows, and the sum of the weights is never 0. ``top`` cancels out, so it
   needs no gradient.
 - It computes with fractions of x: the difference of two elements may overflow, that of their halves cannot.
+
+So does its gradient: ``w * d`` of a weight and a distance is formed as ``r * (r * d)`` from the root of the weight. The
+gradient of ``w`` would be ``d`` times another, which overflows where both are large, and times ``w = 0`` is NaN then.
 """
 import math
 
@@ -70,21 +73,36 @@ def softpool_reference(
         else:
             top = torch.where(element < top if beta < 0 else element > top, element, top)
 
+    stable = _may_be_differentiated()
     total = torch.zeros_like(top)
     moment = torch.zeros_like(top)
     for i in range(len(elements)):
         at = ranges[i]
         shifted = elements[i] - top[..., at[0]:at[1], at[2]:at[3], at[4]:at[5]]
         # Not powers of 2, as in the kernels: torch.compile makes slower code of them.
-        weights = torch.exp(shifted * sharpness)
-        if detach_weights:
-            weights = weights.detach()
+        if detach_weights or not stable:
+            weights = torch.exp(shifted * sharpness)
+            if detach_weights:
+                weights = weights.detach()
+            weighted = weights * shifted
+        else:
+            root = torch.exp(shifted * (sharpness / 2))
+            weights = root * root
+            weighted = root * (root * shifted)
         total += _fill_up(weights, margins[i], 0.0)
-        moment += _fill_up(weights * shifted, margins[i], 0.0)
+        moment += _fill_up(weighted, margins[i], 0.0)
     out = (top + moment / total) / scale
     for _ in range(missing):
         out = out.squeeze(missing - 4)
     return out.to(x.dtype)
+
+
+def _may_be_differentiated() -> bool:
+    """Tell whether to spend on a stable gradient. A trace has to be the same with gradients and without."""
+    recording = False
+    if not torch.jit.is_scripting():
+        recording = is_exporting() or torch.jit.is_tracing()
+    return torch.is_grad_enabled() and not recording
 
 
 def _fill_up(x: Tensor, margins: list[int], value: float) -> Tensor:
@@ -104,7 +122,13 @@ def global_softpool2d_reference(x: Tensor, beta: float, detach_weights: bool) ->
     scaled = scale * x.flatten(-2).to(torch.promote_types(x.dtype, torch.float32))
     top = scaled.detach().amin(-1, keepdim=True) if beta < 0 else scaled.detach().amax(-1, keepdim=True)
     shifted = scaled - top
-    weights = torch.softmax(shifted * sharpness, -1)
-    if detach_weights:
-        weights = weights.detach()
-    return ((top + (weights * shifted).sum(-1, keepdim=True)) / scale).to(x.dtype)
+    if detach_weights or not _may_be_differentiated():
+        weights = torch.softmax(shifted * sharpness, -1)
+        if detach_weights:
+            weights = weights.detach()
+        weighted = weights * shifted
+    else:
+        root = torch.exp(shifted * (sharpness / 2))
+        root = root * torch.rsqrt((root * root).sum(-1, keepdim=True))
+        weighted = root * (root * shifted)
+    return ((top + weighted.sum(-1, keepdim=True)) / scale).to(x.dtype)
