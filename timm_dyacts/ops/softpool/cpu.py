@@ -13,6 +13,10 @@ from .scaling import scale_of, sharpness_of
 __all__ = ['global_softpool', 'global_softpool_backward', 'softpool', 'softpool_backward']
 
 
+# Elements of a plane up to which a copy with the channels last is worth it
+_SMALL_PLANE = 32
+
+
 class _Blocks:
     """The planes of an input, cut into blocks, and the weights of the elements of a block."""
 
@@ -125,8 +129,14 @@ def softpool_backward(
 
 
 def _as_rows(x: Tensor) -> tuple[Tensor, int]:
-    """View (N, C, *spatial), which is dense, as (N, C, P), or as (N, P, C) with the channels last. Tell where P is."""
-    return (x.movedim(1, -1).flatten(1, -2), 1) if is_channels_last(x) else (x.flatten(2), 2)
+    """View (N, C, *spatial), which is dense, as (N, C, P) or (N, P, C), and tell where P is.
+
+    P is last where the memory has it so, unless a plane is small: softmax is slow over rows of few elements.
+    """
+    if is_channels_last(x):
+        return x.movedim(1, -1).flatten(1, -2), 1
+    rows = x.flatten(2)
+    return (rows.transpose(1, 2), 1) if rows.shape[2] < _SMALL_PLANE else (rows, 2)
 
 
 def _weigh_plane(x: Tensor, beta: float, top: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -137,6 +147,7 @@ def _weigh_plane(x: Tensor, beta: float, top: Tensor | None = None) -> tuple[Ten
         ``scale``; the weights; and the dimension of the positions.
     """
     rows, dim = _as_rows(x)
+    rows = rows.contiguous()
     dtype = arithmetic(x)
     distances = rows * scale_of(1) if rows.dtype == dtype else rows.to(dtype).mul_(scale_of(1))
     if top is None:
