@@ -216,6 +216,7 @@ def test_default_dataset(argv, dataset, data_dir):
     ('train.py', ['--opt', 'sgd', '--opt-betas', '0.9', '0.99'], '--opt-betas must be left out without an --opt that'),
     ('train.py', ['--decay-rate', '0.5'], '--decay-rate must be left out without --sched step, multistep, plateau or'),
     ('train.py', ['--experiment', '../x'], "--experiment must be the name of a folder below --output, got '../x'"),
+    ('train.py', ['--gp', ''], "--gp must be a pooling such as avg, .* got ''"),
     ('train.py', ['--aa', 'rand-m9-q'], r"aa \(--aa\) must be .* got 'rand-m9-q' \('q' is none of its parts\)"),
     ('train.py', ['--aa', 'augmix-w0'], "got 'augmix-w0'"),
     ('validate.py', ['-m', 'a', 'b', '--checkpoint', 'c'], '--checkpoint holds the weights of one model, and'),

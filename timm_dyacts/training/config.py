@@ -157,7 +157,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     head_init_scale: float | None = _model(
         None, minimum=0, metavar='SCALE', help='multiply the weights of the classifier by this before training')
     head_init_bias: float | None = _model(
-        None, metavar='BIAS', help='set the biases of the classifier to this before training')
+        None, minimum=-1000, maximum=1000, metavar='BIAS', help='set the biases of the classifier to this before training')
     bn_momentum: float | None = _model(
         None, above=0, maximum=1, metavar='M', help='momentum of BatchNorm, for EfficientNets and their kin',
         unset='of the model')
@@ -402,6 +402,8 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
 
     def _check_data_and_start(self) -> None:
         check_folder_name(self.experiment, '--experiment')
+        if self.gp == '':
+            raise ValueError("--gp must be a pooling such as avg, a classifier takes one vector of an image, got ''.")
         if self.images_per_class is not None and self.val_fraction and self.images_per_class < 2:
             raise ValueError(
                 f'--images-per-class must be 2 or more with --val-fraction, which holds one of them out, got '
