@@ -265,10 +265,10 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     scale: tuple[float, float] = _augmentation(
         (0.08, 1.0), above=0, maximum=1, ascending=True, metavar='PCT', help='area of the random crop')
     ratio: tuple[float, float] = _augmentation(
-        (3 / 4, 4 / 3), above=0, ascending=True, metavar='RATIO', help='aspect ratio of the random crop')
+        (3 / 4, 4 / 3), minimum=0.01, maximum=100, ascending=True, metavar='RATIO', help='aspect ratio of the random crop')
     hflip: float = _augmentation(0.5, minimum=0, maximum=1, metavar='P')
     vflip: float = _augmentation(0.0, minimum=0, maximum=1, metavar='P')
-    color_jitter: float = _augmentation(0.4, minimum=0, metavar='PCT')
+    color_jitter: float = _augmentation(0.4, minimum=0, maximum=100, metavar='PCT')
     color_jitter_prob: float | None = _augmentation(
         None, minimum=0, maximum=1, metavar='P', help='probability of --color-jitter', unset='always')
     grayscale_prob: float | None = _augmentation(
@@ -284,7 +284,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     resplit: bool = _augmentation(
         False, help='no random erasing in the first of --aug-splits, or in the first half of a batch')
     aug_repeats: float = _augmentation(
-        0.0, minimum=0, metavar='N',
+        0.0, minimum=0, maximum=1000, metavar='N',
         help='repeated augmentation: show so many views of an image at once, and accordingly fewer images an epoch')
     aug_splits: int = _augmentation(
         0, minimum=0, metavar='N', help='show each image so many times in a batch, the first time hardly augmented')
