@@ -234,12 +234,13 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         help='noise on the learning rate from this share of the schedule on, or between these two', unset='none')
     lr_noise_pct: float = _optimizer(0.67, minimum=0.01, metavar='PCT', help='largest noise, a share of the rate')
     lr_noise_std: float = _optimizer(1.0, above=0, maximum=10, metavar='STD', help='standard deviation of the noise')
-    lr_cycle_mul: float = _optimizer(1.0, minimum=1, metavar='MULT', help='how much longer each cycle is')
+    lr_cycle_mul: float = _optimizer(
+        1.0, minimum=1, maximum=100, metavar='MULT', help='how much longer each cycle is')
     lr_cycle_decay: float = _optimizer(0.5, above=0, maximum=1, metavar='MULT', help='how much lower each cycle is')
     lr_cycle_limit: int = _optimizer(
         1, minimum=1, metavar='N', help='cycles of --sched cosine, tanh or poly, the first of --epochs')
     lr_k_decay: float = _optimizer(
-        1.0, above=0, metavar='K', help='exponent of the time in --sched cosine or poly')
+        1.0, above=0, maximum=100, metavar='K', help='exponent of the time in --sched cosine or poly')
     warmup_epochs: int = _optimizer(3, minimum=0, metavar='N')
     warmup_lr: float = _optimizer(1e-5, minimum=0, metavar='LR')
     warmup_prefix: bool = _optimizer(False, help='warm up before --epochs, not within them')
