@@ -1,5 +1,7 @@
 """A model by what a user types: a name, a repo of the Hub, or a folder."""
+import math
 import os
+import reprlib
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -7,22 +9,32 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, is_model
+from timm.data import resolve_data_config, str_to_interp_mode
+from timm.models import get_pretrained_cfg, is_model, parse_model_name
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from . import hub
+from .hub.bounds import are_label_names
 from .layers.calls import update_entries
 from .messages import one_line
 from .modes import evaluating
 from .weights_file import check_fit, load_numpy, read_weights
 from .zoo import PretrainedWeightsError, find_variant, suggest
 
-__all__ = ['build_from_file', 'build_model', 'count_parameters', 'resolve_input', 'resolve_model_name']
+__all__ = [
+    'build_from_file',
+    'build_model',
+    'count_parameters',
+    'create_model',
+    'label_names_of',
+    'resolve_input',
+    'resolve_model_name',
+]
 
 
 def resolve_model_name(name: str, option: str = '--model') -> str:
-    """Give the name under which ``timm.create_model`` knows a model.
+    """Give the name under which ``create_model`` knows a model.
 
     Args:
         name: A model name, ``'hf-hub:<id>'``, ``'local-dir:<folder>'``, or just the path of a run or checkpoint folder.
@@ -32,7 +44,8 @@ def resolve_model_name(name: str, option: str = '--model') -> str:
         ValueError: An unknown model; the error lists names that look alike.
     """
     if ':' in name:
-        return name
+        source, place = parse_model_name(name)  # timm has other spellings, too, such as 'HF-HUB:'
+        return f'hf-hub:{place}' if source == 'hf-hub' else name
     if os.path.isfile(os.path.join(name, 'config.json')):  # what timm looks for in a 'local-dir:'
         return f'local-dir:{name}'
     architecture = name.split('.')[0]
@@ -41,6 +54,19 @@ def resolve_model_name(name: str, option: str = '--model') -> str:
             f'{option} {name!r} is neither a name from timm.list_models() nor a folder with a config.json.'
             f'{suggest(architecture, count=5)}')
     return name
+
+
+def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a model as ``timm.create_model`` does, but that of a repo with the checks of ``hub.load``.
+
+    Args:
+        name: As ``resolve_model_name`` gives it.
+        pretrained: Whether to load the weights.
+        **kwargs: Further arguments of ``timm.create_model``.
+    """
+    if name.startswith('hf-hub:'):
+        return hub.load(name, pretrained=pretrained, **kwargs)
+    return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
 def build_model(
@@ -68,7 +94,7 @@ def build_model(
     if img_size is not None and ':' not in name and get_pretrained_cfg(name).fixed_input_size:
         model_kwargs.setdefault('img_size', img_size)  # position embeddings are built for one size
     try:
-        model = timm.create_model(
+        model = create_model(
             name, pretrained=pretrained, in_chans=preprocessing.get('in_chans'), **kwargs, **model_kwargs)
     except (RuntimeError, SafetensorError) as e:  # for weights of another shape PyTorch's has a line for each
         if not pretrained:
@@ -138,6 +164,23 @@ def build_from_file(
     return model
 
 
+def label_names_of(model: nn.Module) -> list[str] | None:
+    """Give the names that a checkpoint has for its classes, in the order of the logits, ``None`` without.
+
+    Raises:
+        ValueError: They are no names.
+    """
+    names = model.pretrained_cfg.get('label_names')
+    if not names:
+        return None
+    if not are_label_names(names):
+        raise ValueError(
+            f'label_names of the config of a model must be a list of texts, got {one_line(reprlib.repr(names))}.')
+    if isinstance(names, Mapping):  # by label, which JSON makes a text
+        return [names.get(str(label), names.get(label, str(label))) for label in range(model.num_classes)]
+    return list(names) if len(names) == model.num_classes else None
+
+
 def count_parameters(model: nn.Module) -> float:
     """Count the parameters, in millions."""
     return sum(p.numel() for p in model.parameters()) / 1e6
@@ -153,7 +196,8 @@ def resolve_input(model: nn.Module, preprocessing: Mapping[str, Any], use_test_s
         use_test_size: Whether to prefer the size that the model's authors recommend for evaluation.
 
     Raises:
-        ValueError: ``mean`` or ``std`` has another number of values than the input has channels.
+        ValueError: ``mean`` or ``std`` has another number of values than the input has channels, or the model's own
+            configuration is none that images could be prepared by.
     """
     in_chans = preprocessing.get('in_chans') or getattr(model, 'in_chans', model.pretrained_cfg['input_size'][0])
     for option in ('mean', 'std'):
@@ -161,8 +205,38 @@ def resolve_input(model: nn.Module, preprocessing: Mapping[str, Any], use_test_s
         if value is not None and len(value) not in (1, in_chans):
             raise ValueError(f'--{option} takes 1 or {in_chans} numbers, one per input channel, got {list(value)}.')
     config = resolve_data_config(dict(preprocessing, in_chans=in_chans), model=model, use_test_size=use_test_size)
+    _check_preprocessing(config)
     config['input_size'] = (in_chans, *config['input_size'][1:])
     for key in ('mean', 'std'):
         if len(config[key]) != in_chans:
             config[key] = (sum(config[key]) / len(config[key]),) * in_chans
     return config
+
+
+def _check_preprocessing(config: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for what the configuration of a model has wrong. Options are checked before."""
+    size, interpolation, crop_pct = config['input_size'], config['interpolation'], config['crop_pct']
+    for key, fits, accepted in (
+        ('input_size', _are_numbers(size, 1) and len(size) == 3 and all(isinstance(side, int) for side in size),
+         'channels, height and width'),
+        ('interpolation', _is_interpolation(interpolation), "a name such as 'bicubic'"),
+        ('mean', _are_numbers(config['mean'], -math.inf), 'a list of numbers'),
+        ('std', _are_numbers(config['std'], 1e-12), 'a list of numbers above 0'),
+        ('crop_pct', _are_numbers([crop_pct], 0.01) and crop_pct <= 100, 'a number from 0.01 to 100'),
+    ):
+        if not fits:
+            raise ValueError(
+                f'The config of the model has {key} = {one_line(reprlib.repr(config[key]))}; accepted is {accepted}. '
+                f'--{key.replace("_", "-")} replaces it.')
+
+
+def _are_numbers(values: Any, least: float) -> bool:
+    return isinstance(values, (list, tuple)) and len(values) > 0 and all(
+        isinstance(value, (int, float)) and math.isfinite(value) and value >= least for value in values)
+
+
+def _is_interpolation(value: Any) -> bool:
+    try:
+        return value == 'random' or bool(str_to_interp_mode(value))
+    except (KeyError, TypeError):
+        return False

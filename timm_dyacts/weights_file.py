@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from .messages import one_line
 from .zoo.weights import COUNTER
 
-__all__ = ['Loaded', 'check_fit', 'check_start', 'load_numpy', 'read_weights', 'wrong_kinds']
+__all__ = [
+    'Loaded',
+    'check_fit',
+    'check_start',
+    'classifier_entries',
+    'load_numpy',
+    'read_weights',
+    'wrong_kinds',
+]
 
 _logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from packaging.version import Version
 from support.hub_client import fingerprint, read_folder, serve
 from support.loopback_hub import ClientError, Fault, run_python
-from support.run_folder import write_run
+from support.run_folder import write_checkpoint, write_run
 from support.trained_like import trained_like
 
 from timm_dyacts import hub
@@ -58,6 +58,12 @@ def with_another_classifier(files):
     weights = safetensors.torch.load(files['model.safetensors'])
     weights |= {'fc.weight': torch.zeros(11, 512), 'fc.bias': torch.zeros(11)}
     return files | {'model.safetensors': safetensors.torch.save(weights)}
+
+
+def with_entry(files, key, change):
+    weights = safetensors.torch.load(files['model.safetensors'])
+    weights[key] = change(weights.get(key))
+    return with_config(files, timm_dyacts={}) | {'model.safetensors': safetensors.torch.save(weights)}
 
 
 def message(error):
@@ -164,8 +170,20 @@ def without(name):
      ['truncated or damaged', 'removed from the cache']),
     (lambda files: files | {'model.safetensors': files['model.safetensors'][:-1] + b'x'},
      ['it was changed there', 'removed from the cache']),
+    (lambda files: with_config(files, architecture=f'{ARCHITECTURE}.\x1b[2J'), ['known neither to timm', r'\x1b[2J']),
+    (lambda files: with_config(files, label_names='0123456789'), ["'label_names' = '0123456789'", 'a list of texts']),
+    (lambda files: with_config(files, label_names=[None] * 10), ["'label_names' = [None, ", 'a list of texts']),
+    (lambda files: with_config(files, model_args=dict(drop_rate=[0.5])),
+     ["'model_args.drop_rate' = [0.5]", 'a number from 0 to 1']),
+    (lambda files: with_entry(files, 'layer1.0.conv1.weight', lambda value: value.fill_(torch.nan)),
+     ["'layer1.0.conv1.weight' has NaN or infinity in it"]),
+    (lambda files: with_entry(files, 'layer1.0.conv1.weight', lambda value: value.to(torch.int8)),
+     ["'layer1.0.conv1.weight' is torch.int8"]),
+    (lambda files: with_entry(files, 'layer1.0.conv1.weight', lambda value: value.bool()), ['is torch.bool']),
+    (lambda files: with_entry(files, 'x\x1b[2J', lambda _: torch.zeros(1)), [r"an entry 'x\x1b[2J'"]),
 ], ids=['architecture', 'newer', 'specifier', 'foreign', 'not JSON', 'no config', 'no weights', 'no cfg', 'classes',
-        'argument', 'list', 'specifier list', 'deep', 'shape', 'model_args', 'truncated', 'tampered'])
+        'argument', 'list', 'specifier list', 'deep', 'shape', 'model_args', 'truncated', 'tampered', 'escapes',
+        'names', 'no names', 'rate', 'nan', 'int8', 'bool', 'entry'])
 def test_bad_repos_have_clear_errors(served, server, client, files, repo_id, change, words):
     server.add_repo(repo_id, change(files))
     with pytest.raises(ClientError) as error:
@@ -174,6 +192,42 @@ def test_bad_repos_have_clear_errors(served, server, client, files, repo_id, cha
         assert word in message(error)
     if 'removed from the cache' in words:
         assert 'model.safetensors' not in cached(served, repo_id)
+
+
+def test_counters_that_an_average_of_checkpoints_made_numbers(server, client, files, repo_id):
+    server.add_repo(repo_id, with_entry(files, 'bn1.num_batches_tracked', lambda value: value.float()))
+    assert client(f'hub.load({repo_id!r}).num_classes') == 10
+
+
+@pytest.fixture(scope='module')
+def lacking(tmp_path_factory):
+    """A repo whose weights lack a layer, of an architecture that timm does not load strictly."""
+    folder = tmp_path_factory.mktemp('lacking')
+    write_checkpoint(folder, timm.create_model('dla46x_c', num_classes=10))
+    files = read_folder(folder)
+    weights = safetensors.torch.load(files['model.safetensors'])
+    del weights['level2.tree1.conv1.weight']
+    return files | {'model.safetensors': safetensors.torch.save(weights)}
+
+
+def test_weights_that_lack_a_part_are_no_model(server, client, lacking, repo_id):
+    server.add_repo(repo_id, lacking)
+    with pytest.raises(ClientError, match="model.safetensors lacks 'level2.tree1.conv1.weight'"):
+        client(f'hub.load({repo_id!r})')
+    assert client(f'hub.load({repo_id!r}, num_classes=3).num_classes') == 3, 'which may start anew'
+    said = client.log.read_text()
+    assert 'are not in it and start anew: level2.tree1.conv1.weight' in said
+
+
+def test_without_the_weights(server, client, files, repo_id):
+    """They are verified all the same: what is built is bounded by their size."""
+    server.add_repo(repo_id, files)
+    ours, theirs = (client(f'fingerprint(hub.load({repo_id!r}, pretrained={value}))') for value in (True, False))
+    assert ours != theirs
+    tampered = files['model.safetensors'][:-1] + b'x'
+    server.add_repo(f'{repo_id}-tampered', files | {'model.safetensors': tampered})
+    with pytest.raises(ClientError, match='is not what was published'):
+        client(f"hub.load('{repo_id}-tampered', pretrained=False)")
 
 
 def test_the_number_of_classes_of_the_source(server, client, files, repo_id):

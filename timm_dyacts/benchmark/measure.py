@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..loading import create_model
 from ..operators import Benchmark, benchmarks
 
 __all__ = ['DTYPES', 'LAYOUTS', 'VARIANTS', 'Clock', 'Row', 'measure_models', 'measure_operator']
@@ -195,7 +195,7 @@ def measure_models(
 
     def build_calls(name: str) -> dict[str, Callable[[], None]]:
         torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=10).to(device, memory_format=LAYOUTS[layout])
+        model = create_model(name, num_classes=10).to(device, memory_format=LAYOUTS[layout])
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         run = torch.compile(model) if compiled else model
 

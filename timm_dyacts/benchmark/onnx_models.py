@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
+from ..loading import create_model
 from .measure import Clock, Row
 
 __all__ = ['measure_onnx', 'require_onnxruntime']
@@ -64,7 +64,7 @@ def measure_onnx(
 def _create(name: str) -> nn.Module:
     """Create a model in which nothing that starts at zero still is zero."""
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = create_model(name).eval()
     for param in model.parameters():
         if param.ndim > 1 and not param.any():
             nn.init.normal_(param, std=0.1)

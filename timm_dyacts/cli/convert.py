@@ -17,7 +17,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import get_act_layer
-from timm.models import load_model_config_from_hf, parse_model_name
+from timm.models import parse_model_name
 from torch import nn
 
 from .. import zoo
@@ -26,7 +26,8 @@ from ..convert.arguments import Request
 from ..convert.probe import input_sizes, probe_batch
 from ..evaluation.config import LARGEST_NUM_CLASSES
 from ..files import replace_text
-from ..loading import build_from_file, build_model, resolve_model_name
+from ..hub.pull import find_architecture
+from ..loading import build_from_file, build_model, label_names_of, resolve_model_name
 from ..modes import evaluating
 from ..operators import OPERATORS
 from ..ops.checks import check_int
@@ -138,9 +139,7 @@ def convert_checkpoint(args: Namespace) -> ConversionReport:
     made_with = getattr(model, '_model_args', {})  # which newer releases of timm note
     model._model_args = {key: value for key, value in made_with.items() if key not in stale}
     dropped = ('label_names',) if pretrained else ('label_names', *_ORIGIN)
-    label_names = model.pretrained_cfg.get('label_names') or []
-    if len(label_names) != model.num_classes:
-        label_names = None
+    label_names = label_names_of(model)
     model.pretrained_cfg = model.default_cfg = {
         **{key: value for key, value in model.pretrained_cfg.items() if key not in dropped},
         'architecture': target.name,
@@ -194,7 +193,7 @@ def find_target(source: str, act: str | None = None, pool: str | None = None, no
 
 
 def _architecture_of(name: str) -> str:
-    """The architecture behind a name of ``timm.create_model``."""
+    """The architecture behind a name that ``resolve_model_name`` gave."""
     source, place = parse_model_name(name)
     if source == 'local-dir':
         config = CheckpointFolder(Path(place)).config
@@ -203,7 +202,7 @@ def _architecture_of(name: str) -> str:
             raise ValueError(f'{str(config)!r} names no architecture')
         return architecture
     if source == 'hf-hub':
-        return load_model_config_from_hf(place)[1]
+        return find_architecture(place)
     return name.split('.')[0]
 
 

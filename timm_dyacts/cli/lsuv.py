@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from ..data import create_dataset
 from ..device import resolve_device
 from ..evaluation.config import LARGEST_SIDE
 from ..files import check_output
-from ..loading import resolve_model_name
+from ..loading import create_model, resolve_model_name
 from ..lsuv import LSUVReport, OutputStd, lsuv_
 from ..ops.checks import check_int, check_positive
 from ..plotting import BLUE, GREY, create_figure, require_matplotlib, save_figure, style_axes
@@ -63,7 +62,7 @@ def _run(args: Namespace) -> None:
         check_output(args.plot, '--plot')
     torch.manual_seed(args.seed)
     device = resolve_device(args.device)
-    model = timm.create_model(resolve_model_name(args.model))
+    model = create_model(resolve_model_name(args.model))
     batch = _load_batch(args, model)
     report = lsuv_(model.to(device), batch.to(device), residual_std=args.residual_std)
     print(report)

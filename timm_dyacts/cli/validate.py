@@ -11,6 +11,7 @@ from .. import hub
 from ..evaluation import ValidateConfig, validate_models
 from ..evaluation.verify import verify_results
 from ..hub.pull import has_checksum
+from ..loading import resolve_model_name
 from ..options import add_arguments
 from .parser import ArgumentParser, fail, one_line_errors
 
@@ -33,6 +34,7 @@ def create_parser(prog: str = _PROG) -> ArgumentParser:
 
 def _verify(config: ValidateConfig, name: str) -> str | None:
     """Compare what is on record of a model: results of a run, else the checksum of what was published."""
+    name = resolve_model_name(name)
     found = None if name.startswith('hf-hub:') else verify_results(config, name)
     if found is None or has_checksum(name):
         hub.verify(name)

@@ -17,7 +17,7 @@ from ..data.loaders import build_eval_loader, image_mode
 from ..data.resumable import without_worker_trace
 from ..device import build_amp, resolve_device, set_numerics
 from ..files import check_output, write_output
-from ..loading import resolve_input
+from ..loading import label_names_of, resolve_input
 from ..messages import one_line
 from ..world import World
 from .config import PredictConfig
@@ -122,7 +122,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
 
 def _class_names(model: nn.Module) -> Callable[[int], str]:
     """Give what names a label: the checkpoint, or ImageNet if the number of classes is that of one of its subsets."""
-    names = model.pretrained_cfg.get('label_names')
+    names = label_names_of(model)
     if names:
         return lambda label: names[label]
     subset = infer_imagenet_subset(model)
@@ -138,7 +138,7 @@ def write_predictions(records: Sequence[dict[str, Any]], file: TextIO, file_form
 
 def _write_table(records: Sequence[dict[str, Any]], file: TextIO) -> None:
     for record in records:
-        classes = [f'{p["class"]} {100 * p["probability"]:.1f} %' for p in record.get('predictions', ())]
+        classes = [f'{one_line(p["class"])} {100 * p["probability"]:.1f} %' for p in record.get('predictions', ())]
         print(f'{one_line(record["path"])}  {", ".join(classes) or record["error"]}', file=file)
 
 
@@ -148,7 +148,7 @@ def _write_csv(records: Sequence[dict[str, Any]], file: TextIO) -> None:
     for record in records:
         for rank, p in enumerate(record.get('predictions', ()), start=1):
             path = os.fsencode(record['path']).decode(errors='backslashreplace')  # which may be no UTF-8
-            writer.writerow([path, rank, p['label'], p['class'], f'{p["probability"]:.6f}'])
+            writer.writerow([path, rank, p['label'], one_line(p['class']), f'{p["probability"]:.6f}'])
 
 
 def _write_json(records: Sequence[dict[str, Any]], file: TextIO) -> None:

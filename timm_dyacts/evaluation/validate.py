@@ -14,7 +14,8 @@ from ..data.errors import worker_errors
 from ..data.loaders import build_eval_loader, check_num_classes, image_mode
 from ..device import build_amp, resolve_device, set_numerics
 from ..files import check_output, format_csv, write_output
-from ..loading import count_parameters, resolve_input
+from ..loading import count_parameters, label_names_of, resolve_input
+from ..messages import one_line
 from ..run_folder import RunFolder
 from ..world import World
 from .config import ValidateConfig
@@ -173,8 +174,8 @@ def _resolve_dataset(config: ValidateConfig, name: str) -> ValidateConfig:
 def _check_classes(names: list[str] | None, model: torch.nn.Module) -> None:
     """Raise ``ValueError`` if the data set has more classes than the model, warn if it has others."""
     check_num_classes(model.num_classes, names)
-    label_names = model.pretrained_cfg.get('label_names')
-    if names and label_names and names != list(label_names):
+    label_names = label_names_of(model)
+    if names and label_names and names != label_names:
         _logger.warning(
             'The classes differ, so the accuracy may mean nothing. Those of the data set: %s. Those of the model: %s.',
-            names, label_names)
+            one_line(names), one_line(label_names))

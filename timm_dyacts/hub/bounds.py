@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from ..run_folder import CONFIG, WEIGHTS
 from .errors import HubError, shown
 
-__all__ = ['check_arguments', 'check_header', 'check_size', 'is_count', 'limited_building']
+__all__ = ['are_label_names', 'check_arguments', 'check_header', 'check_size', 'is_count', 'limited_building']
 
 _CONFIG_BYTES = 16 * 2 ** 20
 _HEADER_BYTES = 16 * 2 ** 20
@@ -47,6 +47,13 @@ def is_count(value: Any, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
+def are_label_names(value: Any) -> bool:
+    """Say whether a value names classes: a list of texts, or a mapping to texts where timm leaves gaps."""
+    names = list(value.values()) if isinstance(value, Mapping) else value
+    return isinstance(names, (list, tuple)) and len(names) <= _CLASSES and all(
+        isinstance(name, str) and len(name) <= _TEXT for name in names)
+
+
 def check_arguments(config: Mapping[str, Any], name: str) -> None:
     """Raise a ``HubError`` for what a config may not ask for."""
     def refuse(where: str, value: Any, accepted: str) -> None:
@@ -60,6 +67,10 @@ def check_arguments(config: Mapping[str, Any], name: str) -> None:
         # Of another type it contradicts the number of the weights, which is said elsewhere.
         if isinstance(value, (int, float)) and not is_count(value, _CLASSES):
             refuse(where, value, f'a whole number from 0 to {_CLASSES}')
+    for where, holder in (('label_names', config), ('pretrained_cfg.label_names', cfg)):
+        value = holder.get('label_names')
+        if value is not None and not are_label_names(value):
+            refuse(where, value, f'a list of texts of at most {_TEXT} characters')
     for key in ('input_size', 'test_input_size', 'fixed_input_size', 'min_input_size', 'pool_size', 'test_pool_size'):
         value = cfg.get(key)
         if value is None or isinstance(value, bool) and key == 'fixed_input_size':
@@ -88,6 +99,9 @@ def _problem(value: Any, key: str, depth: int = 0) -> str | None:
     """Say what would be accepted in place of a value of ``model_args``, None if it is."""
     if depth > _DEPTH:
         return f'a depth of at most {_DEPTH}'
+    if key.endswith('_rate'):  # of dropout, which does not look at it before the first forward pass
+        fits = value is None or isinstance(value, (int, float)) and 0 <= value <= 1
+        return None if fits else 'a number from 0 to 1'
     if isinstance(value, Mapping):
         problems = (_problem(item, inner, depth + 1) for inner, item in value.items())
         return next((problem for problem in problems if problem is not None), None)

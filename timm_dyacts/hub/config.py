@@ -85,7 +85,7 @@ def _check_requirements(config: Mapping[str, Any], name: str) -> None:
 
 def _check_architecture(config: Mapping[str, Any], name: str) -> None:
     architecture = config['architecture']
-    if not timm.is_model(architecture):
+    if not timm.is_model(architecture) or not architecture.isprintable():  # the tag of a name may be any
         raise HubError(
             f"Could not load '{name}': its architecture {shown(architecture)} is known neither to timm "
             f"{timm.__version__} nor to timm_dyacts {__version__}.{suggest(architecture)} A newer version may "

@@ -1,6 +1,7 @@
 """Load a checkpoint from the Hub, and be sure that it is the one that was published."""
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,23 @@ import timm
 import torch
 from packaging.version import Version
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ..run_folder import CONFIG, PICKLED_WEIGHTS, WEIGHTS, CheckpointFolder
 from ..version import needs
+from ..weights_file import check_start, classifier_entries, read_weights, wrong_kinds
+from ..zoo import find_variant
+from ..zoo.weights import COUNTER, recorded_mismatch
 from .bounds import check_header, limited_building
 from .cache import Repo, discard, is_intact
 from .config import check_config, read_config, recorded
-from .errors import ChecksumError, HubError, MissingFileError, summarize
+from .errors import ChecksumError, HubError, MissingFileError, shown, summarize
 from .hashes import sha256
 
-__all__ = ['has_checksum', 'load', 'verify']
+__all__ = ['find_architecture', 'has_checksum', 'load', 'verify']
 
 _logger = logging.getLogger(__name__)
+_LONGEST_NAME = 1000  # of an entry of the weights, in characters
 
 
 def load(
@@ -32,6 +37,7 @@ def load(
         verify: bool = True,
         allow_pickle: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
+        pretrained: bool = True,
         **kwargs: Any,
 ) -> nn.Module:
     """Load a model from the Hub: ``timm.create_model('hf-hub:<repo_id>', pretrained=True)`` that trusts nothing.
@@ -48,6 +54,8 @@ def load(
             own. Where there is neither, a warning says so.
         allow_pickle: Also take weights that are pickled. They are read with torch's ``weights_only``.
         cache_dir: Cache of the downloads, that of ``huggingface_hub`` by default.
+        pretrained: Fill the model with the weights. They are had and verified without it as well, since the size of
+            their file bounds what is built.
         **kwargs: Further arguments of ``timm.create_model``, such as ``num_classes`` or ``features_only``.
 
     Returns:
@@ -65,9 +73,13 @@ def load(
     snapshot = _pull(repo, verify=verify, allow_pickle=allow_pickle)
     if verify and not snapshot.verified:
         _logger.warning("There is no checksum to verify the weights of '%s' with.", repo.name)
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}  # to which timm's default applies
     try:
-        with limited_building(snapshot.weights):
-            model = timm.create_model(f'local-dir:{snapshot.folder}', pretrained=True, **kwargs)
+        given = _read_weights(snapshot.weights) if pretrained else {}
+        with limited_building(snapshot.weights), recorded_mismatch() as (absent, _):
+            model = timm.create_model(f'local-dir:{snapshot.folder}', pretrained=pretrained, **kwargs)
+        if pretrained:
+            _check_filled(model, snapshot, given, absent, adapted=bool(kwargs))
     except Exception as e:
         remedy = f'Load it without the arguments {kwargs}.' if kwargs else \
             f'{CONFIG} and weights must be of the same model, which the owner of the repo has to put right.'
@@ -78,6 +90,16 @@ def load(
     model.pretrained_cfg.pop('file', None)
     model.pretrained_cfg.update(source='hf-hub', hf_hub_id=f'{repo.repo_id}@{snapshot.commit}')
     return model
+
+
+def find_architecture(name: str) -> str:
+    """Give the architecture of a repo, ``'user/name'`` or ``'user/name@revision'``, without its weights.
+
+    Raises:
+        HubError: Its config could not be had, or is none that ``load`` takes.
+    """
+    config, _ = _pull_config(Repo.parse(name), verify=True)
+    return config['architecture']
 
 
 def verify(name: str, *, token: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> str:
@@ -148,7 +170,8 @@ class _Snapshot:
         return self.folder.name
 
 
-def _pull(repo: Repo, verify: bool, allow_pickle: bool) -> _Snapshot:
+def _pull_config(repo: Repo, verify: bool) -> tuple[dict[str, Any], Path]:
+    """Have the config of a repo, and the file that holds it, in the folder of a commit."""
     config_file = _download_config(repo, verify)
     try:
         config = read_config(config_file, repo.name)
@@ -156,6 +179,11 @@ def _pull(repo: Repo, verify: bool, allow_pickle: bool) -> _Snapshot:
         discard(config_file)
         raise
     check_config(config, repo.name)
+    return config, config_file
+
+
+def _pull(repo: Repo, verify: bool, allow_pickle: bool) -> _Snapshot:
+    config, config_file = _pull_config(repo, verify)
     weights = _download_weights(repo, config_file.parent.name, allow_pickle)
     verified = verify and _verify_weights(weights, recorded(config, 'sha256').get(weights.name), repo)
     if weights.suffix == '.safetensors':
@@ -183,8 +211,8 @@ def _download_weights(repo: Repo, commit: str, allow_pickle: bool) -> Path:
     try:
         return repo.download(
             WEIGHTS,
-            'Pickled weights can run code while they are loaded, so they are only taken if asked for: '
-            'allow_pickle=True.',
+            'Pickled weights can run code while they are loaded, so they are only taken if asked for, in Python: '
+            'timm_dyacts.hub.load(..., allow_pickle=True).',
             commit,
         )
     except MissingFileError:
@@ -215,6 +243,50 @@ def _verify_weights(path: Path, expected: str | None, repo: Repo) -> bool:
         f"{path.name} of '{repo.name}' is not what was published: {problem}. Its SHA-256 is {actual}, on record is "
         f"{expected or 'another'}. It was removed from the cache. Load again or, if that does not help, load an "
         f"earlier revision or ask the owner of the repo.")
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read weights, and refuse what timm would take without a word, or quote in its log as it is.
+
+    Raises:
+        ValueError: They are not finite, not floating-point numbers, or have names that a terminal would obey.
+    """
+    given = read_weights(path, path.name)
+    for key in given:
+        if not key.isprintable() or len(key) > _LONGEST_NAME:
+            raise ValueError(f'{path.name} has an entry {shown(key)}, which is no name of one.')
+    return given
+
+
+def _check_filled(
+        model: nn.Module,
+        snapshot: _Snapshot,
+        given: dict[str, Tensor],
+        absent: Collection[str],
+        adapted: bool,
+) -> None:
+    """Raise ``ValueError`` if weights have not filled a model as timm lets them: integers, or less than the whole.
+
+    Args:
+        model: The model.
+        snapshot: What it was made from.
+        given: The weights.
+        absent: The entries that were not in them.
+        adapted: Whether it was asked for with arguments, with which a part of it may start anew.
+    """
+    name = snapshot.weights.name
+    for key in sorted(wrong_kinds(given, model)):
+        if not given[key].is_floating_point():  # the reverse is an average of checkpoints, with counters in it
+            raise ValueError(f'{name} must hold floating-point weights, and {key!r} is {given[key].dtype}.')
+    if find_variant(snapshot.architecture) is not None:
+        return  # which is filled or refused
+    if adapted:
+        check_start(model, absent, name, str(snapshot.weights))
+        return
+    head = classifier_entries(model)
+    for key in model.state_dict().keys() & set(absent) - set(head):
+        if not key.endswith(COUNTER):
+            raise ValueError(f'{name} lacks {key!r}.')
 
 
 def _check_safetensors(path: Path, repo: Repo) -> None:

@@ -41,8 +41,9 @@ def create_initial_model(config: TrainConfig) -> tuple[nn.Module, Start]:
         if config.initial_checkpoint is not None:
             model = build_from_file(
                 config.model, config.initial_checkpoint, '--initial-checkpoint', config.preprocessing, **kwargs)
-    except (AssertionError, TypeError, ValueError) as e:
-        cause = e.__cause__ if isinstance(e, ValueError) else e  # which ``build_model`` puts down to --model-kwargs
+    except (AssertionError, OSError, TypeError, ValueError) as e:
+        # ``build_model`` puts it down to --model-kwargs, ``hub.load`` to the repo
+        cause = e.__cause__ if isinstance(e, (OSError, ValueError)) else e
         refusal = _refusal(config, cause) if isinstance(cause, (AssertionError, TypeError)) else None
         if refusal is None:
             raise
@@ -57,7 +58,8 @@ def _start_from_file(config: TrainConfig, **kwargs: Any) -> tuple[nn.Module, Loa
     """Create the model as if the file of ``--pretrained-path`` held its pretrained weights."""
     path = config.pretrained_path
     given = read_weights(path, '--pretrained-path')
-    overlay = dict(file=path, num_classes=-1)  # -1: the file's classifier is never taken over
+    # No source, or the weights of a folder or repo would go before the file; -1: its classifier is never taken over
+    overlay = dict(file=path, source=None, num_classes=-1)
     try:
         with recorded_mismatch() as (absent, _):
             model = build_model(

@@ -7,7 +7,7 @@ import torch
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from ..loading import resolve_model_name
+from ..loading import create_model, resolve_model_name
 from ..version import needs
 from .class_weights import WeightedCrossEntropy
 from .config import TrainConfig
@@ -85,7 +85,7 @@ def build_task(
         return classification_task(model, criterion, device)
     if not _TIMM_HAS_TASKS:
         raise needs('--kd-model', 'timm', '1.0.27', timm.__version__)
-    teacher = timm.create_model(resolve_model_name(config.kd_model, '--kd-model'), pretrained=True)
+    teacher = create_model(resolve_model_name(config.kd_model, '--kd-model'), pretrained=True)
     if (teacher.num_classes, teacher.in_chans) != (config.num_classes, config.in_chans):
         raise ValueError(
             f'--kd-model must have the {config.num_classes} classes and {config.in_chans} input channels of the model, '

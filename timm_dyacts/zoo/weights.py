@@ -7,6 +7,7 @@ of its own checkpoints (torchvision's names, for example), and has to fit it com
 Where variant and base have the same entries, as with SoftPool, either kind of checkpoint means the same for both.
 """
 import textwrap
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -175,13 +176,15 @@ def recorded_mismatch() -> Iterator[tuple[list[str], list[str]]]:
     """
     found: tuple[list[str], list[str]] = [], []
     handles = []
+    thread = threading.get_ident()  # another one may build a model of its own
 
     def record(module: nn.Module, keys: Any) -> None:
         for whole, part in zip(found, keys, strict=True):  # PyTorch calls this for each module, with the keys so far
             whole[:] = dict.fromkeys((*whole, *part))
 
     def watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-        handles.append(parent.register_load_state_dict_post_hook(record))
+        if threading.get_ident() == thread:
+            handles.append(parent.register_load_state_dict_post_hook(record))
 
     building = register_module_module_registration_hook(watch)
     try:
