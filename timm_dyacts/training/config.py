@@ -266,7 +266,8 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     scale: tuple[float, float] = _augmentation(
         (0.08, 1.0), above=0, maximum=1, ascending=True, metavar='PCT', help='area of the random crop')
     ratio: tuple[float, float] = _augmentation(
-        (3 / 4, 4 / 3), minimum=0.01, maximum=100, ascending=True, metavar='RATIO', help='aspect ratio of the random crop')
+        (3 / 4, 4 / 3), minimum=0.01, maximum=100, ascending=True, metavar='RATIO',
+        help='aspect ratio of the random crop')
     hflip: float = _augmentation(0.5, minimum=0, maximum=1, metavar='P')
     vflip: float = _augmentation(0.0, minimum=0, maximum=1, metavar='P')
     color_jitter: float = _augmentation(0.4, minimum=0, maximum=100, metavar='PCT')
