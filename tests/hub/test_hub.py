@@ -171,6 +171,8 @@ def without(name):
     (lambda files: files | {'model.safetensors': files['model.safetensors'][:-1] + b'x'},
      ['it was changed there', 'removed from the cache']),
     (lambda files: with_config(files, architecture=f'{ARCHITECTURE}.\x1b[2J'), ['known neither to timm', r'\x1b[2J']),
+    (lambda files: with_config(files, timm_dyacts=dict(sha256={'model.safetensors': '\u202eff'})),
+     [r"'\u202eff' as the SHA-256 of model.safetensors", '64 digits']),
     (lambda files: with_config(files, label_names='0123456789'), ["'label_names' = '0123456789'", 'a list of texts']),
     (lambda files: with_config(files, label_names=[None] * 10), ["'label_names' = [None, ", 'a list of texts']),
     (lambda files: with_config(files, model_args=dict(drop_rate=[0.5])),
@@ -183,7 +185,7 @@ def without(name):
     (lambda files: with_entry(files, 'x\x1b[2J', lambda _: torch.zeros(1)), [r"an entry 'x\x1b[2J'"]),
 ], ids=['architecture', 'newer', 'specifier', 'foreign', 'not JSON', 'no config', 'no weights', 'no cfg', 'classes',
         'argument', 'list', 'specifier list', 'deep', 'shape', 'model_args', 'truncated', 'tampered', 'escapes',
-        'names', 'no names', 'rate', 'nan', 'int8', 'bool', 'entry'])
+        'sha256', 'names', 'no names', 'rate', 'nan', 'int8', 'bool', 'entry'])
 def test_bad_repos_have_clear_errors(served, server, client, files, repo_id, change, words):
     server.add_repo(repo_id, change(files))
     with pytest.raises(ClientError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import timm
+import yaml
 from support.hub_client import fingerprint, read_folder, serve
 from support.loopback_hub import ClientError, Fault, run_python
 from support.run_folder import RESULTS, write_run
@@ -285,6 +286,52 @@ class TestBadRun:
         with pytest.raises(hub.HubError, match=f'{name} of the run folder has a token in it') as error:
             hub.publish(run, 'user/name', dry_run=True)
         assert token not in str(error.value)
+
+
+class TestTamperedRun:
+    """A run folder that somebody sent."""
+
+    @pytest.mark.parametrize('name', ['summary.csv', 'classes.csv', 'curves.png'])
+    def test_a_link_out_of_it_is_not_followed(self, run, tmp_path, name):
+        private = tmp_path / 'private'
+        private.write_text('a secret')
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(private)
+        with pytest.raises(hub.HubError, match=f"its {name} is a link to '.*private', which is outside") as error:
+            hub.publish(run, 'user/name', dry_run=True)
+        assert 'secret' not in str(error.value)
+
+    def test_a_link_within_it_is(self, run):
+        (run / 'summary.csv').rename(run / 'rows.csv')
+        (run / 'summary.csv').symlink_to('rows.csv')
+        hub.publish(run, 'user/name', dry_run=True)
+        assert (run / 'publish' / 'summary.csv').read_text() == (run / 'rows.csv').read_text()
+
+    @pytest.mark.parametrize('text', [
+        'x\n---\nlicense: mit\n---\n# Another card', '<script>alert(1)</script>', '[x](javascript:alert(1))',
+        '![x](http://elsewhere.invalid/x.png)', '`x` | y', '\x1b[2J', '\u202ex', 'http://x><img src=x>',
+        'a/b@](javascript:alert(1))', '{{ 7 * 7 }}',
+    ])
+    def test_what_a_card_quotes_is_text(self, run, text):
+        results = json.loads((run / 'results.json').read_text())
+        edit(run / 'results.json', split=text, dataset=text, date=text, versions={'torch': text}, start=dict(
+            results['start'], source=text, license=text, kd_model=text, model=text))
+        options = yaml.safe_load((run / 'args.yaml').read_text())
+        (run / 'args.yaml').write_text(yaml.safe_dump(options | dict(opt=text, model=text, aa=text)))
+        edit(run / 'config.json', label_names=[text] * 10)
+        card = (hub.publish(run, 'user/name', dry_run=True).folder / 'README.md').read_text()
+        assert card.replace('\n', '').isprintable()
+        metadata, _, body = card.removeprefix('---\n').partition('\n---\n')
+        assert yaml.safe_load(metadata)['license'] == 'other'
+        for active in ('<script', '<img', '](javascript', '](http://elsewhere', '\n# Another', '| y'):
+            assert active not in body.replace(r'\| y', '')
+
+    def test_a_remark_is_one_line_that_moves_no_cursor(self, run, capsys):
+        with open(run / 'args.yaml', 'a') as file:
+            file.write('"\\e[2J\\nx": 1\n')
+        cli.main(['publish', str(run), '--repo-id', 'user/name', '--dry-run'])
+        said = capsys.readouterr().out
+        assert r'args.yaml is published without \x1b[2J x.' in said and said.replace('\n', '').isprintable()
 
 
 class TestFaults:

@@ -15,9 +15,10 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from .. import zoo
+from ..messages import one_line
 from ..operators import Paper, operator_parameters, papers
 from ..run_folder import Results, Start
-from .render import TIMM_CITATION, render
+from .render import TIMM_CITATION, as_text, render
 from .size import measure_size
 
 __all__ = ['render_model_card', 'resolve_start']
@@ -169,12 +170,12 @@ class _Source:
         if start is None or not start.source:
             return None
         source = start.source.removeprefix('hf-hub:')
-        if re.fullmatch(r'https?://\S+', source):
+        if re.fullmatch(r'https?://[^\s<>]+', source):
             return cls(None, f'<{source}>')
         repo_id = source.partition('@')[0]
         if re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id) and not repo_id.endswith(('.safetensors', '.pth', '.pt', '.bin')):
-            return cls(repo_id, f'[{source}](https://huggingface.co/{repo_id})')
-        return cls(None, f'a file `{os.path.basename(source)}`')
+            return cls(repo_id, f'[{as_text(source)}](https://huggingface.co/{repo_id})')
+        return cls(None, f'a file `{as_text(os.path.basename(source))}`')
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def _metadata(
     base = dict(base_model=source.repo_id, base_model_relation='finetune') if source and source.repo_id else {}
     measured = {}
     if results is not None:
-        dataset = _dataset_name(results)
+        dataset = one_line(_dataset_name(results))  # a line of its own could end the metadata
         dataset_id = re.sub(r'[^\w./-]+', '-', re.sub(r'^(torch|hfds|hfids|tfds|wds)/', '', dataset)).strip('-')
         metrics = [('Top-1 accuracy', results.top1)]
         if model.num_classes > 5:
@@ -230,7 +231,7 @@ def _metadata(
                     task_name='Image Classification',
                     dataset_type=dataset_id,
                     dataset_name=dataset,
-                    dataset_split=results.split,
+                    dataset_split=one_line(results.split),
                     metric_type='accuracy',
                     metric_name=name,
                     metric_value=round(value, 4),
@@ -243,7 +244,7 @@ def _metadata(
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', 'timm_dyacts', *(operator.paper.tag for operator in operators)],
         license=license if known else 'other',
-        license_name=None if known else license,
+        license_name=None if known else one_line(license),
         **base,
         **measured,
     )

@@ -4,7 +4,9 @@ from typing import Any
 
 import jinja2
 
-__all__ = ['TIMM_CITATION', 'render']
+from ..messages import one_line
+
+__all__ = ['TIMM_CITATION', 'as_text', 'render']
 
 TIMM_CITATION = (
     '@misc{rw2019timm,\n'
@@ -25,10 +27,20 @@ def render(template: str, **facts: Any) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader('timm_dyacts.card'),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters['text'] = as_text
+    return environment
+
+
+def as_text(value: Any) -> str:
+    """Give a value from a run folder as text within Markdown: one line that is no markup, link, image or cell."""
+    text = one_line(value)
+    for char, inert in (('<', '&lt;'), ('|', r'\|'), ('`', '&#96;'), ('](', r']\(')):
+        text = text.replace(char, inert)
+    return text

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 from torch import Tensor, nn
 
 from ..data import create_dataset
 from ..device import resolve_device
 from ..evaluation.config import LARGEST_SIDE
 from ..files import check_output
-from ..loading import create_model, resolve_model_name
+from ..loading import create_model, resolve_input, resolve_model_name
 from ..lsuv import LSUVReport, OutputStd, lsuv_
 from ..ops.checks import check_int, check_positive
 from ..plotting import BLUE, GREY, create_figure, require_matplotlib, save_figure, style_axes
@@ -75,7 +75,7 @@ def _load_batch(args: Namespace, model: nn.Module) -> Tensor:
     in_chans = getattr(model, 'in_chans', model.pretrained_cfg['input_size'][0])
     dataset = create_dataset(
         '' if args.data_dir else 'digits', args.data_dir, split='train', input_img_mode='RGB' if in_chans == 3 else 'L')
-    config = resolve_data_config(dict(img_size=args.img_size, in_chans=in_chans, crop_pct=1.0), model=model)
+    config = resolve_input(model, dict(img_size=args.img_size, in_chans=in_chans, crop_pct=1.0))
     dataset.transform = create_transform(**config)
     indices = torch.randperm(len(dataset))[:args.batch_size]
     return torch.stack([dataset[i][0] for i in indices.tolist()])

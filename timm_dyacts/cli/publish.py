@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 
 from ..hub import publish
+from ..messages import one_line
 from ..run_folder import CHECKPOINTS
 from .parser import ArgumentParser, one_line_errors
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-dyacts publish') -
     for name, size in published.files.items():
         print(f'{size:>12,}  {name}')
     for remark in published.remarks:
-        print(remark)
+        print(one_line(remark))  # which quotes the options of the run
     if published.folder:
         print(f'Would be published as {published.repo_id}: {published.folder}')
     else:

@@ -14,7 +14,7 @@ from ..zoo import suggest
 from .bounds import check_arguments, check_size
 from .errors import HubError, shown, summarize
 
-__all__ = ['RECORD', 'check_config', 'read_config', 'recorded', 'requirements']
+__all__ = ['RECORD', 'check_config', 'read_config', 'recorded', 'recorded_sha256', 'requirements']
 
 RECORD = 'timm_dyacts'  # our entry
 
@@ -22,6 +22,25 @@ RECORD = 'timm_dyacts'  # our entry
 def requirements() -> dict[str, str]:
     """Give the version specifiers, by package, of what is published now."""
     return dict(timm=f'>={timm.__version__}', timm_dyacts=f'>={__version__}')
+
+
+def recorded_sha256(config: Mapping[str, Any], file: str, name: str) -> str | None:
+    """Give the SHA-256 that a config has on record of a file, ``None`` if it has none.
+
+    Args:
+        config: The config.
+        file: Name of the file.
+        name: What to call the checkpoint in messages.
+
+    Raises:
+        HubError: What is on record is no SHA-256.
+    """
+    value = recorded(config, 'sha256').get(file)
+    if value is not None and not (isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value)):
+        raise HubError(
+            f"The {CONFIG} of '{name}' has {shown(value)} as the SHA-256 of {file}; accepted are 64 digits of 0-9 and "
+            f"a-f. Its owner has to publish it again.")
+    return value
 
 
 def recorded(config: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..zoo import find_variant
 from ..zoo.weights import COUNTER, recorded_mismatch
 from .bounds import check_header, limited_building
 from .cache import Repo, discard, is_intact
-from .config import check_config, read_config, recorded
+from .config import check_config, read_config, recorded_sha256
 from .errors import ChecksumError, HubError, MissingFileError, shown, summarize
 from .hashes import sha256
 
@@ -129,13 +129,13 @@ def verify(name: str, *, token: str | None = None, cache_dir: str | os.PathLike[
 def has_checksum(folder: str) -> bool:
     """Say whether a folder, with ``'local-dir:'`` or without, has what ``verify`` compares with: it was published."""
     config = CheckpointFolder(folder.removeprefix('local-dir:')).config
-    return config.is_file() and WEIGHTS in recorded(read_config(config, folder), 'sha256')
+    return config.is_file() and recorded_sha256(read_config(config, folder), WEIGHTS, folder) is not None
 
 
 def _verify_folder(folder: CheckpointFolder) -> str:
     for file in folder.missing():
         raise HubError(f"Could not verify '{folder}': it has no {file}. A folder made by publishing has.")
-    expected = recorded(read_config(folder.config, str(folder)), 'sha256').get(WEIGHTS)
+    expected = recorded_sha256(read_config(folder.config, str(folder)), WEIGHTS, str(folder))
     if expected is None:
         raise ChecksumError(
             f"Could not verify '{folder}': its {CONFIG} records no SHA-256 of {WEIGHTS}. Publishing records it, in the "
@@ -185,7 +185,7 @@ def _pull_config(repo: Repo, verify: bool) -> tuple[dict[str, Any], Path]:
 def _pull(repo: Repo, verify: bool, allow_pickle: bool) -> _Snapshot:
     config, config_file = _pull_config(repo, verify)
     weights = _download_weights(repo, config_file.parent.name, allow_pickle)
-    verified = verify and _verify_weights(weights, recorded(config, 'sha256').get(weights.name), repo)
+    verified = verify and _verify_weights(weights, recorded_sha256(config, weights.name, repo.name), repo)
     if weights.suffix == '.safetensors':
         _check_safetensors(weights, repo)
     return _Snapshot(weights, config['architecture'], verified)

@@ -89,6 +89,7 @@ def stage(
     shutil.copyfile(checkpoint.weights, folder / WEIGHTS)
     for name in PUBLISHED_EXTRAS:
         if name != OPTIONS and (run.path / name).is_file():
+            _check_inside(run.path / name, run)
             shutil.copyfile(run.path / name, folder / name)
     if recipe is not None:
         RunFolder(folder).write_options(recipe, run.read_notes())
@@ -156,6 +157,14 @@ def _privacy_remarks(options: Mapping[str, Any], recipe: Mapping[str, Any]) -> l
     shortened = [f'{name} is {recipe[name]!r}' for name in recipe if recipe[name] != options[name]]
     remarks = [f'{OPTIONS} is published without {", ".join(left_out)}.'] if left_out else []
     return remarks + ([f'{OPTIONS} is published without folders: {", ".join(shortened)}.'] if shortened else [])
+
+
+def _check_inside(path: Path, run: RunFolder) -> None:
+    """Refuse a link that leads out of a run folder, which somebody may have sent, to what is nobody's business."""
+    if not path.resolve().is_relative_to(run.path.resolve()):
+        raise HubError(
+            f"Could not publish '{run}': its {path.name} is a link to '{path.resolve()}', which is outside. Put the "
+            f"file itself there, or remove the link.")
 
 
 def _names(folder: Path) -> list[str]:

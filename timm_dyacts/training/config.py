@@ -157,7 +157,8 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     head_init_scale: float | None = _model(
         None, minimum=0, metavar='SCALE', help='multiply the weights of the classifier by this before training')
     head_init_bias: float | None = _model(
-        None, minimum=-1000, maximum=1000, metavar='BIAS', help='set the biases of the classifier to this before training')
+        None, minimum=-1000, maximum=1000, metavar='BIAS',
+        help='set the biases of the classifier to this before training')
     bn_momentum: float | None = _model(
         None, above=0, maximum=1, metavar='M', help='momentum of BatchNorm, for EfficientNets and their kin',
         unset='of the model')
@@ -186,7 +187,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         help='lead a variant that does not start exactly as its base from the one to the other over so many epochs, '
              'which may be a fraction; only an epoch that ends after them can be the best')
     transition_sched: str = _finetuning('linear', choices=('linear', 'cosine'), help='how, from update to update')
-    kd_temperature: float = _finetuning(4.0, above=0, metavar='T')
+    kd_temperature: float = _finetuning(4.0, above=0, maximum=1000, metavar='T')
     distill_loss_weight: float | None = _finetuning(None, minimum=0, metavar='W', unset='1, or 1 - --task-loss-weight')
     task_loss_weight: float | None = _finetuning(None, minimum=0, metavar='W', unset='1')
 
@@ -253,7 +254,8 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         unset='at 30, 60 and 90 % of --epochs')
     min_lr: float = _optimizer(0.0, minimum=0, metavar='LR')
     decay_epochs: float = _optimizer(
-        10.0, above=0, metavar='N', help='epochs between the steps of --sched step, of the decay of --sched wsd')
+        10.0, above=0, maximum=10 ** 6, metavar='N',
+        help='epochs between the steps of --sched step, of the decay of --sched wsd')
     decay_rate: float = _optimizer(
         0.1, above=0, metavar='RATE', flags=('--dr',),
         help='factor of --sched step, multistep and plateau, power of poly')
@@ -282,14 +284,15 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
         'random', choices=('random', *INTERPOLATIONS), help='interpolation of the random crop')
     reprob: float = _augmentation(0.0, minimum=0, maximum=1, metavar='P', help='random erasing probability')
     remode: str = _augmentation('pixel', choices=('pixel', 'rand', 'const'), help='random erasing mode')
-    recount: int = _augmentation(1, minimum=1, metavar='N', help='random erasing count')
+    recount: int = _augmentation(1, minimum=1, maximum=1000, metavar='N', help='random erasing count')
     resplit: bool = _augmentation(
         False, help='no random erasing in the first of --aug-splits, or in the first half of a batch')
     aug_repeats: float = _augmentation(
         0.0, minimum=0, maximum=1000, metavar='N',
         help='repeated augmentation: show so many views of an image at once, and accordingly fewer images an epoch')
     aug_splits: int = _augmentation(
-        0, minimum=0, metavar='N', help='show each image so many times in a batch, the first time hardly augmented')
+        0, minimum=0, maximum=64, metavar='N',
+        help='show each image so many times in a batch, the first time hardly augmented')
     split_bn: bool = _augmentation(
         False, help='a BatchNorm for each of --aug-splits while training; the first is kept')
     jsd_loss: bool = _augmentation(
