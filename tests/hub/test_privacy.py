@@ -23,8 +23,10 @@ def published(tmp_path_factory):
     images = write_photos(home / 'flowers')
     weights = Path(train_small(images, home / 'out').folder, 'model.safetensors')
     run = Path(train_small(
-        images, home / 'out', '--initial-checkpoint', weights, '--experiment', f'{MARKER}-7', '--workers', 0,
-        '--wandb-tags', MARKER, '--wandb-project', MARKER).folder)
+        images, home / 'out', '--initial-checkpoint', weights, '--experiment', f'{MARKER}-7', '--workers', 0).folder)
+    options = yaml.safe_load((run / 'args.yaml').read_text())
+    options |= dict(log_wandb=True, wandb_tags=[MARKER], wandb_project=MARKER)
+    (run / 'args.yaml').write_text(yaml.safe_dump(options))
     results = json.loads((run / 'results.json').read_text())
     assert MARKER in results['start']['source']  # for the owner of the run, all is on record
     config = json.loads((run / 'config.json').read_text())
