@@ -142,6 +142,45 @@ def test_absurd_sizes_are_refused_before_they_are_taken(served, checkpoints, arg
     assert outcome['kind'][0] == 'HubError' and outcome['seconds'] < SECONDS and outcome['peak'] < MIB, outcome
 
 
+def with_arguments(files, **args):
+    config = json.loads(files['config.json'])
+    return files | {'config.json': json.dumps(config | dict(model_args=config['model_args'] | args)).encode()}
+
+
+def with_header(files, size):
+    """Fill the header of the weights up with spaces to a size, as the format allows."""
+    content = files['model.safetensors']
+    before = struct.unpack('<Q', content[:8])[0]
+    header = content[8:8 + before].ljust(size)
+    return files | {'model.safetensors': struct.pack('<Q', size) + header + content[8 + before:]}
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda files: files | {'config.json': files['config.json'].ljust(2 ** 24 + 1)},
+     ['has 16777217 bytes; at most 16777216 are read']),
+    (lambda files: with_header(files, 2 ** 24 + 8), ['has 16777224 bytes; at most 16777216 are read']),
+    (lambda files: with_arguments(files, img_size=4097), ["'model_args.img_size' = 4097", 'at most 4096']),
+    (lambda files: with_arguments(files, num_classes=2 ** 20 + 1),
+     ["'model_args.num_classes' = 1048577", 'at most 1048576']),
+    (lambda files: with_arguments(files, mlp_ratio=65537), ["'model_args.mlp_ratio' = 65537", 'at most 65536']),
+    (lambda files: with_arguments(files, mlp_ratio=65536), ['parameters, of which the weights hold fewer']),
+    (lambda files: with_arguments(files, depth=9000, embed_dim=8, num_heads=1), ['more than 50000 modules']),
+], ids=['config', 'header', 'side', 'classes', 'argument', 'parameters', 'modules'])
+def test_the_bounds_are_those_that_are_promised(served, checkpoints, repo_id, change, words):
+    server, client = served
+    server.add_repo(repo_id, change(checkpoints[2]))
+    outcome = client(f'attempt(lambda: hub.load({repo_id!r}))')
+    assert outcome['kind'][0] == 'HubError' and all(word in outcome['message'] for word in words), outcome
+    assert outcome['seconds'] < SECONDS and outcome['peak'] < MIB, outcome
+
+
+def test_what_is_just_within_them_is_taken(served, checkpoints, repo_id):
+    server, client = served
+    files = with_header(checkpoints[2], 2 ** 24)
+    server.add_repo(repo_id, files | {'config.json': files['config.json'].ljust(2 ** 24)})
+    assert client(f'attempt(lambda: hub.load({repo_id!r}))')['kind'] is None
+
+
 @pytest.mark.parametrize('args', [
     dict(pretrained_cfg_overlay=dict(file=CANARY)), dict(pretrained_cfg=dict(file=CANARY)),
     dict(checkpoint_path=CANARY), dict(pretrained_cfg_overlay=dict(url='http://elsewhere.invalid/x.pth')),

@@ -1,5 +1,6 @@
 """Pulling: what comes from the Hub is what was published, or there is a clear error and nothing half-written."""
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -364,6 +365,28 @@ def test_pickled_weights_only_when_asked_for(server, client, files, model, repo_
             client(f'hub.load({repo_id!r}, allow_pickle=True)')
     finally:
         client(f'setattr(torch, "__version__", {version!r})')
+
+
+class Evil:
+    """What makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.skipif(Version(torch.__version__) < Version('2.6'), reason='allow_pickle=True needs PyTorch 2.6')
+def test_a_pickle_runs_nothing_even_where_it_is_asked_for(server, client, files, model, repo_id, tmp_path):
+    for made in (model.state_dict() | dict(other=Evil(tmp_path / 'made')), Evil(tmp_path / 'made')):
+        torch.save(made, tmp_path / 'pytorch_model.bin')
+        server.add_repo(repo_id, without('model.safetensors')(files) | {
+            'pytorch_model.bin': (tmp_path / 'pytorch_model.bin').read_bytes()})
+        with pytest.raises(ClientError) as error:
+            client(f'hub.load({repo_id!r}, allow_pickle=True)')
+        assert 'Python objects beside tensors, which may run code' in message(error)
+        assert not (tmp_path / 'made').exists()
 
 
 def test_verify(server, client, files, folder, repo_id, tmp_path):

@@ -141,7 +141,7 @@ def validate_models(config: ValidateConfig) -> tuple[list[OrderedDict[str, Any]]
             if len(config.model) == 1:
                 raise
             errors[name] = str(e)
-            _logger.error('%s: %s', name, e)
+            _logger.error('%s: %s', name, one_line(e))
             continue
         records.sort(key=lambda record: -record['top1'])
         if config.results_file:
