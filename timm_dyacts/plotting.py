@@ -31,7 +31,8 @@ def require_matplotlib(path: str | None = None) -> None:
 
         known = FigureCanvasBase.get_supported_filetypes()
         if os.path.splitext(path)[1].lower().removeprefix('.') not in known:
-            raise ValueError(f'a picture must end with one of {", ".join(f".{name}" for name in known)}, got {path!r}')
+            raise ValueError(
+                f'the file of a picture must end with one of {", ".join(f".{name}" for name in known)}, got {path!r}.')
 
 
 def create_figure(width: float, height: float, title: str = '', dpi: int = 110) -> Any:
