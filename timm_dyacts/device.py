@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.utils import NativeScaler
 
-__all__ = ['build_amp', 'resolve_device', 'set_numerics']
+__all__ = ['build_amp', 'is_out_of_memory', 'resolve_device', 'set_numerics']
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -32,6 +32,12 @@ def resolve_device(name: str | None) -> torch.device:
             raise ValueError(
                 f'--device must be a device that can compute here, such as cpu, got {name!r} ({e}).') from None
     return device
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether memory ran out, which PyTorch says on CPUs in the words of its allocator alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and 'DefaultCPUAllocator' in str(error))
 
 
 def set_numerics(device: torch.device, deterministic: bool) -> None:

@@ -207,3 +207,15 @@ def test_a_finished_model_gets_no_remark(unfinished, photos, call, tmp_path, cap
     call('predict.py', '-m', tmp_path, photos)
     call('validate.py', '-m', tmp_path, '--data-dir', photos)
     assert not caplog.records
+
+
+def test_a_size_that_the_model_cannot_compute(photos, tmp_path, call):
+    """Whoever evaluates at an odd size, or a config that asks for one, is told so, and not that this is a bug."""
+    net = timm.create_model('test_byobnet', num_classes=3)
+    set_pretrained_cfg(net, dict(resolve_data_config({}, model=net), input_size=(3, 32, 32)), from_pretrained=False)
+    save_checkpoint(net, tmp_path, label_names=list(COLORS))
+    for script, options in (('predict.py', [photos]), ('validate.py', ['--data-dir', photos])):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(net), 'forward_features', lambda self, x: x[:, :, :, 99:].reshape(7))
+            with pytest.raises(SystemExit, match=rf'^{script}: error: the model cannot compute images of 3 x 48 x 48: '):
+                call(script, '--model', tmp_path, *options, '--img-size', '48')

@@ -116,20 +116,14 @@ def one_line_errors(prog: str, *foreseen: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as e:
+        from ..device import is_out_of_memory
+
         if ArgumentParser.with_traceback:
             traceback.print_exception(e)
         what = one_line(e) or type(e).__name__
-        if _is_out_of_memory(e):
+        if is_out_of_memory(e):
             fail(prog, f'out of memory; a smaller --batch-size or --img-size needs less of it ({what})')
         fail(prog, what if isinstance(e, (*_FORESEEN, *foreseen)) else _describe_bug(e))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Say whether memory ran out, which PyTorch says on CPUs in the words of its allocator alone."""
-    import torch
-
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and 'DefaultCPUAllocator' in str(error))
 
 
 def _describe_bug(error: Exception) -> str:

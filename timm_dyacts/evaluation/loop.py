@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.resumable import without_worker_trace
+from ..device import is_out_of_memory
+from ..messages import one_line
 from ..modes import evaluating
 from ..world import World
 
-__all__ = ['evaluate']
+__all__ = ['compute_logits', 'evaluate']
 
 _ONE_PROCESS = World(torch.device('cpu'))
 
@@ -42,6 +44,21 @@ class _Sums:
     def tensor(self) -> Tensor:
         """Give all of them, on the CPU."""
         return torch.cat([self.loss.cpu().double()[None], self.counts.cpu().double()])
+
+
+def compute_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Apply a model to images (N, C, H, W).
+
+    Raises:
+        ValueError: The model cannot compute them: an option or a config asked for a size that it has none for.
+    """
+    try:
+        return model(images)
+    except (AssertionError, RuntimeError) as e:
+        if is_out_of_memory(e):
+            raise
+        raise ValueError(
+            f'the model cannot compute images of {" x ".join(map(str, images.shape[1:]))}: {one_line(e)}') from e
 
 
 @torch.inference_mode()
@@ -81,7 +98,7 @@ def evaluate(
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with autocast():
-                logits = model(images)
+                logits = compute_logits(model, images)
             if labels is None:  # computed for other processes, which share the model
                 continue
             sums.update(logits, labels)

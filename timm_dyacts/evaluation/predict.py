@@ -21,6 +21,7 @@ from ..loading import label_names_of, resolve_input
 from ..messages import one_line
 from ..world import World
 from .config import PredictConfig
+from .loop import compute_logits
 from .transition import remark_on_transition
 
 __all__ = ['find_images', 'predict', 'write_predictions']
@@ -106,7 +107,8 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         if len(images) == 0:
             continue
         with torch.inference_mode(), autocast():
-            probabilities = forward_model(images.contiguous(memory_format=memory_format)).float().softmax(1)
+            logits = compute_logits(forward_model, images.contiguous(memory_format=memory_format))
+            probabilities = logits.float().softmax(1)
         values, labels = probabilities.topk(min(config.topk, probabilities.shape[1]))
         for number, row_values, row_labels in zip(numbers.tolist(), values.tolist(), labels.tolist(), strict=True):
             records[number] = dict(path=paths[number], predictions=[
