@@ -19,7 +19,6 @@ from ..coverage import (
     summarise,
     write_rows,
 )
-from ..files import check_output
 from ..ops.checks import check_finite, check_int, check_positive
 from .parser import ArgumentParser, fail, one_line_errors
 
@@ -80,7 +79,6 @@ def _continue_table(args: Namespace, prog: str) -> None:
         print(summarise(read_rows(args.output)))
         return
 
-    check_output(args.output, '--output')
     networks = []
     for name in args.library:
         library = LIBRARIES[name]

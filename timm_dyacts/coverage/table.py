@@ -18,12 +18,13 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a table, less a last one that was cut off in the middle.
 
     Raises:
+        OSError: It cannot be read, or is no file.
         ValueError: The file is another one, which writing the table would destroy.
     """
     if not path.exists():
         return []
     if not path.is_file():
-        raise ValueError(f'{str(path)!r} is no file, and a table is read again to go on.')
+        raise OSError(f'{str(path)!r} is no file, and a table is read again to go on.')
     try:
         text = path.read_text(encoding='utf-8')
         rows = csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1]))

@@ -14,7 +14,7 @@ from ..ops.checks import check_choice
 from .class_map import read_class_map
 from .digits import DigitsDataset
 from .images import UnreadableImageError, open_image, read_image
-from .label_file import SPLIT_SYNONYMS, ReaderLabelFile
+from .label_file import SPLIT_SYNONYMS, ReaderLabelFile, same_splits
 from .streams import ImageStream
 
 __all__ = ['ImageFiles', 'class_names', 'create_dataset']
@@ -174,8 +174,7 @@ def _check_split(root: str, split: str) -> None:
         raise ValueError(f'split must be the name of a split in root (--data-dir), got {split!r}.')
     if not os.path.isdir(root):
         return
-    name = split.split('[')[0]
-    accepted = {name}.union(*(names for names in SPLIT_SYNONYMS if name in names))
+    accepted = set(same_splits(split.split('[')[0]))
     folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
     if folders and _SPLITS.issuperset(folders) and accepted.isdisjoint(folders):
         raise ValueError(f'split must be one of {", ".join(folders)}, the folders of {root!r}, got {split!r}.')

@@ -9,7 +9,7 @@ from typing import IO, Any
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-__all__ = ['SPLIT_SYNONYMS', 'ReaderLabelFile']
+__all__ = ['SPLIT_SYNONYMS', 'ReaderLabelFile', 'same_splits']
 
 _FLAG = 'labels (--labels)'
 _COLUMNS = 'file', 'label'
@@ -119,6 +119,11 @@ def _read_parquet(path: str) -> dict[str, Sequence[Any]]:
         raise ValueError(f'{_FLAG} {path} cannot be read: {e}') from None
 
 
+def same_splits(split: str) -> tuple[str, ...]:
+    """Give the names of a split that mean the same, its own among them."""
+    return next((names for names in SPLIT_SYNONYMS if split in names), (split,))
+
+
 def _number(labels: Sequence[str]) -> dict[str, int]:
     return {name: label for label, name in enumerate(sorted(set(labels), key=natural_key))}
 
@@ -131,8 +136,7 @@ def _rows_of_split(
 ) -> list[tuple[str, str]]:
     """Give the rows of a split, under its own name or else one that means the same."""
     there = set(splits)
-    names = next((names for names in SPLIT_SYNONYMS if split in names), (split,))
-    name = next((name for name in (split, *names) if name in there), None)
+    name = next((name for name in (split, *same_splits(split)) if name in there), None)
     if name is None:
         raise ValueError(
             f'split must be one of those of {path}, {", ".join(sorted(there)) or "which has none"}, got {split!r}.')

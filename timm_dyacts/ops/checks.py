@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     'DTYPES',
+    'check_beside',
     'check_bool',
     'check_channels',
     'check_choice',
@@ -106,6 +107,13 @@ def check_operand(name: str, value: Tensor) -> None:
         raise TypeError(f'{name} must have a 16-, 32- or 64-bit floating-point dtype, got {value.dtype}')
     if value.layout is not torch.strided:
         raise TypeError(f'{name} must be a dense tensor, got one of layout {value.layout}')
+
+
+def check_beside(name: str, value: Tensor, x: Tensor) -> None:
+    """Accept an operand as ``check_operand`` does, on the device of the input."""
+    check_operand(name, value)
+    if value.device != x.device:
+        raise ValueError(f'{name} must be on the device of x, {x.device}, got one on {value.device}')
 
 
 def check_parameter_dtype(dtype: torch.dtype | None) -> None:

@@ -401,7 +401,7 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
 
     def _check_optimizer(self) -> None:
         names = list_optimizers()
-        if self.opt.lower().removeprefix('lookahead_') not in names:
+        if self._plain_opt not in names:
             raise ValueError(
                 f'--opt must be one of timm.optim.list_optimizers(), got {self.opt!r}.{close_names(self.opt, names)}')
 
@@ -488,7 +488,12 @@ class TrainConfig(LoaderOptions, DeviceOptions, PreprocessingOptions, InputOptio
     @property
     def optimizer_info(self) -> OptimInfo:
         """What timm knows of the optimizer."""
-        return get_optimizer_info(self.opt.lower().removeprefix('lookahead_'))
+        return get_optimizer_info(self._plain_opt)
+
+    @property
+    def _plain_opt(self) -> str:
+        """The name of the optimizer without what timm wraps any in."""
+        return self.opt.lower().removeprefix('lookahead_')
 
     @property
     def images_per_update(self) -> int:

@@ -15,20 +15,19 @@ from torch import Tensor
 
 from .. import backends
 from ..checks import (
+    check_beside,
     check_bool,
     check_channels,
     check_choice,
     check_factor,
     check_input,
-    check_operand,
     check_positive,
     check_window_fits,
     expand_window,
     reachable_bound,
     unless_tracing,
 )
-from ..exporting import is_recording
-from ..pooling.window import Window, trim
+from ..pooling.window import Window, trim_large
 from ..registered import is_registered_for
 from .reference import (
     activation_reference,
@@ -197,11 +196,9 @@ def _check_operands(
 
 
 def _check_slopes(x: Tensor, weight: Tensor, channel_dim: int) -> None:
-    check_operand('weight', weight)
+    check_beside('weight', weight, x)
     if weight.dim() > 1 or weight.numel() == 0:
         raise ValueError(f'weight must have shape (1,) or (C,), got {tuple(weight.shape)}')
-    if weight.device != x.device:
-        raise ValueError(f'weight must be on the device of x, {x.device}, got one on {weight.device}')
     if weight.numel() != 1:
         check_channels(x, weight.numel(), channel_dim)
 
@@ -308,8 +305,7 @@ def bipolar_max_pool(
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
         check_choice('layout', layout, LAYOUTS)
-        if not is_recording() and max(*kernel_size, *stride) > min(x.shape[-2:]):
-            kernel_size, stride, padding = trim(x.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
+        kernel_size, stride, padding = trim_large(x, kernel_size, stride, padding, dilation, ceil_mode)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     if not torch.jit.is_scripting():
         kernel = backends.find_kernel('bipolar', 'max_pool', x)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..checks import check_channels, check_finite, check_input, check_operand, unless_tracing
+from ..checks import check_beside, check_channels, check_finite, check_input, unless_tracing
 from ..exporting import is_exporting
 from ..registered import is_registered_for
 from .exported import dynamic_relu_exported, dyrelu_exported
@@ -137,9 +137,9 @@ def attention(x: Tensor, params: DyReLUParams, settings: DyReLUSettings) -> Tens
 @unless_tracing
 def _check_operands(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: float | None) -> None:
     check_input(x, DIMS)
-    _check_beside(x, 'theta', theta)
+    check_beside('theta', theta, x)
     if pi is not None:
-        _check_beside(x, 'pi', pi)
+        check_beside('pi', pi, x)
     if max_value is not None:
         check_finite('max_value', max_value)
     n, c, *spatial = x.shape
@@ -149,12 +149,6 @@ def _check_operands(x: Tensor, theta: Tensor, pi: Tensor | None, max_value: floa
         raise ValueError(f'theta must have shape (N, C or 1, 2K) with N={n}, C={c}, K >= 1, got {tuple(shape)}')
     if pi is not None and pi.shape != (n, 1, *spatial):
         raise ValueError(f'pi must have shape {(n, 1, *spatial)}, got {tuple(pi.shape)}')
-
-
-def _check_beside(x: Tensor, name: str, value: Tensor) -> None:
-    check_operand(name, value)
-    if value.device != x.device:
-        raise ValueError(f'{name} must be on the device of x, {x.device}, got one on {value.device}')
 
 
 def _check_module_input(x: Tensor, params: DyReLUParams) -> None:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..exporting import is_recording
+
 __all__ = [
     'Sizes',
     'Window',
@@ -13,6 +15,7 @@ __all__ = [
     'reach',
     'size_of',
     'trim',
+    'trim_large',
 ]
 
 Sizes = tuple[int, int, int]
@@ -116,6 +119,21 @@ def trim(
         paddings.append(p)
         strides.append(min(s, n + p + d * (k - 1)))  # behind all that a first window reaches, there is no second
     return kernels, strides, paddings
+
+
+def trim_large(
+        x: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        ceil_mode: bool,
+) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """Trim a window that is larger than the input, as ``trim`` does, but where a program is recorded for others too."""
+    size = x.shape[-len(kernel_size):]
+    if is_recording() or max(*kernel_size, *stride) <= min(size):
+        return kernel_size, stride, padding
+    return trim(size, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def reach(

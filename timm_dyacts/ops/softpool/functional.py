@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import backends
 from ..checks import check_bool, check_finite, check_input, check_window_fits, expand_window
 from ..compat import as_constants
-from ..exporting import is_exporting_onnx, is_recording
-from ..pooling.window import Window, trim
+from ..exporting import is_exporting_onnx
+from ..pooling.window import Window, trim_large
 from ..registered import is_registered_for
 from .exported import can_export, softpool_exported
 from .reference import batch_reference, global_softpool2d_reference, softpool_reference
@@ -84,9 +84,7 @@ def softpool(
     detach_weights = detach_weights or beta == 0  # they are constants, and their gradient may be 0 times infinity
     if not torch.jit.is_scripting():
         check_window_fits(x, kernel_size, stride, padding, dilation, ceil_mode)
-        if not is_recording() and max(*kernel_size, *stride) > min(x.shape[-len(kernel_size):]):
-            kernel_size, stride, padding = trim(
-                x.shape[-len(kernel_size):], kernel_size, stride, padding, dilation, ceil_mode)
+        kernel_size, stride, padding = trim_large(x, kernel_size, stride, padding, dilation, ceil_mode)
         kernel = backends.find_kernel('softpool', 'softpool', x)
         if kernel is not None:
             batch = x if x.dim() == len(kernel_size) + 2 else x.unsqueeze(0)
